@@ -1,0 +1,36 @@
+# `make demo` and `make test` are all a newcomer needs: each makes the virtual environment first.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: help demo test lint format install clean
+
+help:  ## list the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ —/'
+
+install: $(STAMP)  ## make the virtual environment and install the pinned versions
+
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch numpy
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[scripts,dev]'
+	touch $(STAMP)
+
+demo: $(STAMP)  ## the main job: compare bilevel with NLL and MSE models, plan with each (Reacher-v5)
+	$(BIN)/python scripts/demo.py --out runs/demo
+
+lint: $(STAMP)  ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(STAMP)  ## rewrite the code in the house style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+test: lint  ## lint, types and the whole test suite
+	$(BIN)/python -m pytest
+
+clean:  ## remove the virtual environment and caches (never runs/)
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache *.egg-info

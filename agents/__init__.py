@@ -1,0 +1,1 @@
+"""Planners and agents that use a learned dynamics model."""

@@ -1,0 +1,1 @@
+"""Tasks, rules, data sets and the true simulator behind a model's face."""

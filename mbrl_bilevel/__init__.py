@@ -1,0 +1,1 @@
+"""A model-based RL suite that learns dynamics by an inferred reward instead of by likelihood."""

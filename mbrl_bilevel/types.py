@@ -1,0 +1,96 @@
+"""Frozen records with their shapes, and the protocols of the slots.
+
+Shape legend, used in every docstring: E ensemble members, K samples, B batch, D target dims,
+H horizon, N candidate action sequences, P particles, S start states, O observation dims, A action dims.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from mbrl_bilevel.errors import InvalidInputError
+
+FloatArray = npt.NDArray[np.float32]
+
+#: A known reward or termination: ``rule(obs [..., O], action [..., A], next_obs [..., O]) -> [...]``
+#: (float for a reward, bool for a termination), batched over all leading dimensions.
+Rule = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Inputs and targets of the generative policy, one row of data per ensemble member.
+
+    ``x`` is [E, B, X], ``y`` is [E, B, D]; both in normalised units.
+    """
+
+    x: Tensor
+    y: Tensor
+
+    def __post_init__(self) -> None:
+        if self.x.ndim != 3 or self.y.ndim != 3 or self.x.shape[:2] != self.y.shape[:2]:
+            raise InvalidInputError(
+                f"Batch: x must be [E, B, X] and y [E, B, D] with the same E and B; "
+                f"got x {tuple(self.x.shape)} and y {tuple(self.y.shape)}"
+            )
+
+
+@dataclass(frozen=True)
+class Transitions:
+    """N environment steps in order of collection, grouped by episode.
+
+    ``obs`` and ``next_obs`` [N, O], ``action`` [N, A], ``reward`` [N], ``terminated`` and
+    ``truncated`` [N] bool, ``episode`` [N] int (which episode the step belongs to), ``t`` [N] int
+    (the step's time in it). All values are finite: an environment that returns NaN is an error
+    at collection.
+    """
+
+    obs: FloatArray
+    action: FloatArray
+    reward: FloatArray
+    next_obs: FloatArray
+    terminated: npt.NDArray[np.bool_]
+    truncated: npt.NDArray[np.bool_]
+    episode: npt.NDArray[np.int64]
+    t: npt.NDArray[np.int64]
+
+    def __post_init__(self) -> None:
+        n = len(self.obs)
+        for field in fields(self):
+            value = getattr(self, field.name)
+            expected = 2 if field.name in ("obs", "action", "next_obs") else 1
+            if value.ndim != expected or len(value) != n:
+                raise InvalidInputError(
+                    f"Transitions: {field.name} must have {expected} dimension(s) and {n} rows "
+                    f"like obs; got shape {value.shape}"
+                )
+            if value.dtype.kind == "f" and not np.isfinite(value).all():
+                raise InvalidInputError(
+                    f"Transitions: {field.name} holds NaN or infinite values; "
+                    "remove these steps, or mend the environment that returned them"
+                )
+        if self.obs.shape != self.next_obs.shape:
+            raise InvalidInputError(
+                f"Transitions: obs {self.obs.shape} and next_obs {self.next_obs.shape} must agree"
+            )
+
+    def __len__(self) -> int:
+        return len(self.obs)
+
+    def __getitem__(self, rows: npt.NDArray[np.int64] | npt.NDArray[np.bool_] | slice) -> Transitions:
+        """The given rows, by index array, boolean mask or slice."""
+        return Transitions(**{f.name: getattr(self, f.name)[rows] for f in fields(self)})
+
+    @staticmethod
+    def concatenate(parts: list[Transitions]) -> Transitions:
+        """All parts one after another. Episode numbers are kept: the caller keeps them distinct."""
+        if not parts:
+            raise InvalidInputError("Transitions.concatenate: parts is empty; give at least one")
+        return Transitions(
+            **{f.name: np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(Transitions)}
+        )
