@@ -6,7 +6,7 @@ H horizon, N candidate action sequences, P particles, S start states, O observat
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -26,11 +26,13 @@ Rule = Callable[[Tensor, Tensor, Tensor], Tensor]
 class Batch:
     """Inputs and targets of the generative policy, one row of data per ensemble member.
 
-    ``x`` is [E, B, X], ``y`` is [E, B, D]; both in normalised units.
+    ``x`` is [E, B, X], ``y`` is [E, B, D], both in normalised units. ``weight`` [E, B] weighs the
+    rows of every mean; zero leaves a row out, so members may hold samples of different sizes.
     """
 
     x: Tensor
     y: Tensor
+    weight: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.x.ndim != 3 or self.y.ndim != 3 or self.x.shape[:2] != self.y.shape[:2]:
@@ -38,6 +40,17 @@ class Batch:
                 f"Batch: x must be [E, B, X] and y [E, B, D] with the same E and B; "
                 f"got x {tuple(self.x.shape)} and y {tuple(self.y.shape)}"
             )
+        if self.weight is not None and self.weight.shape != self.x.shape[:2]:
+            raise InvalidInputError(
+                f"Batch: weight must be [E, B] = {tuple(self.x.shape[:2])}; "
+                f"got {tuple(self.weight.shape)}"
+            )
+
+    def mean(self, values: Tensor) -> Tensor:
+        """Weighted mean of ``values`` [..., E, B] over the rows: [..., E]."""
+        if self.weight is None:
+            return values.mean(-1)
+        return (values * self.weight).sum(-1) / self.weight.sum(-1)
 
 
 @dataclass(frozen=True)
@@ -82,7 +95,9 @@ class Transitions:
     def __len__(self) -> int:
         return len(self.obs)
 
-    def __getitem__(self, rows: npt.NDArray[np.int64] | npt.NDArray[np.bool_] | slice) -> Transitions:
+    def __getitem__(
+        self, rows: npt.NDArray[np.int64] | npt.NDArray[np.bool_] | slice
+    ) -> Transitions:
         """The given rows, by index array, boolean mask or slice."""
         return Transitions(**{f.name: getattr(self, f.name)[rows] for f in fields(self)})
 
@@ -92,5 +107,26 @@ class Transitions:
         if not parts:
             raise InvalidInputError("Transitions.concatenate: parts is empty; give at least one")
         return Transitions(
-            **{f.name: np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(Transitions)}
+            **{
+                f.name: np.concatenate([getattr(p, f.name) for p in parts])
+                for f in fields(Transitions)
+            }
         )
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """What one call of ``fit`` did. The fitted policy is the one that was passed in.
+
+    ``criterion`` [E] is the early-stopping value of each member's kept state, reached at
+    ``best_step`` [E]; ``steps`` were run of those asked, fewer if ``stopped_early``.
+    ``history`` maps a metric's name to its (step, value) pairs; ``outer`` is the last report of
+    the outer level (empty without one).
+    """
+
+    criterion: tuple[float, ...]
+    best_step: tuple[int, ...]
+    steps: int
+    stopped_early: bool
+    history: Mapping[str, tuple[tuple[int, float], ...]]
+    outer: Mapping[str, float]

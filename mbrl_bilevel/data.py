@@ -1,0 +1,170 @@
+"""Rows of data and who may see them: groups that are never cut, folds, ragged samples, minibatches.
+
+Neighbouring time steps of one episode are nearly copies of each other, so splits go by group
+(an episode, or a block of one), never by row.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from mbrl_bilevel.errors import InvalidInputError
+from mbrl_bilevel.types import Batch
+
+IntArray = npt.NDArray[np.int64]
+
+#: Rows that belong to no group: the margins between two blocks of one episode.
+NO_GROUP = -1
+
+
+@dataclass(frozen=True)
+class Folds:
+    """For each of E members, disjoint row numbers: ``train``, ``stop`` (early stopping), ``outer``.
+
+    Cross-fitted: member k holds out fold k, so that over the members all data is used by every
+    level, while no member's outer or stopping sample was seen in its training.
+    """
+
+    train: tuple[IntArray, ...]
+    stop: tuple[IntArray, ...]
+    outer: tuple[IntArray, ...]
+
+    def without_outer(self) -> Folds:
+        """The outer samples given to training, for a method that has no outer level."""
+        train = tuple(np.concatenate(pair) for pair in zip(self.train, self.outer, strict=True))
+        return Folds(train, self.stop, tuple(rows[:0] for rows in self.outer))
+
+
+@dataclass(frozen=True)
+class FitData:
+    """Normalised inputs ``x`` [N, X] and targets ``y`` [N, D], and who may see which rows."""
+
+    x: Tensor
+    y: Tensor
+    folds: Folds
+
+    def sample(self, rows: tuple[IntArray, ...]) -> Batch:
+        """All the given rows, one set per member, padded with rows of weight zero."""
+        longest = max(1, *(len(r) for r in rows))
+        index = np.zeros((len(rows), longest), dtype=np.int64)
+        weight = np.zeros((len(rows), longest), dtype=np.float32)
+        for member, r in enumerate(rows):
+            index[member, : len(r)] = r
+            weight[member, : len(r)] = 1.0
+        gather = torch.from_numpy(index).to(self.x.device)
+        return Batch(
+            self.x[gather], self.y[gather], torch.from_numpy(weight).to(self.x.device, self.x.dtype)
+        )
+
+
+class Minibatches:
+    """Draws rows with replacement from each member's training rows: index [E, B] -> Batch."""
+
+    def __init__(self, data: FitData, batch_size: int) -> None:
+        if batch_size < 1:
+            raise InvalidInputError(f"batch_size must be at least 1; got {batch_size}")
+        sizes = [len(rows) for rows in data.folds.train]
+        if min(sizes) < 1:
+            raise InvalidInputError(
+                f"every member needs training rows; got {sizes}: collect more data or use fewer folds"
+            )
+        device = data.x.device
+        self._data, self._batch_size = data, batch_size
+        self._sizes = torch.tensor(sizes, dtype=torch.float64).unsqueeze(1)
+        rows = np.zeros((len(sizes), max(sizes)), dtype=np.int64)
+        for member, r in enumerate(data.folds.train):
+            rows[member, : len(r)] = r
+        self._rows = torch.from_numpy(rows).to(device)
+
+    def draw(self, generator: torch.Generator) -> Batch:
+        """The next minibatch, x [E, B, X] and y [E, B, D]."""
+        members = len(self._rows)
+        # float64, so that the largest draw below 1 times the size never rounds up to the size.
+        u = torch.rand(members, self._batch_size, generator=generator, dtype=torch.float64)
+        index = self._rows.gather(1, (u * self._sizes).long().to(self._rows.device))
+        return Batch(self._data.x[index], self._data.y[index])
+
+
+def group_by_episode(episode: IntArray, t: IntArray, min_groups: int, margin: int = 5) -> IntArray:
+    """A group number for each of N rows, [N]: its episode where there are enough of them.
+
+    Where there are fewer than ``min_groups`` episodes, the longest are cut into equal blocks, and
+    the ``margin`` rows before each cut belong to no group (NO_GROUP), so that no two groups hold
+    neighbouring time steps. ``t`` is the row's time step within its episode.
+
+    Raises InvalidInputError if there are too few rows for that.
+    """
+    _, episode_index = np.unique(episode, return_inverse=True)
+    lengths = np.bincount(episode_index)
+    blocks = np.ones_like(lengths)
+    while blocks.sum() < min_groups:
+        longest = int(np.argmax(lengths / blocks))
+        blocks[longest] += 1
+        if lengths[longest] / blocks[longest] < 2:
+            raise InvalidInputError(
+                f"{len(episode)} rows are too few to make {min_groups} groups; collect more data"
+            )
+    first = np.concatenate([[0], np.cumsum(blocks)[:-1]])
+    groups = np.empty(len(episode), dtype=np.int64)
+    for number, (length, count) in enumerate(zip(lengths, blocks, strict=True)):
+        rows = np.flatnonzero(episode_index == number)
+        position = np.empty(length, dtype=np.int64)
+        position[np.argsort(t[rows], kind="stable")] = np.arange(length)
+        block = position * count // length
+        # A margin may not eat more than a quarter of a block.
+        width = min(margin, int(length / count) // 4)
+        near_cut = (position + width) * count // length != block
+        groups[rows] = np.where(near_cut & (block < count - 1), NO_GROUP, first[number] + block)
+    return groups
+
+
+def cross_fit(groups: IntArray, members: int, generator: np.random.Generator) -> Folds:
+    """Cut the groups [N] into max(members, 5) folds; member k holds out fold k.
+
+    Half of a held-out fold, by group, is the member's early-stopping sample and half its outer
+    sample. Groups go at random, the largest spread first, to the fold with the fewest rows.
+
+    Raises InvalidInputError if there are fewer than two groups for each fold.
+    """
+    if members < 1:
+        raise InvalidInputError(f"members must be at least 1; got {members}")
+    folds = max(members, 5)
+    cell_of_row = _balanced_cells(groups, 2 * folds, generator)
+    used = cell_of_row >= 0
+    train, stop, outer = [], [], []
+    for member in range(members):
+        stop.append(np.flatnonzero(cell_of_row == 2 * member))
+        outer.append(np.flatnonzero(cell_of_row == 2 * member + 1))
+        train.append(np.flatnonzero(used & (cell_of_row // 2 != member)))
+    return Folds(tuple(train), tuple(stop), tuple(outer))
+
+
+def groups_needed(members: int) -> int:
+    """How many groups ``cross_fit`` needs for this many members."""
+    return 2 * max(members, 5)
+
+
+def _balanced_cells(groups: IntArray, cells: int, generator: np.random.Generator) -> IntArray:
+    numbers, counts = np.unique(groups[groups != NO_GROUP], return_counts=True)
+    if len(numbers) < cells:
+        raise InvalidInputError(
+            f"{len(numbers)} groups are too few: {cells} are needed to hold out disjoint samples; "
+            "collect more episodes, or pass min_groups to group_by_episode"
+        )
+    order = generator.permutation(len(numbers))
+    order = order[np.argsort(-counts[order], kind="stable")]
+    rows_in_cell = np.zeros(cells, dtype=np.int64)
+    groups_in_cell = np.zeros(cells, dtype=np.int64)
+    names = generator.permutation(cells)
+    cell_of_group: dict[int, int] = {int(NO_GROUP): -1}
+    for number in order:
+        cell = int(np.lexsort((groups_in_cell, rows_in_cell))[0])
+        rows_in_cell[cell] += counts[number]
+        groups_in_cell[cell] += 1
+        cell_of_group[int(numbers[number])] = int(names[cell])
+    return np.array([cell_of_group[int(g)] for g in groups], dtype=np.int64)

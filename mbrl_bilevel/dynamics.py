@@ -1,0 +1,235 @@
+"""The dynamics model: a generative policy over (Δobservation, reward) in normalised units.
+
+``step`` is what planners and imagined rollouts call; ``fit_dynamics`` makes one from experience.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mbrl_bilevel.data import FitData, cross_fit, group_by_episode, groups_needed
+from mbrl_bilevel.distributions import DiagonalGaussian
+from mbrl_bilevel.errors import InvalidInputError
+from mbrl_bilevel.fit import Log, Schedule, fit
+from mbrl_bilevel.losses import NLL
+from mbrl_bilevel.methods import Method
+from mbrl_bilevel.normaliser import Normaliser
+from mbrl_bilevel.policies import CategoricalPolicy, GaussianPolicy
+from mbrl_bilevel.types import FitResult, Rule, Transitions
+
+#: Probability that a step terminates: ``(obs, action, next_obs) [..., ·] -> [...]`` in [0, 1].
+Termination = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One imagined step: ``next_obs`` [E, B, O], ``reward`` [E, B], ``terminated`` [E, B] (the
+    probability that the episode ended with it)."""
+
+    next_obs: Tensor
+    reward: Tensor
+    terminated: Tensor
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the ensemble says of (Δobs, reward) at B inputs, in raw units, each [B, D].
+
+    ``std`` is of the mixture of members, ``disagreement`` the members' means' share of it;
+    ``low`` and ``high`` bound the central interval of a Gaussian with that mean and std.
+    """
+
+    mean: Tensor
+    std: Tensor
+    low: Tensor
+    high: Tensor
+    disagreement: Tensor
+
+
+@dataclass(frozen=True)
+class DynamicsModel:
+    """A Gaussian policy between its normalisers, with known or learned reward and termination.
+
+    Targets are (Δobs, reward), or Δobs alone where the ``reward`` rule is known. A target
+    dimension that was constant in training is predicted as that constant, outside the policy.
+    """
+
+    policy: GaussianPolicy
+    inputs: Normaliser
+    targets: Normaliser
+    obs_dim: int
+    termination: Termination | None = None
+    reward: Rule | None = None
+
+    @property
+    def members(self) -> int:
+        """E."""
+        return self.policy.members
+
+    @property
+    def active(self) -> Tensor:
+        """[D] bool: the target dimensions that the policy predicts."""
+        return ~self.targets.constant
+
+    def dist(self, obs: Tensor, action: Tensor) -> DiagonalGaussian:
+        """Each member's distribution of the active targets in raw units, [E, B, D_active].
+
+        ``obs`` is [E, B, O] or [B, O], ``action`` likewise.
+        """
+        x = self.inputs.normalise(torch.cat([obs, action], dim=-1))
+        if x.ndim == 2:
+            x = x.expand(self.members, -1, -1)
+        dist = self.policy.dist(x)
+        scale, shift = self.targets.scale[self.active], self.targets.shift[self.active]
+        return DiagonalGaussian(dist.mean * scale + shift, dist.log_std + scale.log())
+
+    def step(self, obs: Tensor, action: Tensor, noise: Tensor | None = None) -> Step:
+        """Each member's next state from its own rows: obs [E, B, O], action [E, B, A].
+
+        ``noise`` (standard normal, broadcastable to [E, B, D_active]) draws from the members'
+        distributions; None takes their means.
+        """
+        dist = self.dist(obs, action)
+        active = dist.mean if noise is None else dist.mean + dist.std * noise
+        target = self._with_constants(active)
+        next_obs = obs + target[..., : self.obs_dim]
+        if self.reward is None:
+            reward = target[..., self.obs_dim]
+        else:
+            reward = self.reward(obs, action, next_obs).to(obs.dtype)
+        if self.termination is None:
+            terminated = torch.zeros_like(reward)
+        else:
+            terminated = self.termination(obs, action, next_obs).to(obs.dtype)
+        return Step(next_obs, reward, terminated)
+
+    @torch.inference_mode()
+    def predict(self, obs: Tensor, action: Tensor, coverage: float = 0.9) -> Prediction:
+        """Mean, central interval and disagreement of the ensemble at obs [B, O], action [B, A]."""
+        if not 0.0 < coverage < 1.0:
+            raise InvalidInputError(f"coverage must lie between 0 and 1; got {coverage}")
+        dist = self.dist(obs, action)
+        mean, disagreement = dist.mean.mean(0), dist.mean.std(0, correction=0)
+        std = (dist.std.square().mean(0) + disagreement.square()).sqrt()
+        half = std * torch.special.ndtri(torch.tensor(0.5 + coverage / 2.0, dtype=std.dtype))
+        full = [self._with_constants(v) for v in (mean, mean - half, mean + half)]
+        spread = [self._with_constants(v, constant=0.0) for v in (std, disagreement)]
+        return Prediction(full[0], spread[0], full[1], full[2], spread[1])
+
+    def _with_constants(self, active: Tensor, constant: float | None = None) -> Tensor:
+        if not bool(self.targets.constant.any()):
+            return active
+        shape = (*active.shape[:-1], len(self.targets.constant))
+        if constant is None:
+            full = self.targets.shift.expand(shape).clone()
+        else:
+            full = active.new_full(shape, constant)
+        full[..., self.active] = active
+        return full
+
+
+@dataclass(frozen=True)
+class LearnedTermination:
+    """p(terminated | obs, action, next_obs) from a small ensemble of classifiers."""
+
+    policy: CategoricalPolicy
+    inputs: Normaliser
+
+    def __call__(self, obs: Tensor, action: Tensor, next_obs: Tensor) -> Tensor:
+        """The members' mean probability, over all leading dimensions."""
+        x = self.inputs.normalise(torch.cat([obs, action, next_obs], dim=-1))
+        flat = x.reshape(1, -1, x.shape[-1]).expand(self.policy.members, -1, -1)
+        return self.policy.dist(flat).probs[..., 1].mean(0).reshape(x.shape[:-1])
+
+
+def fit_dynamics(
+    transitions: Transitions,
+    method: Method,
+    *,
+    generator: torch.Generator,
+    members: int = 5,
+    hidden: Sequence[int] = (200, 200),
+    schedule: Schedule | None = None,
+    termination: Rule | None = None,
+    reward: Rule | None = None,
+    progress: bool = False,
+    log: Log | None = None,
+) -> tuple[DynamicsModel, FitResult]:
+    """Fit a dynamics model to experience; splits are by episode (``data.group_by_episode``).
+
+    A termination that is not known by rule is learned when the data holds one; data that never
+    terminates gives a model that never does.
+
+    Raises InvalidInputError if there is too little data, or no target varies in it.
+    """
+    tensors = {
+        name: torch.from_numpy(getattr(transitions, name)) for name in ("obs", "action", "next_obs")
+    }
+    delta = tensors["next_obs"] - tensors["obs"]
+    raw_reward = torch.from_numpy(transitions.reward).unsqueeze(1)
+    raw_y = delta if reward is not None else torch.cat([delta, raw_reward], dim=1)
+    raw_x = torch.cat([tensors["obs"], tensors["action"]], dim=1)
+    inputs, targets = Normaliser.fit(raw_x), Normaliser.fit(raw_y)
+    active = ~targets.constant
+    if not bool(active.any()):
+        raise InvalidInputError(
+            "no observation or reward ever changes in the data: there is nothing to learn"
+        )
+    splits = np.random.default_rng(_draw_seed(generator))
+    groups = group_by_episode(transitions.episode, transitions.t, groups_needed(members))
+    folds = cross_fit(groups, members, splits)
+    data = FitData(
+        inputs.normalise(raw_x),
+        targets.normalise(raw_y)[:, active],
+        folds if method.outer is not None else folds.without_outer(),
+    )
+    policy = GaussianPolicy(
+        data.x.shape[1],
+        data.y.shape[1],
+        generator=generator,
+        members=members,
+        hidden=hidden,
+        scale=method.scale,
+    )
+    result = fit(
+        policy,
+        method.loss(data.y.shape[1]),
+        data,
+        generator=generator,
+        outer=method.outer,
+        criterion=method.criterion,
+        schedule=schedule,
+        progress=progress,
+        log=log,
+    )
+    known: Termination | None = termination
+    if known is None and transitions.terminated.any():
+        known = _fit_termination(transitions, members, generator)
+    return DynamicsModel(policy, inputs, targets, delta.shape[1], known, reward), result
+
+
+def _fit_termination(
+    transitions: Transitions, members: int, generator: torch.Generator
+) -> LearnedTermination:
+    raw = np.concatenate([transitions.obs, transitions.action, transitions.next_obs], axis=1)
+    inputs = Normaliser.fit(torch.from_numpy(raw))
+    splits = np.random.default_rng(_draw_seed(generator))
+    groups = group_by_episode(transitions.episode, transitions.t, groups_needed(members))
+    labels = torch.from_numpy(transitions.terminated.astype(np.float32)).unsqueeze(1)
+    data = FitData(
+        inputs.normalise(torch.from_numpy(raw)),
+        labels,
+        cross_fit(groups, members, splits).without_outer(),
+    )
+    policy = CategoricalPolicy(data.x.shape[1], 2, generator=generator, members=members)
+    fit(policy, NLL(), data, generator=generator, schedule=Schedule(steps=500))
+    return LearnedTermination(policy, inputs)
+
+
+def _draw_seed(generator: torch.Generator) -> int:
+    return int(torch.randint(2**62, (), generator=generator).item())

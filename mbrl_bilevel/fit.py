@@ -1,0 +1,217 @@
+"""The one training loop: gradient steps on the inner loss, an outer step now and then.
+
+``outer=None`` is plain training, so comparing a reward-trained model with a likelihood-trained one
+changes one argument. The best state of each member, by held-out data, is kept.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from mbrl_bilevel.data import FitData, Minibatches
+from mbrl_bilevel.errors import BilevelError, InvalidInputError
+from mbrl_bilevel.losses import Loss
+from mbrl_bilevel.objectives import Objective, OneStepNLL
+from mbrl_bilevel.outer import Outer, OuterProblem
+from mbrl_bilevel.policies import Policy
+from mbrl_bilevel.types import FitResult
+
+#: Called with (metric name, value, step): TensorBoard's ``add_scalar`` fits.
+Log = Callable[[str, float, int], object]
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long and how fast: ``steps`` of Adam with a cosine from ``learning_rate`` to zero.
+
+    Every ``evaluate_every`` steps the criterion is read on the stopping sample; after ``patience``
+    readings in which no member improved, training ends.
+    """
+
+    steps: int = 2000
+    batch_size: int = 256
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.0
+    evaluate_every: int = 50
+    patience: int = 16
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "evaluate_every", "patience"):
+            if getattr(self, name) < 1:
+                raise InvalidInputError(f"{name} must be at least 1; got {getattr(self, name)}")
+        if not (self.learning_rate > 0.0 and math.isfinite(self.learning_rate)):
+            raise InvalidInputError(f"learning_rate must be positive; got {self.learning_rate}")
+        if not self.weight_decay >= 0.0:
+            raise InvalidInputError(f"weight_decay must be >= 0; got {self.weight_decay}")
+
+
+class DivergedError(BilevelError):
+    """Training produced NaN or infinity. The policy holds its last good state."""
+
+
+def fit(
+    policy: Policy,
+    loss: Loss,
+    data: FitData,
+    *,
+    generator: torch.Generator,
+    outer: Outer | None = None,
+    criterion: Objective | None = None,
+    schedule: Schedule | None = None,
+    progress: bool = False,
+    log: Log | None = None,
+) -> FitResult:
+    """Fit ``policy`` in place to ``data`` by ``loss``, and the reward in it by ``outer``.
+
+    ``criterion`` (one-step NLL by default) is watched on each member's stopping sample; the state
+    where it was lowest is kept, member by member. All draws come from ``generator``.
+
+    Raises DivergedError if the loss stops being finite; the best state until then is restored.
+    """
+    schedule = schedule or Schedule()
+    loop = _Loop(policy, loss, data, outer, criterion or OneStepNLL(), schedule, generator, log)
+    bar = tqdm(range(schedule.steps), desc="fit", leave=False, disable=not progress)
+    try:
+        for step in bar:
+            loop.train_step(step)
+            last = step + 1 == schedule.steps
+            if (step + 1) % schedule.evaluate_every == 0 or last:
+                loop.evaluate(step + 1)
+                bar.set_postfix(held_out=f"{loop.best.criterion.mean().item():.3f}", refresh=False)
+                if loop.best.stale >= schedule.patience and not last:
+                    break
+    finally:
+        bar.close()
+        loop.best.restore(policy)
+    return loop.result()
+
+
+@dataclass
+class _Best:
+    """The best state of each member so far, by the criterion on its stopping sample."""
+
+    criterion: Tensor
+    step: Tensor
+    state: dict[str, Tensor]
+    stale: int = 0
+
+    @staticmethod
+    def start(policy: nn.Module, members: int) -> _Best:
+        state = {name: p.detach().clone() for name, p in policy.named_parameters()}
+        return _Best(
+            torch.full((members,), math.inf), torch.zeros(members, dtype=torch.int64), state
+        )
+
+    @torch.no_grad()
+    def offer(self, policy: nn.Module, criterion: Tensor, step: int) -> None:
+        """Keep the present state of the members that improved. NaN is never an improvement."""
+        improved = criterion < self.criterion
+        self.stale = 0 if bool(improved.any()) else self.stale + 1
+        self.criterion = torch.where(improved, criterion, self.criterion)
+        self.step = torch.where(improved, step, self.step)
+        for name, parameter in policy.named_parameters():
+            self.state[name][improved] = parameter[improved]
+
+    @torch.no_grad()
+    def restore(self, policy: nn.Module) -> None:
+        for name, parameter in policy.named_parameters():
+            parameter.copy_(self.state[name])
+
+
+@dataclass
+class _Loop:
+    policy: Policy
+    loss: Loss
+    data: FitData
+    outer: Outer | None
+    criterion: Objective
+    schedule: Schedule
+    generator: torch.Generator
+    log: Log | None
+    history: dict[str, list[tuple[int, float]]] = field(default_factory=lambda: defaultdict(list))
+
+    def __post_init__(self) -> None:
+        schedule, folds = self.schedule, self.data.folds
+        if len(folds.train) != self.policy.members:
+            raise InvalidInputError(
+                f"folds are for {len(folds.train)} members but the policy has {self.policy.members}"
+            )
+        if self.outer is not None and min(map(len, folds.outer)) == 0:
+            raise InvalidInputError(
+                "the outer level needs held-out rows for every member, but a member's outer sample "
+                "is empty: give folds with an outer part"
+            )
+        self.batches = Minibatches(self.data, schedule.batch_size)
+        self.stop_sample = self.data.sample(folds.stop)
+        self.parameters = [p for p in self.policy.parameters() if p.requires_grad]
+        self.optimiser = torch.optim.AdamW(
+            self.parameters,
+            lr=schedule.learning_rate,
+            weight_decay=schedule.weight_decay,
+            fused=True,
+        )
+        self.cosine = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimiser, schedule.steps)
+        self.best = _Best.start(self.policy, self.policy.members)
+        self.steps_run = 0
+        self.problem = (
+            None
+            if self.outer is None
+            else OuterProblem(
+                self.policy, self.loss, self.data.sample(folds.outer), self.outer.objective
+            )
+        )
+        self.report: Mapping[str, float] = {}
+
+    def train_step(self, step: int) -> None:
+        if self.outer is not None and self.problem is not None and self.outer.due(step):
+            self.report = self.outer.solver.step(self.problem, self.generator)
+        batch = self.batches.draw(self.generator)
+        value, _ = self.loss(self.policy, batch, self.generator)
+        # autograd.grad, not backward(): φ inside the loss must not gather a gradient here.
+        gradients = torch.autograd.grad(value.sum(), self.parameters, materialize_grads=True)
+        for parameter, gradient in zip(self.parameters, gradients, strict=True):
+            parameter.grad = gradient
+        self.optimiser.step()
+        self.cosine.step()
+        self.steps_run = step + 1
+        if (step + 1) % self.schedule.evaluate_every == 0 or step == 0:
+            self._record("loss", value.mean().item(), step + 1)
+            norm = torch.linalg.vector_norm(torch.stack([g.norm() for g in gradients]))
+            self._record("inner_gradient_norm", norm.item(), step + 1)
+
+    def evaluate(self, step: int) -> None:
+        with torch.no_grad():
+            criterion = self.criterion(self.policy, self.stop_sample)
+        if not criterion.isfinite().any():
+            raise DivergedError(
+                f"training diverged at step {step} (the held-out criterion is {criterion.tolist()}); "
+                "the best state before it is kept: lower learning_rate"
+            )
+        self.best.offer(self.policy, criterion, step)
+        self._record("held_out", criterion.mean().item(), step)
+        for name, value in self.report.items():
+            self._record(f"outer/{name}", value, step)
+
+    def result(self) -> FitResult:
+        if self.outer is not None and self.problem is not None:
+            self.report = {**self.report, **self.outer.solver.finish(self.problem)}
+        return FitResult(
+            criterion=tuple(self.best.criterion.tolist()),
+            best_step=tuple(self.best.step.tolist()),
+            steps=self.steps_run,
+            stopped_early=self.steps_run < self.schedule.steps,
+            history={name: tuple(points) for name, points in self.history.items()},
+            outer=dict(self.report),
+        )
+
+    def _record(self, name: str, value: float, step: int) -> None:
+        self.history[name].append((step, value))
+        if self.log is not None:
+            self.log(f"fit/{name}", value, step)

@@ -1,0 +1,128 @@
+"""Imagined rollouts: many candidate action sequences, many particles, one batched step each.
+
+Particles follow members as in PETS (Chua et al. 2018, section 5.1): TS∞ keeps each particle's
+member for the whole rollout, TS1 draws the member anew at every step.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from mbrl_bilevel.dynamics import DynamicsModel
+from mbrl_bilevel.errors import InvalidInputError
+
+Propagation = Literal["ts1", "tsinf"]
+
+
+@dataclass(frozen=True)
+class Imagination:
+    """How to roll a model out: ``particles`` P for each candidate (a multiple of E).
+
+    ``sample`` draws each step from the member's distribution, else its mean is followed. All
+    candidates share the particles' draws (common random numbers), so that their ranking is not
+    blurred by noise.
+    """
+
+    particles: int = 5
+    propagation: Propagation = "tsinf"
+    sample: bool = True
+
+    def __post_init__(self) -> None:
+        if self.propagation not in ("ts1", "tsinf"):
+            raise InvalidInputError(
+                f'propagation must be "ts1" or "tsinf"; got {self.propagation!r}'
+            )
+        if self.particles < 1:
+            raise InvalidInputError(f"particles must be at least 1; got {self.particles}")
+
+
+@torch.inference_mode()
+def imagined_returns(
+    model: DynamicsModel,
+    obs: Tensor,
+    actions: Tensor,
+    imagination: Imagination,
+    generator: torch.Generator,
+) -> Tensor:
+    """Mean imagined return of each candidate, [S, N], from obs [S, O] and actions [S, N, H, A].
+
+    A reward counts with the probability that the episode has not ended before it. NaN and infinity
+    are left in the result: planners score them as −inf and count them.
+    """
+    starts, candidates, horizon, _ = actions.shape
+    rows = starts * candidates
+    state = obs.repeat_interleave(candidates, 0).expand(imagination.particles, rows, -1)
+    plans = actions.reshape(rows, horizon, -1)
+    total = obs.new_zeros(imagination.particles, rows)
+    alive = obs.new_ones(imagination.particles, rows)
+    for h in range(horizon):
+        action = plans[:, h].expand(imagination.particles, -1, -1)
+        state, reward, terminated = _step_particles(model, state, action, imagination, generator)
+        total += alive * reward
+        alive = alive * (1.0 - terminated)
+    return total.mean(0).reshape(starts, candidates)
+
+
+@torch.inference_mode()
+def imagined_trajectories(
+    model: DynamicsModel,
+    obs: Tensor,
+    actions: Tensor,
+    imagination: Imagination,
+    generator: torch.Generator,
+) -> tuple[Tensor, Tensor]:
+    """Open-loop particles along given actions: obs [P, B, H, O] and reward [P, B, H].
+
+    ``obs`` is [B, O] and ``actions`` [B, H, A]. Termination is ignored: data says where it ended.
+    """
+    state = obs.expand(imagination.particles, -1, -1)
+    states, rewards = [], []
+    for h in range(actions.shape[1]):
+        action = actions[:, h].expand(imagination.particles, -1, -1)
+        state, reward, _ = _step_particles(model, state, action, imagination, generator)
+        states.append(state)
+        rewards.append(reward)
+    return torch.stack(states, dim=2), torch.stack(rewards, dim=2)
+
+
+def _step_particles(
+    model: DynamicsModel,
+    state: Tensor,
+    action: Tensor,
+    imagination: Imagination,
+    generator: torch.Generator,
+) -> tuple[Tensor, Tensor, Tensor]:
+    particles, rows, _ = state.shape
+    members = model.members
+    if particles % members:
+        raise InvalidInputError(
+            f"particles must be a multiple of the model's {members} members; got {particles}"
+        )
+    if imagination.propagation == "ts1":
+        # Shuffling the particles among the members leaves each with a uniformly drawn member.
+        order = torch.randperm(particles, generator=generator)
+        back = torch.argsort(order)
+        state = state[order]
+    else:
+        back = None
+
+    def by_member(value: Tensor) -> Tensor:
+        return value.reshape(members, (particles // members) * rows, -1)
+
+    noise = None
+    if imagination.sample:
+        draws = torch.randn(
+            particles, 1, int(model.active.sum()), generator=generator, dtype=state.dtype
+        )
+        noise = by_member(draws.expand(-1, rows, -1))
+    step = model.step(by_member(state), by_member(action), noise)
+    next_state = step.next_obs.reshape(particles, rows, -1)
+    reward = step.reward.reshape(particles, rows)
+    terminated = step.terminated.reshape(particles, rows)
+    if back is not None:
+        next_state, reward, terminated = next_state[back], reward[back], terminated[back]
+    return next_state, reward, terminated

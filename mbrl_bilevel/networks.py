@@ -1,0 +1,62 @@
+"""A batched ensemble of multilayer perceptrons: one tensor per layer for all members.
+
+Members are rows of the first dimension, so an ensemble costs one batched matrix product a layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from mbrl_bilevel.errors import InvalidInputError
+
+
+class EnsembleLinear(nn.Module):
+    """E affine maps side by side: ``x [E, B, in] -> [E, B, out]``.
+
+    Weights start uniform in ±1/√in, biases likewise (PyTorch's own default for ``nn.Linear``),
+    each member from its own draws of ``generator``.
+    """
+
+    def __init__(self, members: int, inputs: int, outputs: int, generator: torch.Generator) -> None:
+        super().__init__()
+        bound = inputs**-0.5
+
+        def uniform(*shape: int) -> nn.Parameter:
+            return nn.Parameter((2.0 * torch.rand(*shape, generator=generator) - 1.0) * bound)
+
+        self.weight = uniform(members, inputs, outputs)
+        self.bias = uniform(members, 1, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.baddbmm(self.bias, x, self.weight)
+
+
+class EnsembleMLP(nn.Module):
+    """E perceptrons with SiLU between layers; no activation after the last layer.
+
+    ``sizes`` is (inputs, hidden…, outputs). Raises InvalidInputError for sizes below one.
+    """
+
+    def __init__(self, members: int, sizes: Sequence[int], generator: torch.Generator) -> None:
+        super().__init__()
+        if members < 1 or len(sizes) < 2 or min(sizes) < 1:
+            raise InvalidInputError(
+                f"members and sizes must be positive, with at least an input and an output size; "
+                f"got members={members}, sizes={tuple(sizes)}"
+            )
+        self.members = members
+        self.layers = nn.ModuleList(
+            EnsembleLinear(members, a, b, generator) for a, b in pairwise(sizes)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        last = len(self.layers) - 1
+        for index, layer in enumerate(self.layers):
+            x = layer(x)
+            if index < last:
+                x = nn.functional.silu(x)
+        return x
