@@ -1,0 +1,161 @@
+"""Real experience from a Gymnasium environment, as Transitions.
+
+Every value is checked as it comes: an environment that returns NaN is stopped there, not later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import numpy.typing as npt
+
+from mbrl_bilevel.errors import InvalidInputError
+from mbrl_bilevel.types import Transitions
+
+Array = npt.NDArray[Any]
+
+#: ``behaviour(obs [O], t) -> action [A]``; ``t`` is the time step in the episode.
+Behaviour = Callable[[Array, int], Array]
+
+
+class Recorder:
+    """Grows a list of steps; ``transitions()`` gives them as one record."""
+
+    def __init__(self) -> None:
+        self._rows: list[tuple[Array, Array, float, Array, bool, bool, int, int]] = []
+        self._seen: Transitions | None = None
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def add(
+        self,
+        obs: Array,
+        action: Array,
+        reward: float,
+        next_obs: Array,
+        *,
+        terminated: bool,
+        truncated: bool,
+        episode: int,
+        t: int,
+    ) -> None:
+        """Append one step. Raises InvalidInputError for NaN or infinity in what was observed."""
+        _require_finite("observation", next_obs, episode, t)
+        _require_finite("reward", np.asarray(reward), episode, t)
+        row = (obs, action, float(reward), next_obs, terminated, truncated, episode, t)
+        self._rows.append(row)
+        self._seen = None
+
+    def extend(self, transitions: Transitions) -> None:
+        """Append steps recorded elsewhere."""
+        columns = zip(
+            transitions.obs,
+            transitions.action,
+            transitions.reward.tolist(),
+            transitions.next_obs,
+            transitions.terminated.tolist(),
+            transitions.truncated.tolist(),
+            transitions.episode.tolist(),
+            transitions.t.tolist(),
+            strict=True,
+        )
+        self._rows.extend(columns)
+        self._seen = None
+
+    def transitions(self) -> Transitions:
+        """All steps so far. Raises InvalidInputError if there are none."""
+        if not self._rows:
+            raise InvalidInputError("no steps were recorded; collect some first")
+        if self._seen is None:
+            obs, action, reward, next_obs, terminated, truncated, episode, t = zip(
+                *self._rows, strict=True
+            )
+            self._seen = Transitions(
+                np.asarray(obs, dtype=np.float32),
+                np.asarray(action, dtype=np.float32),
+                np.asarray(reward, dtype=np.float32),
+                np.asarray(next_obs, dtype=np.float32),
+                np.asarray(terminated, dtype=np.bool_),
+                np.asarray(truncated, dtype=np.bool_),
+                np.asarray(episode, dtype=np.int64),
+                np.asarray(t, dtype=np.int64),
+            )
+        return self._seen
+
+
+class RandomBehaviour:
+    """Random actions within the bounds: episodes of independent draws and of slow ones in turn.
+
+    Slow episodes follow a first-order autoregression (correlation .9), which moves a body further
+    than white noise does. Each has the same spread.
+    """
+
+    def __init__(self, space: gym.spaces.Box, generator: np.random.Generator) -> None:
+        self._low, self._high = space.low.astype(np.float64), space.high.astype(np.float64)
+        self._generator = generator
+        self._slow = True
+        self._noise = np.zeros_like(self._low)
+
+    def __call__(self, obs: Array, t: int) -> Array:
+        if t == 0:
+            self._slow = not self._slow
+            self._noise = self._generator.standard_normal(self._low.shape)
+        if not self._slow:
+            return self._generator.uniform(self._low, self._high).astype(np.float32)
+        fresh = self._generator.standard_normal(self._low.shape)
+        self._noise = 0.9 * self._noise + np.sqrt(1.0 - 0.9**2) * fresh
+        centre, half = (self._high + self._low) / 2.0, (self._high - self._low) / 2.0
+        return np.clip(centre + half * self._noise, self._low, self._high).astype(np.float32)
+
+
+def collect(
+    env: gym.Env[Array, Array],
+    behaviour: Behaviour,
+    steps: int,
+    *,
+    seed: int,
+    max_episode_steps: int | None = None,
+) -> Transitions:
+    """``steps`` steps of ``behaviour`` in ``env``, starting with a reset from ``seed``.
+
+    ``max_episode_steps`` cuts episodes (as truncated) before the environment's own limit.
+    Raises InvalidInputError for NaN or infinity from the environment.
+    """
+    if steps < 1:
+        raise InvalidInputError(f"steps must be at least 1; got {steps}")
+    recorder, episode, t = Recorder(), 0, 0
+    obs, _ = env.reset(seed=seed)
+    _require_finite("observation", obs, 0, -1)
+    while len(recorder) < steps:
+        action = behaviour(obs, t)
+        next_obs, reward, terminated, truncated, _ = env.step(action)
+        truncated = truncated or (max_episode_steps is not None and t + 1 >= max_episode_steps)
+        recorder.add(
+            obs,
+            action,
+            float(reward),
+            next_obs,
+            terminated=bool(terminated),
+            truncated=bool(truncated),
+            episode=episode,
+            t=t,
+        )
+        obs, t = next_obs, t + 1
+        if terminated or truncated:
+            episode, t = episode + 1, 0
+            obs, _ = env.reset()
+            _require_finite("observation", obs, episode, -1)
+    return recorder.transitions()
+
+
+def _require_finite(what: str, value: Array, episode: int, t: int) -> None:
+    if not np.isfinite(value).all():
+        when = "reset" if t < 0 else f"step {t}"
+        raise InvalidInputError(
+            f"the environment returned a {what} with NaN or infinity (episode {episode}, {when}); "
+            "mend the environment before training on it"
+        )

@@ -1,0 +1,178 @@
+"""Environments by name: one clear error for each thing a user can get wrong.
+
+make_env = import the user's module, ``gymnasium.make``, check the spaces, quieten MuJoCo.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import logging
+import os
+import sys
+from types import ModuleType
+from typing import Any
+
+import gymnasium as gym
+import mujoco
+import numpy as np
+
+from mbrl_bilevel.errors import InvalidInputError
+
+Env = gym.Env[Any, Any]
+
+_log = logging.getLogger("mujoco")
+_reported: set[str] = set()
+
+# Wrappers that watch, show or cut an episode, but change neither what is observed nor what is done.
+_BYSTANDERS = frozenset(
+    {
+        "gymnasium.Autoreset",
+        "gymnasium.HumanRendering",
+        "gymnasium.OrderEnforcing",
+        "gymnasium.PassiveEnvChecker",
+        "gymnasium.RecordEpisodeStatistics",
+        "gymnasium.RecordVideo",
+        "gymnasium.RenderCollection",
+        "gymnasium.TimeLimit",
+        "stable_baselines3.Monitor",
+    }
+)
+
+
+def make_env(env_id: str, *, import_module: str | None = None, **kwargs: Any) -> Env:
+    """The registered environment ``env_id``, with the spaces this project works on.
+
+    ``import_module`` is imported first (the working directory is searched too): it registers the
+    user's own environments. ``kwargs`` go to ``gymnasium.make``. The observation space is a 1-D Box
+    [O], the action space a 1-D Box [A] with finite bounds.
+
+    Raises ``InvalidInputError``: the module cannot be imported, the environment is unknown or
+    cannot be made, or one of its spaces is of another kind.
+    """
+    quiet_mujoco()
+    if import_module is not None:
+        import_user_module(import_module, f"--import-module {import_module!r}:")
+    try:
+        env: Env = gym.make(env_id, **kwargs)
+    except gym.error.Error as error:
+        raise InvalidInputError(_cannot_make(env_id, error)) from error
+    except ModuleNotFoundError as error:  # an id of the form module:Name-v0
+        raise InvalidInputError(f"--env-id {env_id!r}: {error}") from error
+    except TypeError as error:
+        if "unexpected keyword argument" not in str(error):
+            raise
+        raise InvalidInputError(
+            f"--env-id {env_id!r}: it does not take all of the arguments {sorted(kwargs)}; "
+            f"leave out the one named here: {error}"
+        ) from error
+    problem = _space_problem(env)
+    if problem is not None:
+        env.close()
+        raise InvalidInputError(f"--env-id {env_id!r}: {problem}")
+    return env
+
+
+def import_user_module(name: str, what: str) -> ModuleType:
+    """The module ``name``, looked for in the working directory as well.
+
+    Raises ``InvalidInputError``, beginning with ``what``: no such module, or it fails on import.
+    """
+    here = os.getcwd()
+    if here not in sys.path:
+        # At the end: a file of the user's must not shadow an installed package.
+        sys.path.append(here)
+    try:
+        importlib.invalidate_caches()
+        return importlib.import_module(name)
+    except Exception as error:
+        raise InvalidInputError(
+            f"{what} cannot import module {name!r} ({type(error).__name__}: {error}); "
+            "give its dotted name without '.py', and run where its file is, or install it"
+        ) from error
+
+
+def quiet_mujoco() -> None:
+    """Keep MuJoCo from writing MUJOCO_LOG.TXT into the working directory; for the whole process.
+
+    Its warnings go to the logger "mujoco" instead (by default: to stderr), each kind once. A
+    warning handler of the user's own stays. Either way MuJoCo itself writes and prints nothing.
+    """
+    if mujoco.get_mju_user_warning() is None:
+        mujoco.set_mju_user_warning(_report)
+
+
+def is_bystander(class_name: str, module: str) -> bool:
+    """Whether this wrapper class leaves observation, action, reward and termination as they are."""
+    return f"{module.partition('.')[0]}.{class_name}" in _BYSTANDERS
+
+
+def acting_layers(env: Env) -> list[Env]:
+    """The wrappers that may change what the agent meets, outermost first; last the bare task."""
+    layers: list[Env] = []
+    while isinstance(env, gym.Wrapper):
+        if not is_bystander(type(env).__name__, type(env).__module__):
+            layers.append(env)
+        env = env.env
+    return [*layers, env]
+
+
+def _cannot_make(env_id: str, error: gym.error.Error) -> str:
+    """Why ``env_id`` cannot be made, and the nearest name that could."""
+    nearest = _nearest_id(env_id)
+    hint = "" if nearest is None else f"; did you mean {nearest!r}?"
+    if isinstance(error, gym.error.UnregisteredEnv) or env_id not in gym.registry:
+        return (
+            f"--env-id {env_id!r}: no environment of this name is registered{hint or ';'} "
+            "(for one of your own, import the module that registers it with --import-module)"
+        )
+    return f"--env-id {env_id!r}: {str(error).rstrip('.')}{hint}"
+
+
+def _nearest_id(env_id: str) -> str | None:
+    """The newest version of the registered id with the most similar name, or None."""
+    newest: dict[str, str] = {}
+    for spec in sorted(gym.registry.values(), key=lambda spec: spec.version or 0):
+        newest[spec.id.rpartition("-v")[0].lower() or spec.id.lower()] = spec.id
+    name = env_id.rpartition(":")[2].lower()
+    stem, _, version = name.rpartition("-v")
+    name = stem if stem and version.isdigit() else name
+    matches = difflib.get_close_matches(name, newest, n=1)
+    return newest[matches[0]] if matches and newest[matches[0]] != env_id else None
+
+
+def _space_problem(env: Env) -> str | None:
+    """What is wrong with the spaces, with the remedy; None if nothing."""
+    obs, action = env.observation_space, env.action_space
+    if not (isinstance(obs, gym.spaces.Box) and len(obs.shape) == 1):
+        return (
+            f"the observation space must be a 1-D Box; got {obs}; "
+            "wrap the environment with gymnasium.wrappers.FlattenObservation where you register it"
+        )
+    if not isinstance(action, gym.spaces.Box):
+        return (
+            f"the action space must be a 1-D Box (continuous actions); got {action}; "
+            "choose an environment with continuous actions, such as Pendulum-v1"
+        )
+    if len(action.shape) != 1:
+        return (
+            f"the action space must be a 1-D Box; got {action}; "
+            "flatten it with gymnasium.wrappers.TransformAction where you register the environment"
+        )
+    if not (np.isfinite(action.low).all() and np.isfinite(action.high).all()):
+        return (
+            f"the action space must have finite bounds; got {action}; give it some with "
+            "gymnasium.wrappers.TransformAction where you register the environment"
+        )
+    return None
+
+
+def _report(message: str) -> None:
+    """Log a warning of MuJoCo's, each kind once: an unstable simulation repeats it every step."""
+    kind = message.partition(" Time =")[0]
+    if kind in _reported:
+        return
+    _reported.add(kind)
+    # The standard HalfCheetah uses a deprecated XML attribute; its user can do nothing about it.
+    level = logging.DEBUG if "is deprecated" in message else logging.WARNING
+    _log.log(level, "MuJoCo: %s", message)
