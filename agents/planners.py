@@ -187,7 +187,8 @@ class CEM:
                 scores, bad = _finite_scores(score, candidates)
                 nonfinite += bad
                 elites, elite_scores, valid = _best(candidates, scores, self.num_elites)
-                mean, std = _refit(mean, std, elites, valid, self.momentum)
+                weight = _elite_weight(scores, elite_scores)
+                mean, std = _refit(mean, std, candidates, weight, self.momentum)
                 mean = mean.clamp(state.low, state.high)  # an average can be off by a rounding
                 kept, kept_valid = elites[:, : self.num_kept], valid[:, : self.num_kept]
             best = torch.where(valid[:, :1], elites[:, 0, 0], mean[:, 0])
@@ -282,23 +283,43 @@ def _finite_scores(score: Score, candidates: Tensor) -> tuple[Tensor, Tensor]:
 
 def _best(candidates: Tensor, scores: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
     """Copies of the best [S, K, H, A], best first; their scores and which are finite, [S, K]."""
-    elite_scores, index = scores.topk(count, dim=1)
+    ordered, order = scores.sort(dim=1, descending=True, stable=True)
+    elite_scores, index = ordered[:, :count], order[:, :count]
     rows = torch.arange(len(index), device=index.device)[:, None]
     return candidates[rows, index], elite_scores, elite_scores > -torch.inf
 
 
-def _refit(
-    mean: Tensor, std: Tensor, elites: Tensor, valid: Tensor, momentum: float
-) -> tuple[Tensor, Tensor]:
-    """μ and σ [S, H, A] moved to those of the valid elites, with momentum (iCEM, Alg. 1).
+def _elite_weight(scores: Tensor, elite_scores: Tensor) -> Tensor:
+    """What each candidate [S, N] weighs in the refit; the K elites of a start weigh K together.
 
-    μ stays where no elite is valid; σ where fewer than two are, as one tells nothing of a spread.
+    Candidates that tie with the K-th best share what the better ones leave: the mean over all ways
+    to break the tie. Tasks that pay for survival alone are full of ties, and an arbitrary pick among
+    the survivors would let the plan drift to the edge of what survives.
     """
-    count = valid.sum(1)[:, None, None]
-    weight = valid / valid.sum(1, keepdim=True).clamp(min=1)
-    elite_mean = torch.einsum("sk,skha->sha", weight, elites)
-    square = (elites - elite_mean[:, None]).square()
-    elite_std = torch.einsum("sk,skha->sha", weight, square).sqrt()
+    threshold = elite_scores[:, -1:]
+    # Fewer than K finite scores: each of them is an elite.
+    threshold = torch.where(threshold > -torch.inf, threshold, scores.new_tensor(torch.inf))
+    better = torch.where(
+        threshold < torch.inf, scores > threshold, scores > -torch.inf
+    ).to(scores.dtype)
+    tied = (scores == threshold).to(scores.dtype)
+    left = elite_scores.shape[1] - better.sum(1, keepdim=True)
+    return better + tied * left / tied.sum(1, keepdim=True).clamp(min=1)
+
+
+def _refit(
+    mean: Tensor, std: Tensor, candidates: Tensor, weight: Tensor, momentum: float
+) -> tuple[Tensor, Tensor]:
+    """μ and σ [S, H, A] moved to those of the weighted candidates, with momentum (iCEM, Alg. 1).
+
+    μ stays where no candidate has weight; σ where fewer than two have, as one tells nothing of a
+    spread.
+    """
+    count = (weight > 0).sum(1)[:, None, None]
+    share = weight / weight.sum(1, keepdim=True).clamp(min=1e-9)
+    elite_mean = torch.einsum("sn,snha->sha", share, candidates)
+    square = (candidates - elite_mean[:, None]).square()
+    elite_std = torch.einsum("sn,snha->sha", share, square).sqrt()
     return (
         torch.where(count > 0, momentum * mean + (1 - momentum) * elite_mean, mean),
         torch.where(count > 1, momentum * std + (1 - momentum) * elite_std, std),

@@ -55,10 +55,8 @@ def make_env(env_id: str, *, import_module: str | None = None, **kwargs: Any) ->
         import_user_module(import_module, f"--import-module {import_module!r}:")
     try:
         env: Env = gym.make(env_id, **kwargs)
-    except gym.error.Error as error:
+    except (gym.error.Error, ImportError) as error:  # ImportError: module:Name-v0, or MuJoCo v2, v3
         raise InvalidInputError(_cannot_make(env_id, error)) from error
-    except ModuleNotFoundError as error:  # an id of the form module:Name-v0
-        raise InvalidInputError(f"--env-id {env_id!r}: {error}") from error
     except TypeError as error:
         if "unexpected keyword argument" not in str(error):
             raise
@@ -117,16 +115,16 @@ def acting_layers(env: Env) -> list[Env]:
     return [*layers, env]
 
 
-def _cannot_make(env_id: str, error: gym.error.Error) -> str:
+def _cannot_make(env_id: str, error: Exception) -> str:
     """Why ``env_id`` cannot be made, and the nearest name that could."""
     nearest = _nearest_id(env_id)
     hint = "" if nearest is None else f"; did you mean {nearest!r}?"
-    if isinstance(error, gym.error.UnregisteredEnv) or env_id not in gym.registry:
-        return (
-            f"--env-id {env_id!r}: no environment of this name is registered{hint or ';'} "
-            "(for one of your own, import the module that registers it with --import-module)"
-        )
-    return f"--env-id {env_id!r}: {str(error).rstrip('.')}{hint}"
+    if isinstance(error, ImportError) or env_id in gym.registry:
+        return f"--env-id {env_id!r}: {str(error).rstrip('.')}{hint}"
+    return (
+        f"--env-id {env_id!r}: no environment of this name is registered{hint or '.'} "
+        "For one of your own, name the module that registers it with --import-module"
+    )
 
 
 def _nearest_id(env_id: str) -> str | None:

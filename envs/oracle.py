@@ -183,7 +183,9 @@ def _copy_state(simulator: Env, real: Env) -> None:
     memo |= {id(theirs.model): ours.model, id(theirs.data): ours.data}
     for our_layer, their_layer in layers:
         for name, value in vars(their_layer).items():
-            if name in _OWN or callable(value) or type(value).__module__.startswith("mujoco"):
+            # Views into MuJoCo's data stay each environment's own.
+            is_view = type(value).__module__.partition(".")[0] == "mujoco"
+            if name in _OWN or callable(value) or is_view:
                 continue
             try:
                 our_layer.__dict__[name] = copy.deepcopy(value, memo)

@@ -14,12 +14,15 @@ import torch
 from torch import Tensor
 
 from mbrl_bilevel.errors import InvalidInputError
-from mbrl_bilevel.types import Batch
+from mbrl_bilevel.types import Batch, Transitions
 
 IntArray = npt.NDArray[np.int64]
 
 #: Rows that belong to no group: the margins between two blocks of one episode.
 NO_GROUP = -1
+
+#: The fewest rows in a block of a cut episode: a quarter of it is then a margin of one row.
+_SHORTEST_BLOCK = 4
 
 
 @dataclass(frozen=True)
@@ -42,11 +45,28 @@ class Folds:
 
 @dataclass(frozen=True)
 class FitData:
-    """Normalised inputs ``x`` [N, X] and targets ``y`` [N, D], and who may see which rows."""
+    """Normalised inputs ``x`` [N, X] and targets ``y`` [N, D], and who may see which rows.
+
+    Raises InvalidInputError if these shapes disagree, or a fold names a row that is not there.
+    """
 
     x: Tensor
     y: Tensor
     folds: Folds
+
+    def __post_init__(self) -> None:
+        if self.x.ndim != 2 or self.y.ndim != 2 or len(self.x) != len(self.y):
+            raise InvalidInputError(
+                f"FitData: x must be [N, X] and y [N, D] with the same N; "
+                f"got x {tuple(self.x.shape)} and y {tuple(self.y.shape)}"
+            )
+        parts = (*self.folds.train, *self.folds.stop, *self.folds.outer)
+        rows = np.concatenate(parts) if parts else np.empty(0, dtype=np.int64)
+        if len(rows) and not 0 <= rows.min() <= rows.max() < len(self.x):
+            raise InvalidInputError(
+                f"FitData: folds name rows {rows.min()} to {rows.max()} of {len(self.x)}; "
+                "make them from groups of this very data"
+            )
 
     def sample(self, rows: tuple[IntArray, ...]) -> Batch:
         """All the given rows, one set per member, padded with rows of weight zero."""
@@ -94,18 +114,25 @@ def group_by_episode(episode: IntArray, t: IntArray, min_groups: int, margin: in
     """A group number for each of N rows, [N]: its episode where there are enough of them.
 
     Where there are fewer than ``min_groups`` episodes, the longest are cut into equal blocks, and
-    the ``margin`` rows before each cut belong to no group (NO_GROUP), so that no two groups hold
-    neighbouring time steps. ``t`` is the row's time step within its episode.
+    the ``margin`` rows before each cut (at most a quarter of a block, at least one) belong to no
+    group (NO_GROUP), so that no two groups hold neighbouring time steps. ``t`` is the row's time
+    step within its episode.
 
-    Raises InvalidInputError if there are too few rows for that.
+    Raises InvalidInputError if there are too few rows for that, or ``margin`` is below one.
     """
+    if not len(episode) == len(t) > 0 or margin < 1:
+        raise InvalidInputError(
+            f"group_by_episode: episode and t must have the same number of rows, and margin must be "
+            f"at least 1; got {len(episode)} and {len(t)} rows, margin={margin}"
+        )
     _, episode_index = np.unique(episode, return_inverse=True)
     lengths = np.bincount(episode_index)
     blocks = np.ones_like(lengths)
     while blocks.sum() < min_groups:
-        longest = int(np.argmax(lengths / blocks))
+        # The episode whose blocks are the longest after one more cut.
+        longest = int(np.argmax(lengths / (blocks + 1)))
         blocks[longest] += 1
-        if lengths[longest] / blocks[longest] < 2:
+        if lengths[longest] / blocks[longest] < _SHORTEST_BLOCK:
             raise InvalidInputError(
                 f"{len(episode)} rows are too few to make {min_groups} groups; collect more data"
             )
@@ -117,7 +144,7 @@ def group_by_episode(episode: IntArray, t: IntArray, min_groups: int, margin: in
         position[np.argsort(t[rows], kind="stable")] = np.arange(length)
         block = position * count // length
         # A margin may not eat more than a quarter of a block.
-        width = min(margin, int(length / count) // 4)
+        width = min(margin, int(length / count) // _SHORTEST_BLOCK)
         near_cut = (position + width) * count // length != block
         groups[rows] = np.where(near_cut & (block < count - 1), NO_GROUP, first[number] + block)
     return groups
@@ -168,3 +195,30 @@ def _balanced_cells(groups: IntArray, cells: int, generator: np.random.Generator
         groups_in_cell[cell] += 1
         cell_of_group[int(numbers[number])] = int(names[cell])
     return np.array([cell_of_group[int(g)] for g in groups], dtype=np.int64)
+
+
+def sample_segments(
+    transitions: Transitions, rows: int, length: int, generator: np.random.Generator
+) -> Transitions:
+    """``rows`` steps in stretches of at most ``length``, spread over as many episodes as there are.
+
+    A few long episodes would give a small data set that has seen one trajectory; stretches from
+    many see more, and stay whole for splits by group. Raises InvalidInputError if there are fewer
+    than ``rows`` steps.
+    """
+    if rows < 1 or length < 1:
+        raise InvalidInputError(f"rows and length must be at least 1; got {rows} and {length}")
+    if rows > len(transitions):
+        raise InvalidInputError(
+            f"rows: {rows} were asked for, but there are {len(transitions)}; collect more data"
+        )
+    stretches: list[tuple[int, float, IntArray]] = []
+    for episode in np.unique(transitions.episode):
+        members = np.flatnonzero(transitions.episode == episode)
+        pieces = [members[i : i + length] for i in range(0, len(members), length)]
+        # In rounds: every episode's first pick comes before any episode's second.
+        order = generator.permutation(len(pieces))
+        stretches += [(turn, generator.random(), pieces[i]) for turn, i in enumerate(order)]
+    stretches.sort(key=lambda s: s[:2])
+    picked = np.concatenate([piece for _, _, piece in stretches])[:rows]
+    return transitions[np.sort(picked)]

@@ -57,6 +57,9 @@ class DynamicsModel:
 
     Targets are (Δobs, reward), or Δobs alone where the ``reward`` rule is known. A target
     dimension that was constant in training is predicted as that constant, outside the policy.
+
+    A learned reward is smooth, but tasks that pay for survival drop at termination: there
+    ``terminal_jump`` is added, and the policy learns the reward without it.
     """
 
     policy: GaussianPolicy
@@ -65,6 +68,7 @@ class DynamicsModel:
     obs_dim: int
     termination: Termination | None = None
     reward: Rule | None = None
+    terminal_jump: float = 0.0
 
     @property
     def members(self) -> int:
@@ -88,6 +92,10 @@ class DynamicsModel:
         scale, shift = self.targets.scale[self.active], self.targets.shift[self.active]
         return DiagonalGaussian(dist.mean * scale + shift, dist.log_std + scale.log())
 
+    def target_values(self, transitions: Transitions) -> Tensor:
+        """What the policy should have predicted, in raw units, [N, D_active]."""
+        return _raw_targets(transitions, self.reward is None, self.terminal_jump)[:, self.active]
+
     def step(self, obs: Tensor, action: Tensor, noise: Tensor | None = None) -> Step:
         """Each member's next state from its own rows: obs [E, B, O], action [E, B, A].
 
@@ -98,14 +106,14 @@ class DynamicsModel:
         active = dist.mean if noise is None else dist.mean + dist.std * noise
         target = self._with_constants(active)
         next_obs = obs + target[..., : self.obs_dim]
-        if self.reward is None:
-            reward = target[..., self.obs_dim]
-        else:
-            reward = self.reward(obs, action, next_obs).to(obs.dtype)
         if self.termination is None:
-            terminated = torch.zeros_like(reward)
+            terminated = torch.zeros_like(next_obs[..., 0])
         else:
             terminated = self.termination(obs, action, next_obs).to(obs.dtype)
+        if self.reward is None:
+            reward = target[..., self.obs_dim] + self.terminal_jump * terminated
+        else:
+            reward = self.reward(obs, action, next_obs).to(obs.dtype)
         return Step(next_obs, reward, terminated)
 
     @torch.inference_mode()
@@ -167,13 +175,9 @@ def fit_dynamics(
 
     Raises InvalidInputError if there is too little data, or no target varies in it.
     """
-    tensors = {
-        name: torch.from_numpy(getattr(transitions, name)) for name in ("obs", "action", "next_obs")
-    }
-    delta = tensors["next_obs"] - tensors["obs"]
-    raw_reward = torch.from_numpy(transitions.reward).unsqueeze(1)
-    raw_y = delta if reward is not None else torch.cat([delta, raw_reward], dim=1)
-    raw_x = torch.cat([tensors["obs"], tensors["action"]], dim=1)
+    jump = 0.0 if reward is not None else _terminal_jump(transitions)
+    raw_x = torch.from_numpy(np.concatenate([transitions.obs, transitions.action], axis=1))
+    raw_y = _raw_targets(transitions, reward is None, jump)
     inputs, targets = Normaliser.fit(raw_x), Normaliser.fit(raw_y)
     active = ~targets.constant
     if not bool(active.any()):
@@ -210,7 +214,30 @@ def fit_dynamics(
     known: Termination | None = termination
     if known is None and transitions.terminated.any():
         known = _fit_termination(transitions, members, generator)
-    return DynamicsModel(policy, inputs, targets, delta.shape[1], known, reward), result
+    obs_dim = transitions.obs.shape[1]
+    return DynamicsModel(policy, inputs, targets, obs_dim, known, reward, jump), result
+
+
+def _raw_targets(transitions: Transitions, with_reward: bool, jump: float) -> Tensor:
+    delta = transitions.next_obs - transitions.obs
+    if not with_reward:
+        return torch.from_numpy(delta)
+    reward = transitions.reward - np.float32(jump) * transitions.terminated
+    return torch.from_numpy(np.concatenate([delta, reward[:, None]], axis=1))
+
+
+def _terminal_jump(transitions: Transitions) -> float:
+    """How much the reward drops at termination: the median of r_T − r_{T−1} over episodes.
+
+    One step apart, little else has changed; and the median ignores the episodes where it has.
+    """
+    last = np.flatnonzero(transitions.terminated[1:]) + 1
+    same = transitions.episode[last] == transitions.episode[last - 1]
+    follows = transitions.t[last] == transitions.t[last - 1] + 1
+    last = last[same & follows]
+    if len(last) == 0:
+        return 0.0
+    return float(np.median(transitions.reward[last] - transitions.reward[last - 1]))
 
 
 def _fit_termination(

@@ -39,6 +39,7 @@ def model_to_checkpoint(model: DynamicsModel) -> tuple[dict[str, Tensor], dict[s
         "scale": policy.scale,
         "log_std_bounds": list(policy.log_std_bounds),
         "obs_dim": model.obs_dim,
+        "terminal_jump": model.terminal_jump,
         "learned_termination": learned,
     }
 
@@ -63,6 +64,7 @@ def model_from_checkpoint(
             log_std_bounds=tuple(config["log_std_bounds"]),
         )
         obs_dim, learned = int(config["obs_dim"]), config["learned_termination"]
+        jump = float(config["terminal_jump"])
         classifier = None
         if learned is not None:
             classifier = CategoricalPolicy(
@@ -90,6 +92,7 @@ def model_from_checkpoint(
         obs_dim,
         model_termination,
         reward,
+        jump,
     )
 
 

@@ -15,3 +15,7 @@ class CheckpointError(BilevelError):
 
 class UnsupportedCombinationError(BilevelError, ValueError):
     """A combination of slots that is mathematically wrong, with the reason and the remedy."""
+
+
+class DivergedError(BilevelError):
+    """Training produced NaN or infinity. The policy holds its last good state."""

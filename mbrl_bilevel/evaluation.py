@@ -58,7 +58,7 @@ def evaluate_one_step(model: DynamicsModel, transitions: Transitions, chunk: int
     squared, nll, member_nll, crps, pit = [], [], [], [], []
     for first in range(0, len(transitions), chunk):
         rows = transitions[slice(first, first + chunk)]
-        y = _targets(model, rows)
+        y = model.target_values(rows)
         dist = model.dist(torch.from_numpy(rows.obs), torch.from_numpy(rows.action))
         log_prob = dist.log_prob(y) / y.shape[-1]
         joint = dist.log_prob(y)
@@ -168,13 +168,6 @@ def interval(
         "high": high,
         "n": len(array),
     }
-
-
-def _targets(model: DynamicsModel, transitions: Transitions) -> Tensor:
-    delta = torch.from_numpy(transitions.next_obs - transitions.obs)
-    if model.reward is None:
-        delta = torch.cat([delta, torch.from_numpy(transitions.reward).unsqueeze(1)], dim=1)
-    return delta[:, model.active]
 
 
 def _coverage(pit: Tensor) -> tuple[float, ...]:

@@ -8,20 +8,21 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from mbrl_bilevel.bilevel import Problem, Report
 from mbrl_bilevel.data import FitData, Minibatches
-from mbrl_bilevel.errors import BilevelError, InvalidInputError
+from mbrl_bilevel.errors import DivergedError, InvalidInputError
 from mbrl_bilevel.losses import Loss
 from mbrl_bilevel.objectives import Objective, OneStepNLL
-from mbrl_bilevel.outer import Outer, OuterProblem
+from mbrl_bilevel.outer import Outer, OuterState
 from mbrl_bilevel.policies import Policy
-from mbrl_bilevel.types import FitResult
+from mbrl_bilevel.types import Batch, FitResult
 
 #: Called with (metric name, value, step): TensorBoard's ``add_scalar`` fits.
 Log = Callable[[str, float, int], object]
@@ -52,10 +53,6 @@ class Schedule:
             raise InvalidInputError(f"weight_decay must be >= 0; got {self.weight_decay}")
 
 
-class DivergedError(BilevelError):
-    """Training produced NaN or infinity. The policy holds its last good state."""
-
-
 def fit(
     policy: Policy,
     loss: Loss,
@@ -73,7 +70,10 @@ def fit(
     ``criterion`` (one-step NLL by default) is watched on each member's stopping sample; the state
     where it was lowest is kept, member by member. All draws come from ``generator``.
 
-    Raises DivergedError if the loss stops being finite; the best state until then is restored.
+    However it ends, by Ctrl-C or an error too, the policy is left in the best state until then.
+
+    Raises DivergedError if a member's criterion or the outer level stops being finite,
+    InvalidInputError for folds that do not fit, and what ``outer`` refuses before the first step.
     """
     schedule = schedule or Schedule()
     loop = _Loop(policy, loss, data, outer, criterion or OneStepNLL(), schedule, generator, log)
@@ -126,6 +126,36 @@ class _Best:
 
 
 @dataclass
+class _OuterLoop:
+    """The outer level inside the loop: its problem on fresh inner rows, its state, its last report."""
+
+    outer: Outer
+    policy: Policy
+    loss: Loss
+    held_out: Batch
+    batches: Minibatches
+    generator: torch.Generator
+    report: Report = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        # Checked on a generator of its own: a refusal comes before the first draw of training.
+        self.state: OuterState = self.outer.start(self._problem(torch.Generator().manual_seed(0)))
+
+    def step(self) -> None:
+        self.state, self.report = self.outer.update(
+            self._problem(self.generator), self.state, self.generator
+        )
+
+    def finish(self) -> None:
+        finished = self.outer.finish(self._problem(self.generator))
+        self.report = {**self.report, **finished, "updates": float(self.state.updates)}
+
+    def _problem(self, generator: torch.Generator) -> Problem:
+        train = self.batches.draw(generator)
+        return Problem(self.policy, self.loss, train, self.held_out, self.outer.objective)
+
+
+@dataclass
 class _Loop:
     policy: Policy
     loss: Loss
@@ -142,6 +172,11 @@ class _Loop:
         if len(folds.train) != self.policy.members:
             raise InvalidInputError(
                 f"folds are for {len(folds.train)} members but the policy has {self.policy.members}"
+            )
+        if min(map(len, folds.stop)) == 0:
+            raise InvalidInputError(
+                "every member needs rows to stop by, but a member's stop sample is empty: give folds "
+                "with a stop part"
             )
         if self.outer is not None and min(map(len, folds.outer)) == 0:
             raise InvalidInputError(
@@ -160,18 +195,20 @@ class _Loop:
         self.cosine = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimiser, schedule.steps)
         self.best = _Best.start(self.policy, self.policy.members)
         self.steps_run = 0
-        self.problem = (
-            None
-            if self.outer is None
-            else OuterProblem(
-                self.policy, self.loss, self.data.sample(folds.outer), self.outer.objective
+        self.level: _OuterLoop | None = None
+        if self.outer is not None:
+            self.level = _OuterLoop(
+                self.outer,
+                self.policy,
+                self.loss,
+                self.data.sample(folds.outer),
+                Minibatches(self.data, self.outer.batch_size),
+                self.generator,
             )
-        )
-        self.report: Mapping[str, float] = {}
 
     def train_step(self, step: int) -> None:
-        if self.outer is not None and self.problem is not None and self.outer.due(step):
-            self.report = self.outer.solver.step(self.problem, self.generator)
+        if self.level is not None and self.level.outer.due(step):
+            self.level.step()
         batch = self.batches.draw(self.generator)
         value, _ = self.loss(self.policy, batch, self.generator)
         # autograd.grad, not backward(): φ inside the loss must not gather a gradient here.
@@ -189,26 +226,27 @@ class _Loop:
     def evaluate(self, step: int) -> None:
         with torch.no_grad():
             criterion = self.criterion(self.policy, self.stop_sample)
-        if not criterion.isfinite().any():
+        if not criterion.isfinite().all():
             raise DivergedError(
                 f"training diverged at step {step} (the held-out criterion is {criterion.tolist()}); "
-                "the best state before it is kept: lower learning_rate"
+                "the best state before it is kept: lower learning_rate, and look for NaN in the data"
             )
         self.best.offer(self.policy, criterion, step)
         self._record("held_out", criterion.mean().item(), step)
-        for name, value in self.report.items():
-            self._record(f"outer/{name}", value, step)
+        if self.level is not None:
+            for name, value in self.level.report.items():
+                self._record(f"outer/{name}", value, step)
 
     def result(self) -> FitResult:
-        if self.outer is not None and self.problem is not None:
-            self.report = {**self.report, **self.outer.solver.finish(self.problem)}
+        if self.level is not None:
+            self.level.finish()
         return FitResult(
             criterion=tuple(self.best.criterion.tolist()),
             best_step=tuple(self.best.step.tolist()),
             steps=self.steps_run,
             stopped_early=self.steps_run < self.schedule.steps,
             history={name: tuple(points) for name, points in self.history.items()},
-            outer=dict(self.report),
+            outer={} if self.level is None else dict(self.level.report),
         )
 
     def _record(self, name: str, value: float, step: int) -> None:

@@ -9,10 +9,11 @@ import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from mbrl_bilevel.closed_form import ClosedForm, HeldOutVariance
 from mbrl_bilevel.errors import InvalidInputError
 from mbrl_bilevel.losses import MSE, NLL, Loss, PolicyGradient
 from mbrl_bilevel.objectives import Objective, OneStepMSE, OneStepNLL, ProfileNLL
-from mbrl_bilevel.outer import ClosedForm, HeldOutVariance, Outer
+from mbrl_bilevel.outer import Outer
 from mbrl_bilevel.policies import Scale
 from mbrl_bilevel.rewards import Mahalanobis
 

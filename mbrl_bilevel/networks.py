@@ -38,7 +38,8 @@ class EnsembleLinear(nn.Module):
 class EnsembleMLP(nn.Module):
     """E perceptrons with SiLU between layers; no activation after the last layer.
 
-    ``sizes`` is (inputs, hidden…, outputs). Raises InvalidInputError for sizes below one.
+    ``sizes`` is (inputs, hidden…, outputs); without hidden sizes the map is affine. Raises
+    InvalidInputError for sizes below one, and for an x that is not [E, B, inputs].
     """
 
     def __init__(self, members: int, sizes: Sequence[int], generator: torch.Generator) -> None:
@@ -48,12 +49,24 @@ class EnsembleMLP(nn.Module):
                 f"members and sizes must be positive, with at least an input and an output size; "
                 f"got members={members}, sizes={tuple(sizes)}"
             )
-        self.members = members
+        self.members, self.sizes = members, tuple(sizes)
         self.layers = nn.ModuleList(
             EnsembleLinear(members, a, b, generator) for a, b in pairwise(sizes)
         )
 
+    @property
+    def last(self) -> EnsembleLinear:
+        """The last layer: for starting values other than random."""
+        layer = self.layers[-1]
+        assert isinstance(layer, EnsembleLinear)
+        return layer
+
     def forward(self, x: Tensor) -> Tensor:
+        if x.ndim != 3 or x.shape[0] != self.members or x.shape[2] != self.sizes[0]:
+            raise InvalidInputError(
+                f"x must be [E, B, X] with E={self.members} and X={self.sizes[0]}; "
+                f"got {tuple(x.shape)}: expand one batch for all members to that shape"
+            )
         last = len(self.layers) - 1
         for index, layer in enumerate(self.layers):
             x = layer(x)

@@ -32,11 +32,15 @@ class Normaliser:
     def fit(values: Tensor) -> Normaliser:
         """Mean and standard deviation of ``values`` [N, D].
 
-        Raises InvalidInputError if there are no rows or a value is not finite.
+        Raises InvalidInputError if there are no rows, or a value is not a finite float.
         """
         if values.ndim != 2 or len(values) == 0:
             raise InvalidInputError(
                 f"Normaliser.fit: values must be [N, D] with N >= 1; got {tuple(values.shape)}"
+            )
+        if not values.is_floating_point():
+            raise InvalidInputError(
+                f"Normaliser.fit: values must be floats; got {values.dtype}: convert with .float()"
             )
         if not values.isfinite().all():
             raise InvalidInputError("Normaliser.fit: values hold NaN or infinity; remove them")

@@ -1,19 +1,27 @@
 """What the outer level wants, and what early stopping watches: a value per member on held-out data.
 
-Lower is better. One-step likelihood is the objective of arXiv 2510.07624.
+Lower is better. One-step likelihood is the objective of arXiv 2510.07624; any callable of the same
+form is one, since the solvers need its gradient in θ only.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
-from mbrl_bilevel.distributions import DiagonalGaussian
+from mbrl_bilevel.distributions import Categorical, DiagonalGaussian, Distribution, FullGaussian
+from mbrl_bilevel.errors import InvalidInputError, UnsupportedCombinationError
 from mbrl_bilevel.policies import Policy
 from mbrl_bilevel.types import Batch
+
+#: ``advance(x [E, B, X], dist at x, t) -> (y [E, B, D], next x)``: what was to be predicted at step
+#: t from x, and the input of step t + 1 as the model imagines it.
+Advance = Callable[[Tensor, Distribution, int], tuple[Tensor, Tensor]]
 
 
 class Objective(Protocol):
@@ -31,18 +39,86 @@ class OneStepNLL:
 
 
 @dataclass(frozen=True)
-class ProfileNLL:
-    """Negative log-likelihood at the constant σ that suits this sample best, per dimension.
+class KStepNLL:
+    """Negative log-likelihood per dimension along open-loop rollouts of ``horizon`` steps.
 
-    ½ log(2πe Σ_dd), Σ_dd the sample's mean squared residual: what a constant-σ policy can reach.
-    It watches the mean alone while σ is still on its way to its optimum.
+    Each step's input comes from the step before by ``advance``, so the gradient passes through the
+    whole rollout. It starts at the batch's x; ``advance`` knows what followed each row.
+    """
+
+    horizon: int
+    advance: Advance
+
+    def __post_init__(self) -> None:
+        if self.horizon < 1:
+            raise InvalidInputError(f"horizon must be at least 1; got {self.horizon}")
+
+    def __call__(self, policy: Policy, batch: Batch) -> Tensor:
+        x, total = batch.x, torch.zeros_like(batch.x[:, 0, 0])
+        for t in range(self.horizon):
+            dist = policy.dist(x)
+            y, x = self.advance(x, dist, t)
+            total = total - batch.mean(dist.log_prob(y)) / y.shape[-1]
+        return total / self.horizon
+
+
+@dataclass(frozen=True)
+class Mixed:
+    """(1 − ``share``)·objective on the batch + ``share``·objective on a ``memory`` of earlier data."""
+
+    objective: Objective
+    memory: Batch
+    share: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.share <= 1.0:
+            raise InvalidInputError(f"share must lie between 0 and 1; got {self.share}")
+
+    def __call__(self, policy: Policy, batch: Batch) -> Tensor:
+        new, old = self.objective(policy, batch), self.objective(policy, self.memory)
+        return (1.0 - self.share) * new + self.share * old
+
+
+@dataclass(frozen=True)
+class BalancedError:
+    """1 − the mean over classes of the mean probability of the true class: balanced accuracy of a
+    classifier that draws its answer, so it has a gradient. Classes absent from a member's rows
+    are left out."""
+
+    def __call__(self, policy: Policy, batch: Batch) -> Tensor:
+        dist = policy.dist(batch.x)
+        if not isinstance(dist, Categorical):
+            raise UnsupportedCombinationError(
+                f"BalancedError needs classes; got a {type(dist).__name__}: use OneStepNLL"
+            )
+        weight = torch.ones_like(batch.x[..., 0]) if batch.weight is None else batch.weight
+        true = torch.nn.functional.one_hot(batch.y[..., 0].long(), dist.logits.shape[-1])
+        member = true * weight.unsqueeze(-1)
+        count = member.sum(1)
+        recall = (member * dist.probs).sum(1) / count.clamp_min(torch.finfo(weight.dtype).tiny)
+        present = count > 0
+        mean_recall: Tensor = (recall * present).sum(-1) / present.sum(-1)
+        return 1.0 - mean_recall
+
+
+@dataclass(frozen=True)
+class ProfileNLL:
+    """Negative log-likelihood at the constant covariance that suits this sample best, per dimension.
+
+    ½ log(2πe Σ_dd), Σ the sample's second moment of the residual (log det for a full Gaussian):
+    what a policy of constant scale can reach. It watches the mean alone while the scale is still on
+    its way to its optimum.
     """
 
     def __call__(self, policy: Policy, batch: Batch) -> Tensor:
         dist = policy.dist(batch.x)
-        if not isinstance(dist, DiagonalGaussian):
-            raise TypeError("ProfileNLL needs a Gaussian policy")
-        squared = (dist.mean - batch.y).square().movedim(-1, 0)
+        residual = _mean(dist, "ProfileNLL") - batch.y
+        if isinstance(dist, FullGaussian):
+            products = residual.unsqueeze(-1) * residual.unsqueeze(-2)
+            moment = batch.mean(products.movedim((-2, -1), (0, 1))).movedim(-1, 0)
+            log_det: Tensor = torch.linalg.slogdet(moment).logabsdet / batch.y.shape[-1]
+            return 0.5 * (log_det + math.log(2.0 * math.pi * math.e))
+        squared = residual.square().movedim(-1, 0)
         return 0.5 * (batch.mean(squared) * (2.0 * math.pi * math.e)).log().mean(0)
 
 
@@ -51,7 +127,13 @@ class OneStepMSE:
     """Mean squared error per target dimension, in normalised units."""
 
     def __call__(self, policy: Policy, batch: Batch) -> Tensor:
-        dist = policy.dist(batch.x)
-        if not isinstance(dist, DiagonalGaussian):
-            raise TypeError("OneStepMSE needs a Gaussian policy")
-        return batch.mean((dist.mean - batch.y).square().mean(-1))
+        mean = _mean(policy.dist(batch.x), "OneStepMSE")
+        return batch.mean((mean - batch.y).square().mean(-1))
+
+
+def _mean(dist: Distribution, objective: str) -> Tensor:
+    if not isinstance(dist, DiagonalGaussian | FullGaussian):
+        raise UnsupportedCombinationError(
+            f"{objective} needs a Gaussian policy; got a {type(dist).__name__}: use OneStepNLL"
+        )
+    return dist.mean

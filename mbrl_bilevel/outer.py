@@ -1,147 +1,119 @@
 """The outer level: infer the reward that makes held-out data likely under the inner optimum.
 
-max_φ F(φ) = E_{(x,y)~outer}[log p_{θ*(φ)}(y|x)] (arXiv 2510.07624, the bilevel problem).
+*What* is wanted is the objective, *how* to differentiate it the solver; this file steps φ.
+max_φ F(φ) = E_{(x,y)~held out}[log p_{θ*(φ)}(y|x)] (arXiv 2510.07624).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
+from functools import partial
 
 import torch
-from torch import Tensor
+from torch import nn
 
-from mbrl_bilevel.distributions import DiagonalGaussian
-from mbrl_bilevel.errors import InvalidInputError, UnsupportedCombinationError
-from mbrl_bilevel.losses import Loss, PolicyGradient
+from mbrl_bilevel.bilevel import (
+    DirectSolver,
+    Problem,
+    Report,
+    Solver,
+    Warm,
+    outer_parameters,
+    reward_loss,
+)
+from mbrl_bilevel.errors import DivergedError, InvalidInputError
+from mbrl_bilevel.implicit import FisherImplicit
 from mbrl_bilevel.objectives import Objective, OneStepNLL
-from mbrl_bilevel.policies import GaussianPolicy, Policy
-from mbrl_bilevel.rewards import Mahalanobis
-from mbrl_bilevel.types import Batch
+
+#: φ -> its optimiser, such as ``partial(torch.optim.Adam, lr=0.02)``.
+MakeOptimiser = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
+
+_ADAM: MakeOptimiser = partial(torch.optim.Adam, lr=0.02)
 
 
 @dataclass(frozen=True)
-class OuterProblem:
-    """What a solver sees: the inner policy and loss (it holds φ), and the held-out outer sample."""
+class OuterState:
+    """What one update leaves to the next: φ's optimiser (with its moments), the last linear
+    solution and preconditioner, and how many ``updates`` were made."""
 
-    policy: Policy
-    loss: Loss
-    held_out: Batch
-    objective: Objective
-
-
-class Solver(Protocol):
-    """The slot: one step on φ, in place; a report of named numbers comes back."""
-
-    def step(self, problem: OuterProblem, generator: torch.Generator) -> Mapping[str, float]: ...
-
-    def finish(self, problem: OuterProblem) -> Mapping[str, float]: ...
+    optimiser: torch.optim.Optimizer | None = None
+    warm: Warm = field(default_factory=Warm)
+    updates: int = 0
 
 
 @dataclass(frozen=True)
 class Outer:
-    """When the outer level runs: ``every`` inner steps, after ``warmup`` of them."""
+    """The outer level: which ``solver``, for which ``objective``, and how often.
 
-    solver: Solver
+    It runs ``every`` inner steps after ``warmup`` of them. ``optimiser`` steps φ along the
+    hypergradient, which is never clipped per element; it is made once and kept in the state.
+    ``batch_size`` inner rows a member are drawn for each update. The report says
+    ``inner_converged`` where every member's inner gradient norm is at most ``tol``.
+
+    Raises InvalidInputError for numbers out of range.
+    """
+
+    solver: Solver = field(default_factory=FisherImplicit)
     objective: Objective = field(default_factory=OneStepNLL)
+    optimiser: MakeOptimiser = _ADAM
     every: int = 25
     warmup: int = 0
+    tol: float = 1e-2
+    batch_size: int = 256
 
     def __post_init__(self) -> None:
-        if self.every < 1 or self.warmup < 0:
+        if self.every < 1 or self.warmup < 0 or self.batch_size < 1 or not self.tol > 0.0:
             raise InvalidInputError(
-                f"every must be >= 1 and warmup >= 0; got every={self.every}, warmup={self.warmup}"
+                f"Outer needs every >= 1, warmup >= 0, batch_size >= 1 and tol > 0; got every="
+                f"{self.every}, warmup={self.warmup}, batch_size={self.batch_size}, tol={self.tol}"
             )
 
     def due(self, step: int) -> bool:
         """Whether the outer level runs before inner step ``step``."""
         return step >= self.warmup and (step - self.warmup) % self.every == 0
 
+    def start(self, problem: Problem) -> OuterState:
+        """The first state. Raises UnsupportedCombinationError for a problem the solver is wrong for."""
+        self.solver.check(problem)
+        if isinstance(self.solver, DirectSolver):
+            return OuterState()
+        name = type(self.solver).__name__
+        return OuterState(self.optimiser(outer_parameters(reward_loss(problem, name), name)))
 
-@dataclass(frozen=True)
-class ClosedForm:
-    """U* from the held-out second moment of the residual, Σ = E[(y − μ_θ)(y − μ_θ)ᵀ].
+    def update(
+        self, problem: Problem, state: OuterState, generator: torch.Generator
+    ) -> tuple[OuterState, Report]:
+        """One step on φ, in place; the next state and a report of named numbers.
 
-    Diagonal: u_d = λ/(2 Σ_dd); scaled identity: β = λ n/(2 tr Σ) (arXiv 2510.07624, the optimal
-    reward). Shared by the members: the moment is pooled over all their held-out samples.
-    Refuses combinations for which this is not the optimum.
-    """
-
-    def step(self, problem: OuterProblem, generator: torch.Generator) -> Mapping[str, float]:
-        """Set U to its optimum at the present θ."""
-        reward, temperature = self._checked(problem)
-        moment = held_out_second_moment(problem.policy, problem.held_out)
-        if reward.form == "scaled_identity":
-            moment = moment.mean().expand_as(moment)
-        reward.set_u(temperature / (2.0 * moment))
-        return {"u_geometric_mean": reward.u.log().mean().exp().item()}
-
-    def finish(self, problem: OuterProblem) -> Mapping[str, float]:
-        """Set U once more at the kept θ, and σ to the inner optimum there, σ² = λ/(2u)."""
-        reward, temperature = self._checked(problem)
-        report = self.step(problem, torch.Generator())
-        assert isinstance(problem.policy, GaussianPolicy)
-        problem.policy.set_std((temperature / (2.0 * reward.u)).sqrt())
-        return report
-
-    def _checked(self, problem: OuterProblem) -> tuple[Mahalanobis, float]:
-        loss, policy = problem.loss, problem.policy
-        if not isinstance(loss, PolicyGradient) or not isinstance(loss.reward, Mahalanobis):
-            raise UnsupportedCombinationError(
-                "ClosedForm knows the optimum of a PolicyGradient loss with a Mahalanobis reward only"
+        The optimiser in ``state`` is the same object in the next one, moved on by a step.
+        Raises DivergedError if the hypergradient is not finite; φ is then as before.
+        """
+        if isinstance(self.solver, DirectSolver):
+            report = self.solver.step(problem)
+            return OuterState(None, state.warm, state.updates + 1), self._judged(report)
+        name = type(self.solver).__name__
+        phi = outer_parameters(reward_loss(problem, name), name)
+        result = self.solver.hypergradient(problem, state.warm, generator)
+        norm = torch.stack([g.norm() for g in result.gradient]).norm()
+        if not bool(norm.isfinite()):
+            raise DivergedError(
+                f"the hypergradient is not finite ({dict(result.report)}): the inner problem "
+                "diverged; lower learning_rate, or the outer optimiser's lr"
             )
-        if not isinstance(policy, GaussianPolicy) or policy.scale != "constant":
-            raise UnsupportedCombinationError(
-                'ClosedForm needs a GaussianPolicy(scale="constant"): a constant U makes the inner '
-                "optimum's variance constant"
-            )
-        if not loss.estimator.unbiased:
-            raise UnsupportedCombinationError(
-                f"ClosedForm needs an unbiased estimator; {type(loss.estimator).__name__} moves the "
-                "inner optimum: use LeaveOneOut or Analytic"
-            )
-        if not isinstance(problem.objective, OneStepNLL):
-            raise UnsupportedCombinationError(
-                "ClosedForm is the optimum of the one-step likelihood only; "
-                f"got {type(problem.objective).__name__}"
-            )
-        return loss.reward, loss.regulariser.temperature
+        optimiser = state.optimiser or self.optimiser(phi)
+        for parameter, gradient in zip(phi, result.gradient, strict=True):
+            parameter.grad = gradient
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
+        report = {"hypergradient_norm": norm.item(), **result.report}
+        return OuterState(optimiser, result.warm, state.updates + 1), self._judged(report)
 
+    def finish(self, problem: Problem) -> Report:
+        """Bring what the solver sets by itself up to date with the policy that is kept."""
+        return self.solver.finish(problem) if isinstance(self.solver, DirectSolver) else {}
 
-@dataclass(frozen=True)
-class HeldOutVariance:
-    """No reward to infer: fit σ to the held-out residuals once training is over (for MSE)."""
-
-    def step(self, problem: OuterProblem, generator: torch.Generator) -> Mapping[str, float]:
-        """Nothing to do during training."""
-        return {}
-
-    def finish(self, problem: OuterProblem) -> Mapping[str, float]:
-        """σ² = the held-out second moment of the residual, shared by the members."""
-        if not isinstance(problem.policy, GaussianPolicy):
-            raise UnsupportedCombinationError("HeldOutVariance needs a GaussianPolicy")
-        moment = held_out_second_moment(problem.policy, problem.held_out)
-        problem.policy.set_std(moment.sqrt())
-        return {"std_geometric_mean": moment.sqrt().log().mean().exp().item()}
-
-
-@torch.no_grad()
-def held_out_second_moment(policy: Policy, held_out: Batch, floor: float = 1e-8) -> Tensor:
-    """Σ_dd = mean of (y_d − μ_d)² over the held-out rows of all members, [D].
-
-    ``floor`` (normalised units squared) keeps U finite where a target is predicted exactly.
-    """
-    dist = policy.dist(held_out.x)
-    if not isinstance(dist, DiagonalGaussian):
-        raise UnsupportedCombinationError("a residual's second moment needs a Gaussian policy")
-    squared = (held_out.y - dist.mean).square()
-    if held_out.weight is None:
-        moment = squared.mean((0, 1))
-    else:
-        moment = (squared * held_out.weight.unsqueeze(-1)).sum((0, 1)) / held_out.weight.sum()
-    if not moment.isfinite().all():
-        raise InvalidInputError(
-            "the held-out residuals are not finite: the model diverged, lower the learning rate"
-        )
-    return moment.clamp_min(floor)
+    def _judged(self, report: Report) -> Report:
+        if "inner_gradient_norm" not in report:
+            return report
+        return {**report, "inner_converged": float(report["inner_gradient_norm"] <= self.tol)}

@@ -1,31 +1,95 @@
 """Generative policies p_θ(y|x): the dynamics model (or classifier) seen as a policy over targets.
 
 Each is a batched ensemble: ``policy.dist(x [E, B, X])`` gives a distribution over y [E, B, D].
+With ``hidden=()`` each is linear in x, with a bias. Every parameter has E as its first dimension.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from mbrl_bilevel.distributions import Categorical, DiagonalGaussian
+from mbrl_bilevel.bounds import LogBounds
+from mbrl_bilevel.distributions import Categorical, DiagonalGaussian, FullGaussian
 from mbrl_bilevel.errors import InvalidInputError
+from mbrl_bilevel.mixture import GaussianMixture
 from mbrl_bilevel.networks import EnsembleMLP
 
 Scale = Literal["constant", "network"]
 
+#: Entries left of the diagonal stay within this multiple of their row's diagonal entry.
+_OFF_DIAGONAL_LIMIT = 1e3
 
-class GaussianPolicy(nn.Module):
+
+class _ScaledPolicy(nn.Module):
+    """A network for what depends on x, and raw scales that are constant or come from it too."""
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        heads: tuple[int, int],
+        *,
+        generator: torch.Generator,
+        members: int,
+        hidden: Sequence[int],
+        scale: Scale,
+        log_std_bounds: tuple[float, float],
+    ) -> None:
+        """``heads`` are the numbers of located and of scale outputs."""
+        super().__init__()
+        if outputs < 1:
+            raise InvalidInputError(f"outputs must be at least 1; got {outputs}")
+        if scale not in ("constant", "network"):
+            raise InvalidInputError(f'scale must be "constant" or "network"; got {scale!r}')
+        self.inputs, self.outputs, self.members = inputs, outputs, members
+        self.hidden, self.scale, self.log_std_bounds = tuple(hidden), scale, log_std_bounds
+        located, scaled = heads
+        self._bounds, self._located = LogBounds(*log_std_bounds), located
+        width = located + scaled if scale == "network" else located
+        self.network = EnsembleMLP(members, (inputs, *hidden, width), generator)
+        if scale == "constant":
+            self.raw_scale = nn.Parameter(torch.zeros(members, 1, scaled))
+        else:
+            # Scales start at one for every x. From random weights a likelihood first shrinks σ
+            # where the untrained mean happens to be right, and a linear policy stays there.
+            with torch.no_grad():
+                self.network.last.weight[..., located:] = 0.0
+                self.network.last.bias[..., located:] = 0.0
+
+    def _outputs(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The located outputs and the raw scales at ``x``, [E, B, heads[i]]."""
+        output: Tensor = self.network(x)
+        if self.scale == "network":
+            return output[..., : self._located], output[..., self._located :]
+        return output, self.raw_scale.expand(-1, output.shape[1], -1)
+
+    def _set_raw_scale(self, raw: Tensor) -> None:
+        """Set the constant raw scales to ``raw`` [E, scaled] or [scaled]."""
+        with torch.no_grad():
+            self.raw_scale.copy_(raw.expand(self.members, -1).unsqueeze(1))
+
+    def _check_settable(self, value: Tensor, name: str, shape: tuple[int, ...]) -> None:
+        if self.scale != "constant":
+            raise InvalidInputError(
+                f'set_{name} needs scale="constant"; a network scale is learned, not set'
+            )
+        if value.shape not in (shape, (self.members, *shape)):
+            raise InvalidInputError(
+                f"{name} must be {shape} or {(self.members, *shape)}; got {tuple(value.shape)}"
+            )
+
+
+class GaussianPolicy(_ScaledPolicy):
     """Diagonal Gaussian N(μ_θ(x), diag σ²), an ensemble of E networks.
 
     ``scale="constant"`` learns one σ per member and dimension: all that a constant reward matrix
     can ask for. ``scale="network"`` learns σ(x) from the same trunk (Lakshminarayanan 2017, eq. 1).
-    log σ lies strictly within ``log_std_bounds`` by a sigmoid, so it is bounded and its gradient
-    never dies at once; raw zero means σ = 1.
+    log σ lies within ``log_std_bounds`` by a sigmoid (``LogBounds``), so its gradient never dies
+    at once; raw zero, where both start, means σ = 1.
 
     Raises InvalidInputError for non-positive sizes or empty bounds.
     """
@@ -41,49 +105,160 @@ class GaussianPolicy(nn.Module):
         scale: Scale = "constant",
         log_std_bounds: tuple[float, float] = (-10.0, 3.0),
     ) -> None:
-        super().__init__()
-        if not log_std_bounds[0] < 0.0 < log_std_bounds[1]:
-            raise InvalidInputError(
-                f"log_std_bounds must be (low, high) with low < 0 < high; got {log_std_bounds}"
-            )
-        self.inputs, self.outputs, self.members = inputs, outputs, members
-        self.hidden, self.scale, self.log_std_bounds = tuple(hidden), scale, log_std_bounds
-        heads = 2 * outputs if scale == "network" else outputs
-        self.network = EnsembleMLP(members, (inputs, *hidden, heads), generator)
-        if scale == "constant":
-            self.raw_log_std = nn.Parameter(torch.zeros(members, 1, outputs))
+        super().__init__(
+            inputs,
+            outputs,
+            (outputs, outputs),
+            generator=generator,
+            members=members,
+            hidden=hidden,
+            scale=scale,
+            log_std_bounds=log_std_bounds,
+        )
 
     def dist(self, x: Tensor) -> DiagonalGaussian:
         """The predicted distribution at ``x`` [E, B, X]: mean and log σ [E, B, D]."""
-        output = self.network(x)
-        if self.scale == "network":
-            mean, raw = output.split(self.outputs, dim=-1)
-        else:
-            mean, raw = output, self.raw_log_std.expand_as(output)
-        return DiagonalGaussian(mean, self._bounded(raw))
+        mean, raw = self._outputs(x)
+        return DiagonalGaussian(mean, self._bounds.bound(raw))
 
-    @torch.no_grad()
     def set_std(self, std: Tensor) -> None:
-        """Set the constant σ to ``std`` ([E, D] or [D], positive). Only for scale="constant"."""
-        if self.scale != "constant":
+        """Set the constant σ to ``std``, [E, D] or [D]. Only for scale="constant".
+
+        Raises InvalidInputError for another shape, or a σ that is not inside the bounds.
+        """
+        self._check_settable(std, "std", (self.outputs,))
+        self._set_raw_scale(self._bounds.raw(std.log(), "std"))
+
+
+class FullGaussianPolicy(_ScaledPolicy):
+    """Gaussian N(μ_θ(x), L Lᵀ) with a full covariance, an ensemble of E networks.
+
+    L = diag(l)·(I + C): log l lies within ``log_std_bounds`` as in GaussianPolicy, and C, strictly
+    lower triangular, within ±1000 by a tanh, so every entry of L is finite and L can be inverted.
+    Taken relative to l, C does not change with the units of y. Raw zero means L = I,
+    where both scales start.
+    ``scale="constant"`` learns one L per member, ``scale="network"`` L(x).
+
+    Raises InvalidInputError for non-positive sizes or empty bounds.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        *,
+        generator: torch.Generator,
+        members: int = 5,
+        hidden: Sequence[int] = (200, 200),
+        scale: Scale = "constant",
+        log_std_bounds: tuple[float, float] = (-10.0, 3.0),
+    ) -> None:
+        super().__init__(
+            inputs,
+            outputs,
+            (outputs, outputs * (outputs + 1) // 2),
+            generator=generator,
+            members=members,
+            hidden=hidden,
+            scale=scale,
+            log_std_bounds=log_std_bounds,
+        )
+        self._place: Tensor
+        self.register_buffer("_place", _places(outputs), persistent=False)
+
+    def dist(self, x: Tensor) -> FullGaussian:
+        """The predicted distribution at ``x`` [E, B, X]: mean [E, B, D], scale_tril [E, B, D, D]."""
+        mean, raw = self._outputs(x)
+        return FullGaussian(mean, self._scale_tril(raw))
+
+    def set_covariance(self, covariance: Tensor) -> None:
+        """Set the constant L Lᵀ to ``covariance``, [E, D, D] or [D, D]. Only for scale="constant".
+
+        Raises InvalidInputError if it is not symmetric positive definite, or its Cholesky factor
+        does not lie inside the bounds.
+        """
+        self._check_settable(covariance, "covariance", (self.outputs, self.outputs))
+        wide = covariance.detach().double()
+        if not torch.allclose(wide, wide.mT, rtol=1e-5, atol=1e-12):
             raise InvalidInputError(
-                'set_std needs scale="constant"; a network scale is learned, not set'
+                "covariance must be finite and symmetric; give (S + S.mT) / 2 of a nearly symmetric S"
             )
-        self.raw_log_std.copy_(self._unbounded(std.log()).expand(self.members, -1).unsqueeze(1))
+        factor, failed = torch.linalg.cholesky_ex(wide)
+        diagonal = factor.diagonal(dim1=-2, dim2=-1)
+        relative = factor / diagonal.unsqueeze(-1)
+        if bool(failed.any()) or bool((relative.tril(-1).abs() >= _OFF_DIAGONAL_LIMIT).any()):
+            raise InvalidInputError(
+                "covariance must be positive definite and not nearly singular (the standard deviation "
+                "of a dimension given the earlier ones is too small beside its whole one): add a "
+                "small multiple of the identity"
+            )
+        rows, columns = torch.tril_indices(self.outputs, self.outputs, -1)
+        below = _OFF_DIAGONAL_LIMIT * torch.atanh(
+            relative[..., rows, columns] / _OFF_DIAGONAL_LIMIT
+        )
+        raw = self._bounds.raw(diagonal.log(), "covariance")
+        self._set_raw_scale(torch.cat([raw, below], dim=-1))
 
-    def _bounded(self, raw: Tensor) -> Tensor:
-        low, high = self.log_std_bounds
-        return low + (high - low) * torch.sigmoid(raw + self._logit_of_unit)
+    def _scale_tril(self, raw: Tensor) -> Tensor:
+        """[..., D(D+1)/2] raw scales, the diagonal first, to [..., D, D]."""
+        diagonal = self._bounds.bound(raw[..., : self.outputs]).exp()
+        below = _OFF_DIAGONAL_LIMIT * torch.tanh(raw[..., self.outputs :] / _OFF_DIAGONAL_LIMIT)
+        zero, one = torch.zeros_like(diagonal[..., :1]), torch.ones_like(diagonal[..., :1])
+        # Read from a list of entries, not written into a matrix: writing would be in place.
+        unit = torch.cat([zero, one, below], dim=-1)[..., self._place]
+        return diagonal.unsqueeze(-1) * unit
 
-    def _unbounded(self, log_std: Tensor) -> Tensor:
-        low, high = self.log_std_bounds
-        share = ((log_std - low) / (high - low)).clamp(1e-4, 1.0 - 1e-4)
-        return torch.logit(share) - self._logit_of_unit
 
-    @property
-    def _logit_of_unit(self) -> float:
-        low, high = self.log_std_bounds
-        return math.log(-low / high)
+class MixturePolicy(_ScaledPolicy):
+    """A mixture of M = ``components`` diagonal Gaussians, an ensemble of E networks.
+
+    Weights and means depend on x; ``scale="constant"`` learns one σ per member, component and
+    dimension, ``scale="network"`` σ(x), within ``log_std_bounds`` as in GaussianPolicy. The means
+    start spread out over a standard normal (targets are normalised): two components that start
+    alike would get the same gradient and stay alike.
+
+    Raises InvalidInputError for non-positive sizes or empty bounds.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        *,
+        generator: torch.Generator,
+        components: int = 5,
+        members: int = 5,
+        hidden: Sequence[int] = (200, 200),
+        scale: Scale = "constant",
+        log_std_bounds: tuple[float, float] = (-10.0, 3.0),
+    ) -> None:
+        if components < 1:
+            raise InvalidInputError(f"components must be at least 1; got {components}")
+        each = components * outputs
+        super().__init__(
+            inputs,
+            outputs,
+            (components + each, each),
+            generator=generator,
+            members=members,
+            hidden=hidden,
+            scale=scale,
+            log_std_bounds=log_std_bounds,
+        )
+        self.components = components
+        with torch.no_grad():
+            means = self.network.last.bias[..., components : components + each]
+            means.copy_(_spread_out(members, components, outputs, generator).reshape(means.shape))
+
+    def dist(self, x: Tensor) -> GaussianMixture:
+        """The predicted distribution at ``x`` [E, B, X]: M components over y [E, B, D]."""
+        located, raw = self._outputs(x)
+        form = (*x.shape[:2], self.components, self.outputs)
+        return GaussianMixture(
+            located[..., : self.components].log_softmax(-1),
+            located[..., self.components :].reshape(form),
+            self._bounds.bound(raw).reshape(form),
+        )
 
 
 class CategoricalPolicy(nn.Module):
@@ -110,4 +285,22 @@ class CategoricalPolicy(nn.Module):
         return Categorical(self.network(x))
 
 
-Policy = GaussianPolicy | CategoricalPolicy
+Policy = GaussianPolicy | FullGaussianPolicy | MixturePolicy | CategoricalPolicy
+
+
+def _spread_out(members: int, components: int, dim: int, generator: torch.Generator) -> Tensor:
+    """A Latin hypercube over the standard normal, [E, M, D].
+
+    In each dimension the components stand at the M equally likely quantiles, in random order.
+    """
+    quantiles = torch.special.ndtri((torch.arange(components) + 0.5) / components)
+    order = torch.rand(members, components, dim, generator=generator).argsort(1)
+    return torch.gather(quantiles.reshape(1, -1, 1).expand(order.shape), 1, order)
+
+
+def _places(dim: int) -> Tensor:
+    """Where each entry of a unit lower-triangular matrix [D, D] stands in (0, 1, entries below)."""
+    place = torch.eye(dim, dtype=torch.int64)
+    rows, columns = torch.tril_indices(dim, dim, -1)
+    place[rows, columns] = 2 + torch.arange(len(rows))
+    return place

@@ -22,6 +22,14 @@ FloatArray = npt.NDArray[np.float32]
 Rule = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
+#: The types of the columns of Transitions: torch makes float32 and int64 tensors of them.
+_COLUMN_TYPES = {
+    **dict.fromkeys(("obs", "action", "reward", "next_obs"), np.dtype(np.float32)),
+    **dict.fromkeys(("terminated", "truncated"), np.dtype(np.bool_)),
+    **dict.fromkeys(("episode", "t"), np.dtype(np.int64)),
+}
+
+
 @dataclass(frozen=True)
 class Batch:
     """Inputs and targets of the generative policy, one row of data per ensemble member.
@@ -47,7 +55,10 @@ class Batch:
             )
 
     def mean(self, values: Tensor) -> Tensor:
-        """Weighted mean of ``values`` [..., E, B] over the rows: [..., E]."""
+        """Weighted mean of ``values`` [..., E, B] over the rows: [..., E].
+
+        NaN for a member whose weights are all zero: it has no rows to take a mean of.
+        """
         if self.weight is None:
             return values.mean(-1)
         return (values * self.weight).sum(-1) / self.weight.sum(-1)
@@ -61,6 +72,8 @@ class Transitions:
     ``truncated`` [N] bool, ``episode`` [N] int (which episode the step belongs to), ``t`` [N] int
     (the step's time in it). All values are finite: an environment that returns NaN is an error
     at collection.
+
+    Raises InvalidInputError for another type or shape of a column, or a value that is not finite.
     """
 
     obs: FloatArray
@@ -77,12 +90,17 @@ class Transitions:
         for field in fields(self):
             value = getattr(self, field.name)
             expected = 2 if field.name in ("obs", "action", "next_obs") else 1
+            if value.dtype != _COLUMN_TYPES[field.name]:
+                raise InvalidInputError(
+                    f"Transitions: {field.name} must be {_COLUMN_TYPES[field.name]}; "
+                    f"got {value.dtype}: convert it with .astype"
+                )
             if value.ndim != expected or len(value) != n:
                 raise InvalidInputError(
                     f"Transitions: {field.name} must have {expected} dimension(s) and {n} rows "
                     f"like obs; got shape {value.shape}"
                 )
-            if value.dtype.kind == "f" and not np.isfinite(value).all():
+            if value.dtype == np.float32 and not np.isfinite(value).all():
                 raise InvalidInputError(
                     f"Transitions: {field.name} holds NaN or infinite values; "
                     "remove these steps, or mend the environment that returned them"
@@ -103,9 +121,18 @@ class Transitions:
 
     @staticmethod
     def concatenate(parts: list[Transitions]) -> Transitions:
-        """All parts one after another. Episode numbers are kept: the caller keeps them distinct."""
+        """All parts one after another. Episode numbers are kept: the caller keeps them distinct.
+
+        Raises InvalidInputError if there are no parts, or their dimensions differ.
+        """
         if not parts:
             raise InvalidInputError("Transitions.concatenate: parts is empty; give at least one")
+        widths = {(p.obs.shape[1], p.action.shape[1]) for p in parts}
+        if len(widths) > 1:
+            raise InvalidInputError(
+                f"Transitions.concatenate: parts have different (observation, action) dimensions "
+                f"{sorted(widths)}; give parts of one environment"
+            )
         return Transitions(
             **{
                 f.name: np.concatenate([getattr(p, f.name) for p in parts])

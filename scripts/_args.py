@@ -1,0 +1,152 @@
+"""The command line of every script: a dataclass in, its instance or one line of complaint out.
+
+Parsed by tyro, whose boxed errors are caught and told in one line; docstrings become the help.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import io
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, TypeVar, get_args, get_type_hints
+
+import tyro
+
+from mbrl_bilevel.errors import InvalidInputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunArgs:
+    """What every run can be told. A subclass with its own __post_init__ calls this one first."""
+
+    out: Path | None = None
+    """Folder of the run; None makes runs/<name>-<time>."""
+    seed: int = 0
+    """Seed of every random draw, 0 or more."""
+    quiet: bool = False
+    """No progress bars on stderr."""
+    resume: bool = False
+    """Go on with the run in --out: its finished rows are kept."""
+    threads: int = 0
+    """CPU threads for PyTorch; 0 leaves its default."""
+
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise InvalidInputError(f"--seed must be 0 or more; got {self.seed}")
+        if self.threads < 0:
+            raise InvalidInputError(
+                f"--threads must be 0 (the default) or more; got {self.threads}"
+            )
+
+
+A = TypeVar("A")
+
+
+def parse(args_type: type[A], argv: Sequence[str] | None, description: str | None) -> A:
+    """The arguments as an ``args_type``; ``argv=None`` reads the command line.
+
+    Raises InvalidInputError, naming the option and what would do; SystemExit(0) after --help.
+    """
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            args, unknown = tyro.cli(
+                args_type,
+                args=argv,
+                description=description,
+                return_unknown_args=True,
+                config=(tyro.conf.FlagCreatePairsOff,),
+            )
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        raise InvalidInputError(_one_line(complaint.getvalue(), args_type)) from None
+    sys.stderr.write(complaint.getvalue())  # warnings, if any: not ours to hide
+    if unknown:
+        raise InvalidInputError(_unknown(unknown[0], args_type))
+    _refuse_empty_lists(args)
+    return args
+
+
+def _refuse_empty_lists(args: Any) -> None:
+    """``--methods`` with nothing behind it parses, but means a run of nothing."""
+    for field in fields(args):
+        default = field.default_factory() if callable(field.default_factory) else field.default
+        if getattr(args, field.name) in ((), []) and default not in ((), []):
+            raise InvalidInputError(f"{_option(field.name)}: give at least one value")
+
+
+def _option(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _unknown(token: str, args_type: Any) -> str:
+    if not token.startswith("-"):
+        return f"unexpected argument {token!r}; --help lists the options"
+    given = token.partition("=")[0].replace("_", "-")
+    known = [_option(field.name) for field in fields(args_type)]
+    near = difflib.get_close_matches(given, known, n=1, cutoff=0.6)
+    hint = f"did you mean {near[0]}?" if near else "--help lists the options"
+    return f"unknown option {given}; {hint}"
+
+
+_SIMPLER = (
+    (r"Missing from .*?: (\S+)", r"\1 is required; --help says what it takes"),
+    (r"Missing value for argument '(.*?)'.*", r"\1: give a value"),
+    (r"invalid choice '(.*)' for argument '(.*?)'.*? \((.*?),?\)", r"\2: '\1' is not one of \3"),
+)
+
+
+def _one_line(boxed: str, args_type: Any) -> str:
+    """tyro's box as one line: its first paragraph, simpler where a value has a wrong type."""
+    text = _first_paragraph(boxed)
+    for pattern, words in _SIMPLER:
+        if found := re.match(pattern, text):
+            return found.expand(words)
+    found = re.match(r"Error parsing ([^:]+): (.*)", text)
+    if not found:
+        return text or "bad command line; --help lists the options"
+    option, reason = found[1], found[2].partition(" Got errors:")[0]
+    if not option.startswith("-"):  # raised by __post_init__, which names the option itself
+        return reason
+    hint = get_type_hints(args_type).get(option.strip("-").replace("-", "_"))
+    return f"{option}: {_misfit(reason, hint) or reason}"
+
+
+def _first_paragraph(boxed: str) -> str:
+    """The words between the title of the box and the next rule, without colours and frame."""
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", boxed)
+    lines = [line.strip(" │╭╮╰╯") for line in plain.splitlines()[1:]]
+    words: list[str] = []
+    for line in lines:
+        if not line.strip("─-"):
+            if words:
+                break
+            continue
+        words += line.split()
+    return " ".join(words)
+
+
+def _misfit(reason: str, hint: Any) -> str | None:
+    """``'x' is not an int``, where the option takes numbers and some value is none."""
+    leaves = _leaves(hint)
+    if not leaves & {int, float} or not leaves <= {int, float, type(None), Ellipsis}:
+        return None
+    kind, words = (float, "a number") if float in leaves else (int, "an int")
+    for value in re.findall(r"'([^']*)'", reason):
+        try:
+            kind(value)
+        except ValueError:
+            return f"{value!r} is not {words}"
+    return None
+
+
+def _leaves(hint: Any) -> set[Any]:
+    """The types a hint is built of: ``tuple[int, ...] | None`` -> {int, Ellipsis, NoneType}."""
+    inner = get_args(hint)
+    return set().union(*map(_leaves, inner)) if inner else {hint}

@@ -1,0 +1,240 @@
+"""Train dynamics models by several methods on the same data and compare them on unseen episodes.
+
+Each repeat is a new collection, a new split and a new initialisation; within it every method gets
+the same rows, the same network and the same number of gradient steps.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from _figures import draw_calibration, draw_errors, draw_open_loop
+from _run import Result, RunArgs, RunFolder, launch
+from stable_baselines3.common.evaluation import evaluate_policy
+
+from agents.collect import RandomBehaviour, collect
+from agents.mpc import MPC, MPCSettings
+from envs.make import make_env
+from envs.rules import termination_rule
+from mbrl_bilevel.data import sample_segments
+from mbrl_bilevel.dynamics import DynamicsModel, fit_dynamics
+from mbrl_bilevel.errors import InvalidInputError
+from mbrl_bilevel.evaluation import LEVELS, evaluate_one_step, evaluate_open_loop, interval
+from mbrl_bilevel.fit import Schedule
+from mbrl_bilevel.methods import get_method
+from mbrl_bilevel.types import Transitions
+
+#: Metrics that are summarised, and whether a lower value is better.
+METRICS = ("rmse", "nrmse", "nll", "member_nll", "crps", "calibration_error", "coverage_90")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Args(RunArgs):
+    """Options of compare."""
+
+    env_id: str = "HalfCheetah-v5"
+    """Gymnasium environment with Box observations and actions."""
+    import_module: str | None = None
+    """Module to import first; it registers an environment of your own."""
+    methods: tuple[str, ...] = ("bilevel", "nll", "mse")
+    """How the models are trained."""
+    n_train: tuple[int, ...] = (1000,)
+    """Numbers of training transitions."""
+    seeds: int = 3
+    """Repeats: --seed, --seed + 1, …"""
+    members: int = 5
+    """Ensemble members."""
+    hidden: tuple[int, ...] = (200, 200)
+    """Width of each hidden layer."""
+    train_steps: int = 2000
+    """Gradient steps at most; early stopping may end sooner."""
+    batch_size: int = 256
+    """Rows of a minibatch, per member."""
+    learning_rate: float = 1e-3
+    """Adam's step size at the start of the cosine."""
+    segment: int = 50
+    """Training data is taken in stretches of at most this many steps, from many episodes."""
+    n_test: int = 4000
+    """Test transitions at most, from whole episodes of their own."""
+    horizons: tuple[int, ...] = (1, 5, 10, 20)
+    """Steps ahead of the open-loop test; those no test episode is long enough for are left out."""
+    plan_episodes: int = 0
+    """Episodes to plan with each model; their mean is the row's return."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("seeds", "members", "train_steps", "batch_size", "segment", "n_test"):
+            if getattr(self, name) < 1:
+                option = "--" + name.replace("_", "-")
+                raise InvalidInputError(f"{option} must be at least 1; got {getattr(self, name)}")
+        if min(self.n_train) < 50:
+            raise InvalidInputError(f"--n-train must be at least 50; got {min(self.n_train)}")
+        if min(self.horizons) < 1 or self.plan_episodes < 0:
+            raise InvalidInputError("--horizons must be positive and --plan-episodes not negative")
+        for method in self.methods:
+            get_method(method)
+
+
+def main(args: Args, run: RunFolder) -> Result:
+    """Fill in the rows that are missing, then summarise and draw."""
+    make_env(args.env_id, import_module=args.import_module).close()
+    keys: list[dict[str, Any]] = [
+        {"method": method, "dataset": args.env_id, "seed": seed, "n_train": n}
+        for seed in range(args.seed, args.seed + args.seeds)
+        for n in args.n_train
+        for method in args.methods
+    ]
+    pools = _Pools(args)
+    for key in run.progress(keys, "compare"):
+        if run.rows.find(**key) is None:
+            run.rows.append(key | _row(args, run, pools, **key))
+    rows = [row for key in keys if (row := run.rows.find(**key)) is not None]
+    summary = list(_summarise(rows, args))
+    figures = [
+        draw_errors(run.figures, rows, args.methods),
+        draw_open_loop(run.figures, rows, args.methods),
+        draw_calibration(run.figures, rows, args.methods),
+    ]
+    metrics = {
+        "rows": rows,
+        "summary": summary,
+        "paired": list(_paired(rows, args)),
+        "levels": LEVELS,
+    }
+    short = {
+        f"{line['method']}@{line['n_train']}": {
+            name: round(line[name]["mean"], 4) for name in ("nrmse", "nll", "coverage_90")
+        }
+        for line in summary
+    }
+    return Result(metrics, {"summary": short, "figures": [str(path) for path in figures]})
+
+
+class _Pools:
+    """The data of one repeat at a time: a training pool and a test set of other episodes."""
+
+    def __init__(self, args: Args) -> None:
+        self._args, self._seed = args, -1
+        self._data: tuple[Transitions, Transitions] | None = None
+
+    def get(self, seed: int) -> tuple[Transitions, Transitions]:
+        """(training pool, test set) of that repeat, collected afresh."""
+        if self._data is None or seed != self._seed:
+            args = self._args
+            env = make_env(args.env_id, import_module=args.import_module)
+            random = np.random.default_rng([seed, 0])
+            behaviour = RandomBehaviour(env.action_space, random)  # type: ignore[arg-type]
+            steps = max(2 * max(args.n_train), 10_000) + 2 * args.n_test
+            everything = collect(env, behaviour, steps, seed=seed)
+            env.close()
+            self._data, self._seed = _by_episode(everything, args.n_test, random), seed
+        return self._data
+
+
+def _by_episode(
+    everything: Transitions, n_test: int, random: np.random.Generator
+) -> tuple[Transitions, Transitions]:
+    episodes = random.permutation(np.unique(everything.episode))
+    lengths = np.bincount(everything.episode)[episodes]
+    held = int(np.searchsorted(np.cumsum(lengths), n_test)) + 1
+    if held >= len(episodes):
+        raise InvalidInputError(
+            f"--n-test: {n_test} test steps leave no episode to train on; ask for fewer"
+        )
+    in_test = np.isin(everything.episode, episodes[:held])
+    return everything[~in_test], everything[in_test]
+
+
+def _row(
+    args: Args, run: RunFolder, pools: _Pools, method: str, dataset: str, seed: int, n_train: int
+) -> dict[str, Any]:
+    pool, test = pools.get(seed)
+    data = sample_segments(pool, n_train, args.segment, np.random.default_rng([seed, n_train]))
+    env = make_env(dataset, import_module=args.import_module)
+    schedule = Schedule(
+        steps=args.train_steps, batch_size=args.batch_size, learning_rate=args.learning_rate
+    )
+    started = time.perf_counter()
+    model, fitted = fit_dynamics(
+        data,
+        get_method(method),
+        # The same for every method: the same folds and the same initial weights of the mean.
+        generator=torch.Generator().manual_seed(seed),
+        members=args.members,
+        hidden=args.hidden,
+        schedule=schedule,
+        termination=termination_rule(env),
+        log=lambda name, value, step: run.tensorboard.add_scalar(
+            f"{name}/{method}/{n_train}/{seed}", value, step
+        ),
+    )
+    seconds = time.perf_counter() - started
+    one = evaluate_one_step(model, test)
+    row = {name: getattr(one, name) for name in METRICS}
+    row |= {"coverage": one.coverage, "train_seconds": seconds, "steps": fitted.steps}
+    row |= _open_loop(args, model, test, seed)
+    if args.plan_episodes:
+        row |= _returns(args, model, method, seed)
+    env.close()
+    return row
+
+
+def _open_loop(args: Args, model: DynamicsModel, test: Transitions, seed: int) -> dict[str, Any]:
+    longest = int(np.bincount(test.episode).max())
+    steps = [k for k in args.horizons if k <= longest]
+    if not steps:
+        return {"k": [], "k_nrmse": [], "k_coverage_90": []}
+    generator = torch.Generator().manual_seed(seed)
+    found = evaluate_open_loop(model, test, generator=generator, steps=steps)
+    return {"k": steps, "k_nrmse": found.nrmse, "k_coverage_90": found.coverage_90}
+
+
+def _returns(args: Args, model: DynamicsModel, method: str, seed: int) -> dict[str, Any]:
+    env = make_env(args.env_id, import_module=args.import_module)
+    settings = replace(MPCSettings(), method=method, members=args.members, hidden=args.hidden)
+    agent = MPC(env, settings, termination=termination_rule(env), seed=seed)
+    agent.model = model
+    agent.env.seed(seed)
+    returns: Any
+    returns, _ = evaluate_policy(
+        agent,
+        agent.env,
+        n_eval_episodes=args.plan_episodes,
+        return_episode_rewards=True,
+        warn=False,
+    )
+    env.close()
+    return {"return": float(np.mean(returns)), "returns": [float(r) for r in returns]}
+
+
+def _summarise(rows: Sequence[dict[str, Any]], args: Args) -> Iterator[dict[str, Any]]:
+    names = METRICS + (("return",) if args.plan_episodes else ())
+    for n in args.n_train:
+        for method in args.methods:
+            mine = [r for r in rows if r["method"] == method and r["n_train"] == n]
+            line: dict[str, Any] = {"method": method, "n_train": n}
+            yield line | {name: interval([r[name] for r in mine]) for name in names}
+
+
+def _paired(rows: Sequence[dict[str, Any]], args: Args) -> Iterator[dict[str, Any]]:
+    """The first method minus each other one, repeat by repeat: negative is better."""
+    first, *others = args.methods
+    for n in args.n_train:
+        for other in others:
+            line: dict[str, Any] = {"method": first, "minus": other, "n_train": n}
+            for name in ("nrmse", "nll", "member_nll", "crps", "calibration_error"):
+                ours, theirs = (
+                    {r["seed"]: r[name] for r in rows if r["method"] == m and r["n_train"] == n}
+                    for m in (first, other)
+                )
+                line[name] = interval([ours[seed] - theirs[seed] for seed in sorted(ours)])
+            yield line
+
+
+if __name__ == "__main__":
+    launch(Args, main)
