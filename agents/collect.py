@@ -44,8 +44,11 @@ class Recorder:
         t: int,
     ) -> None:
         """Append one step. Raises InvalidInputError for NaN or infinity in what was observed."""
-        _require_finite("observation", next_obs, episode, t)
-        _require_finite("reward", np.asarray(reward), episode, t)
+        require_finite("observation", next_obs, episode, t)
+        require_finite("reward", np.asarray(reward), episode, t)
+        # Copies: an environment may return the same array at every step.
+        arrays = (np.array(value, dtype=np.float32) for value in (obs, action, next_obs))
+        obs, action, next_obs = arrays
         row = (obs, action, float(reward), next_obs, terminated, truncated, episode, t)
         self._rows.append(row)
         self._seen = None
@@ -67,12 +70,14 @@ class Recorder:
         self._seen = None
 
     def transitions(self) -> Transitions:
-        """All steps so far. Raises InvalidInputError if there are none."""
+        """All steps so far, grouped by episode. Raises InvalidInputError if there are none."""
         if not self._rows:
             raise InvalidInputError("no steps were recorded; collect some first")
         if self._seen is None:
+            # Environments stepped side by side take turns.
+            rows = sorted(self._rows, key=lambda row: row[6])
             obs, action, reward, next_obs, terminated, truncated, episode, t = zip(
-                *self._rows, strict=True
+                *rows, strict=True
             )
             self._seen = Transitions(
                 np.asarray(obs, dtype=np.float32),
@@ -95,6 +100,7 @@ class RandomBehaviour:
     """
 
     def __init__(self, space: gym.spaces.Box, generator: np.random.Generator) -> None:
+        self._space = space
         self._low, self._high = space.low.astype(np.float64), space.high.astype(np.float64)
         self._generator = generator
         self._slow = True
@@ -105,11 +111,15 @@ class RandomBehaviour:
             self._slow = not self._slow
             self._noise = self._generator.standard_normal(self._low.shape)
         if not self._slow:
-            return self._generator.uniform(self._low, self._high).astype(np.float32)
+            return self._within_bounds(self._generator.uniform(self._low, self._high))
         fresh = self._generator.standard_normal(self._low.shape)
         self._noise = 0.9 * self._noise + np.sqrt(1.0 - 0.9**2) * fresh
         centre, half = (self._high + self._low) / 2.0, (self._high - self._low) / 2.0
-        return np.clip(centre + half * self._noise, self._low, self._high).astype(np.float32)
+        return self._within_bounds(centre + half * self._noise)
+
+    def _within_bounds(self, action: Array) -> Array:
+        # Clipped last: rounding to the space's own type must not leave the bounds either.
+        return np.clip(action.astype(self._space.dtype), self._space.low, self._space.high)
 
 
 def collect(
@@ -127,10 +137,13 @@ def collect(
     """
     if steps < 1:
         raise InvalidInputError(f"steps must be at least 1; got {steps}")
+    if max_episode_steps is not None and max_episode_steps < 1:
+        raise InvalidInputError(f"max_episode_steps must be at least 1; got {max_episode_steps}")
     recorder, episode, t = Recorder(), 0, 0
     obs, _ = env.reset(seed=seed)
-    _require_finite("observation", obs, 0, -1)
+    require_finite("observation", obs, 0, -1)
     while len(recorder) < steps:
+        obs = np.array(obs)  # the environment may write the next one into the same array
         action = behaviour(obs, t)
         next_obs, reward, terminated, truncated, _ = env.step(action)
         truncated = truncated or (max_episode_steps is not None and t + 1 >= max_episode_steps)
@@ -148,12 +161,15 @@ def collect(
         if terminated or truncated:
             episode, t = episode + 1, 0
             obs, _ = env.reset()
-            _require_finite("observation", obs, episode, -1)
+            require_finite("observation", obs, episode, -1)
     return recorder.transitions()
 
 
-def _require_finite(what: str, value: Array, episode: int, t: int) -> None:
-    if not np.isfinite(value).all():
+def require_finite(what: str, value: Array, episode: int, t: int) -> None:
+    """Raise InvalidInputError if ``value`` is not finite in single precision; ``t`` −1: at reset."""
+    with np.errstate(over="ignore"):
+        finite = np.isfinite(np.asarray(value).astype(np.float32)).all()
+    if not finite:
         when = "reset" if t < 0 else f"step {t}"
         raise InvalidInputError(
             f"the environment returned a {what} with NaN or infinity (episode {episode}, {when}); "

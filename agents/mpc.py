@@ -6,7 +6,7 @@ work unchanged. The loop is that of PETS (Chua et al. 2018, algorithm 1).
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+import warnings
 from pathlib import Path
 from typing import Any, Self
 
@@ -14,58 +14,32 @@ import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
 import torch
-from stable_baselines3.common.callbacks import (
-    BaseCallback,
-    CallbackList,
-    ConvertCallback,
-    ProgressBarCallback,
-)
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback
+from stable_baselines3.common.env_util import is_wrapped
 from stable_baselines3.common.logger import Logger, configure
+from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.type_aliases import MaybeCallback
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
+from stable_baselines3.common.vec_env import (
+    DummyVecEnv,
+    VecEnv,
+    VecNormalize,
+    unwrap_vec_normalize,
+)
+from tqdm.auto import tqdm
 
-from agents.collect import RandomBehaviour, Recorder
-from agents.planners import CEM, ICEM, PlannerState
-from mbrl_bilevel.checkpoint import load_checkpoint, save_checkpoint
+from agents.collect import RandomBehaviour, Recorder, require_finite
+from agents.mpc_checkpoint import Snapshot, Spaces, read_snapshot, write_snapshot
+from agents.mpc_settings import MPCSettings
+from agents.planners import PlannerState
 from mbrl_bilevel.dynamics import DynamicsModel, fit_dynamics
-from mbrl_bilevel.dynamics_checkpoint import model_from_checkpoint, model_to_checkpoint
 from mbrl_bilevel.errors import CheckpointError, InvalidInputError
-from mbrl_bilevel.fit import Schedule
 from mbrl_bilevel.methods import get_method
-from mbrl_bilevel.model_env import Imagination, imagined_returns
-from mbrl_bilevel.types import FitResult, Rule, Transitions
+from mbrl_bilevel.model_env import imagined_returns
+from mbrl_bilevel.types import FitResult, Rule
+
+__all__ = ["MPC", "MPCSettings"]
 
 Array = npt.NDArray[Any]
-
-
-@dataclass(frozen=True)
-class MPCSettings:
-    """What an MPC agent is made of.
-
-    ``method``: how its model is trained (``mbrl_bilevel.methods``). ``learning_starts`` random
-    steps come first; then the model is fitted from scratch every ``refit_every`` steps, to all
-    experience. While learning, Gaussian noise of ``exploration`` half-ranges is added to actions.
-    """
-
-    method: str = "bilevel"
-    planner: CEM = ICEM(horizon=20, population=80, iterations=4, elite_fraction=0.15)
-    imagination: Imagination = Imagination()
-    members: int = 5
-    hidden: tuple[int, ...] = (200, 200)
-    schedule: Schedule = Schedule(steps=1500)
-    learning_starts: int = 250
-    refit_every: int = 250
-    exploration: float = 0.1
-
-    def __post_init__(self) -> None:
-        get_method(self.method)
-        if self.learning_starts < 1 or self.refit_every < 1:
-            raise InvalidInputError(
-                "learning_starts and refit_every must be at least 1; "
-                f"got {self.learning_starts} and {self.refit_every}"
-            )
-        if not 0.0 <= self.exploration < float("inf"):
-            raise InvalidInputError(f"exploration must be >= 0; got {self.exploration}")
 
 
 class MPC:
@@ -88,7 +62,7 @@ class MPC:
         verbose: int = 0,
     ) -> None:
         self.settings = settings or MPCSettings()
-        self.env: VecEnv = env if isinstance(env, VecEnv) else DummyVecEnv([lambda: env])
+        self.env = _vector_env(env)
         self.action_space = _box(self.env.action_space, "action")
         self.observation_space = _box(self.env.observation_space, "observation")
         self.termination, self.reward, self.seed = termination, reward, seed
@@ -100,12 +74,21 @@ class MPC:
         self.experience = Recorder()
         self.num_timesteps = 0
         self._episodes = 0
+        self._fitted_on = 0
         self._generator = torch.Generator().manual_seed(seed)
         self._noise = np.random.default_rng([seed, 1])
 
     def get_env(self) -> VecEnv:
         """The training environment, as a vector environment (SB3's callbacks ask for it)."""
         return self.env
+
+    def get_vec_normalize_env(self) -> VecNormalize | None:
+        """The VecNormalize around the training environment, if any (SB3's callbacks ask for it)."""
+        return unwrap_vec_normalize(self.env)
+
+    def dump_logs(self) -> None:
+        """Write out what was logged since the last time (SB3's callbacks ask for it)."""
+        self.logger.dump(self.num_timesteps)
 
     @property
     def n_envs(self) -> int:
@@ -121,25 +104,45 @@ class MPC:
     ) -> Self:
         """Act for ``total_timesteps`` real steps, refitting the model on the way.
 
-        Called again, it goes on with the experience gathered so far. Raises InvalidInputError if
-        the environment returns NaN, DivergedError if the model cannot be fitted.
+        Called again, it goes on with the experience gathered so far. Warns if it ends before
+        ``learning_starts``, without a model. Raises InvalidInputError if the environment returns
+        NaN, DivergedError if the model cannot be fitted.
         """
         if total_timesteps < 1:
             raise InvalidInputError(f"total_timesteps must be at least 1; got {total_timesteps}")
         if reset_num_timesteps:
             self.num_timesteps = 0
-        hook = _hook(callback, progress_bar)
+        # As in SB3, callbacks see the count at which learning will end.
+        total_timesteps += self.num_timesteps
+        hook = _hook(callback)
         hook.init_callback(self)  # type: ignore[arg-type]
-        self._total_timesteps = total_timesteps + self.num_timesteps
+        self._total_timesteps = total_timesteps
         self._num_timesteps_at_start = self.num_timesteps
         hook.on_training_start(locals(), globals())
         run = _Run(self)
-        while self.num_timesteps < self._total_timesteps:
-            run.step()
-            hook.update_locals(locals())
-            if not hook.on_step():
-                break
+        # A fit that was interrupted is made up for.
+        self._refit_if_due()
+        with tqdm(
+            total=total_timesteps,
+            initial=self.num_timesteps,
+            desc="learn",
+            disable=not progress_bar,
+        ) as bar:
+            while self.num_timesteps < total_timesteps:
+                run.step()
+                self._refit_if_due()
+                bar.update(self.n_envs)
+                hook.update_locals(locals())
+                if not hook.on_step():
+                    break
         hook.on_training_end()
+        if self.model is None:
+            warnings.warn(
+                f"learn() ended after {len(self.experience)} steps, before learning_starts="
+                f"{self.settings.learning_starts}: there is no model yet, and predict() acts at "
+                "random; learn for longer",
+                stacklevel=2,
+            )
         return self
 
     def predict(
@@ -155,53 +158,53 @@ class MPC:
         carries its memory; rows where ``episode_start`` is set begin anew. With the same inputs the
         same action comes out. Unless ``deterministic``, exploration noise is added.
 
-        Raises InvalidInputError for a wrong shape, or before the first ``learn``.
+        During the first steps of ``learn`` there is no model: actions are uniform, as they are in
+        learning. Raises InvalidInputError for a wrong shape, or before the first ``learn``.
         """
         obs, single = self._checked(observation)
-        planner, generator = self.settings.planner, torch.Generator()
-        low, high = self.action_space.low, self.action_space.high
         if state is None:
-            memory = planner.initial_state(len(obs), low, high)
-            generator.manual_seed(self.seed)
-        else:
-            mean, elites, valid, random = (torch.from_numpy(part) for part in state)
-            bounds = (torch.from_numpy(low).float(), torch.from_numpy(high).float())
-            memory = PlannerState(mean, elites, valid, *bounds)
-            generator.set_state(random)
-            if episode_start is not None:
-                memory = planner.reset(memory, np.asarray(episode_start, dtype=np.bool_))
-        action, memory = self._plan(obs, memory, generator)
+            state = self._fresh_state(len(obs), self.seed)
+        mean, elites, valid, random = (torch.from_numpy(part) for part in state)
+        if len(mean) != len(obs):
+            raise InvalidInputError(
+                f"state is of {len(mean)} observations but {len(obs)} came; "
+                "pass the state that predict returned for them, or None"
+            )
+        low, high = self.action_space.low, self.action_space.high
+        bounds = (torch.from_numpy(low).float(), torch.from_numpy(high).float())
+        memory = PlannerState(mean, elites, valid, *bounds)
+        generator = torch.Generator()
+        generator.set_state(random)
+        if episode_start is not None:
+            mask = np.atleast_1d(np.asarray(episode_start, dtype=np.bool_))
+            memory = self.settings.planner.reset(memory, mask)
+        action, memory = self._act(obs, memory, generator)
         if not deterministic:
-            half = (high - low) / 2.0
             noise = torch.randn(action.shape, generator=generator).numpy()
-            action = np.clip(action + self.settings.exploration * half * noise, low, high)
-        new_state = (memory.mean, memory.elites, memory.elite_valid, generator.get_state())
-        action = action.astype(self.action_space.dtype)
-        return action[0] if single else action, tuple(part.numpy() for part in new_state)
+            action = action + self.settings.exploration * (high - low) / 2.0 * noise
+        # Clipped last: rounding to the space's own type must not leave the bounds either.
+        action = np.clip(action.astype(self.action_space.dtype), low, high)
+        new_state = _state(memory, generator)
+        return action[0] if single else action, new_state
 
     def save(self, path: str | Path) -> None:
         """Write model, experience and settings to one file; rules are code, and not saved."""
-        tensors: dict[str, torch.Tensor | Array] = {}
-        config: dict[str, Any] = {
-            "settings": _settings_to_json(self.settings),
-            "seed": self.seed,
-            "num_timesteps": self.num_timesteps,
-            "episodes": self._episodes,
-            "obs_dim": int(self.observation_space.shape[0]),
-            "action_low": self.action_space.low.tolist(),
-            "action_high": self.action_space.high.tolist(),
-            "rules": [name for name in ("termination", "reward") if getattr(self, name)],
-            "noise": self._noise.bit_generator.state,
-            "model": None,
-        }
-        tensors["generator"] = self._generator.get_state()
-        if len(self.experience):
-            for name, value in vars(self.experience.transitions()).items():
-                tensors[f"experience.{name}"] = value
-        if self.model is not None:
-            parts, config["model"] = model_to_checkpoint(self.model)
-            tensors |= {f"model.{name}": value for name, value in parts.items()}
-        save_checkpoint(path, "mpc agent", tensors, config)
+        write_snapshot(
+            path,
+            Snapshot(
+                settings=self.settings,
+                spaces=_spaces(self),
+                rules=tuple(name for name in ("termination", "reward") if getattr(self, name)),
+                seed=self.seed,
+                num_timesteps=self.num_timesteps,
+                episodes=self._episodes,
+                fitted_on=self._fitted_on,
+                generator=self._generator.get_state(),
+                noise=dict(self._noise.bit_generator.state),
+                experience=self.experience.transitions() if len(self.experience) else None,
+                model=self.model,
+            ),
+        )
 
     @classmethod
     def load(
@@ -216,41 +219,20 @@ class MPC:
 
         Raises CheckpointError if the file is damaged, of another environment, or lacks a rule.
         """
-        checkpoint = load_checkpoint(path, "mpc agent")
-        given = {"termination": termination, "reward": reward}
-        for name in checkpoint.setting("rules", list):
-            if given.get(str(name)) is None:
-                raise CheckpointError(
-                    f"checkpoint {path}: the agent was trained with a known {name}; "
-                    f"pass {name}= to load()"
-                )
-        settings = _settings_from_json(checkpoint.setting("settings", dict), path)
-        agent = cls(
-            env,
-            settings,
-            termination=termination,
-            reward=reward,
-            seed=checkpoint.setting("seed", int),
-        )
-        agent._check_same_spaces(checkpoint.config, path)
-        agent.num_timesteps = checkpoint.setting("num_timesteps", int)
-        agent._episodes = checkpoint.setting("episodes", int)
-        agent._generator.set_state(checkpoint.require("generator", dtype=torch.uint8))
-        agent._noise.bit_generator.state = checkpoint.setting("noise", dict)
-        columns: dict[str, Any] = {
-            name.removeprefix("experience."): tensor.numpy()
-            for name, tensor in checkpoint.tensors.items()
-            if name.startswith("experience.")
-        }
-        if columns:
-            try:
-                agent.experience.extend(Transitions(**columns))
-            except (TypeError, InvalidInputError) as error:
-                raise CheckpointError(
-                    f"checkpoint {path}: its experience is damaged: {error}"
-                ) from None
-        if checkpoint.config.get("model") is not None:
-            agent.model = model_from_checkpoint(checkpoint, "model", termination, reward)
+        agent = cls(env, termination=termination, reward=reward)
+        saved = read_snapshot(path, _spaces(agent), termination, reward)
+        agent.settings, agent.seed, agent.model = saved.settings, saved.seed, saved.model
+        agent.num_timesteps, agent._episodes = saved.num_timesteps, saved.episodes
+        agent._fitted_on = saved.fitted_on
+        try:
+            agent._generator.set_state(saved.generator)
+            agent._noise.bit_generator.state = saved.noise
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise CheckpointError(
+                f"checkpoint {path}: its random states are damaged: {error}"
+            ) from None
+        if saved.experience is not None:
+            agent.experience.extend(saved.experience)
         return agent
 
     def refit(self) -> FitResult:
@@ -265,7 +247,7 @@ class MPC:
             termination=self.termination,
             reward=self.reward,
         )
-        self.last_fit = result
+        self.last_fit, self._fitted_on = result, len(self.experience)
         self.logger.record("model/held_out", float(np.mean(result.criterion)))
         self.logger.record("model/fit_steps", result.steps)
         for name, value in result.outer.items():
@@ -273,11 +255,27 @@ class MPC:
         self.logger.dump(self.num_timesteps)
         return result
 
-    def _plan(
+    def _refit_if_due(self) -> None:
+        first, every = self.settings.learning_starts, self.settings.refit_every
+        steps = len(self.experience)
+        # With several environments the count moves in strides: due when a multiple was crossed.
+        crossed = (steps - first) // every > (self._fitted_on - first) // every
+        if steps >= first and (self.model is None or crossed):
+            self.refit()
+
+    def _fresh_state(self, starts: int, seed: int) -> tuple[Array, ...]:
+        low, high = self.action_space.low, self.action_space.high
+        memory = self.settings.planner.initial_state(starts, low, high)
+        return _state(memory, torch.Generator().manual_seed(seed))
+
+    def _act(
         self, obs: torch.Tensor, memory: PlannerState, generator: torch.Generator
     ) -> tuple[Array, PlannerState]:
         if self.model is None:
-            raise InvalidInputError("the agent has no model yet; call learn() or load() first")
+            if len(self.experience) == 0:
+                raise InvalidInputError("the agent has no model yet; call learn() or load() first")
+            share = torch.rand((len(obs), len(memory.low)), generator=generator)
+            return (memory.low + (memory.high - memory.low) * share).numpy(), memory
         model, imagination = self.model, self.settings.imagination
 
         def score(actions: torch.Tensor) -> torch.Tensor:
@@ -299,27 +297,16 @@ class MPC:
             raise InvalidInputError("observation holds NaN or infinity")
         return torch.from_numpy(np.atleast_2d(obs)), obs.ndim == 1
 
-    def _check_same_spaces(self, config: dict[str, Any], path: str | Path) -> None:
-        ours = {
-            "obs_dim": int(self.observation_space.shape[0]),
-            "action_low": self.action_space.low.tolist(),
-            "action_high": self.action_space.high.tolist(),
-        }
-        for name, value in ours.items():
-            if config.get(name) != value:
-                raise CheckpointError(
-                    f"checkpoint {path}: it is of another environment: its {name} is "
-                    f"{config.get(name)}, this env has {value}; load it with the env it was made for"
-                )
-
 
 class _Run:
     """One call of ``learn``: the environment's present state, and one real step at a time."""
 
     def __init__(self, agent: MPC) -> None:
         self.agent = agent
-        # Another stretch of learning starts other episodes, by a seed of its own.
-        agent.env.seed(agent.seed + agent.num_timesteps)
+        # Another stretch of learning starts other episodes and draws other noise.
+        agent.env.seed(agent.seed + agent._episodes)
+        noise_seed = int(torch.randint(2**62, (), generator=agent._generator).item())
+        self.plan = agent._fresh_state(agent.n_envs, noise_seed)
         self.obs = np.asarray(agent.env.reset())
         self.starts = np.ones(agent.n_envs, dtype=np.bool_)
         self.t = np.zeros(agent.n_envs, dtype=np.int64)
@@ -328,11 +315,10 @@ class _Run:
         self.random = [
             RandomBehaviour(agent.action_space, agent._noise) for _ in range(agent.n_envs)
         ]
-        self.plan: tuple[Array, ...] | None = None
+        self._require_finite_starts()
 
     def step(self) -> None:
         agent = self.agent
-        self._refit_if_due()
         action = self._action()
         stepped, rewards, dones, infos = agent.env.step(action)
         next_obs = np.asarray(stepped)
@@ -355,25 +341,19 @@ class _Run:
                 agent._episodes += 1
         self.obs, self.starts = next_obs, np.asarray(dones, dtype=np.bool_)
         agent.num_timesteps += agent.n_envs
+        self._require_finite_starts()
 
     def _action(self) -> Array:
         agent = self.agent
         if agent.model is None:
             pairs = zip(self.random, self.obs, self.t, strict=True)
             return np.stack([behave(obs, int(t)) for behave, obs, t in pairs])
-        if self.plan is None:
-            self.starts[:] = True
         action, self.plan = agent.predict(self.obs, self.plan, self.starts, deterministic=False)
         return action
 
-    def _refit_if_due(self) -> None:
-        agent, settings = self.agent, self.agent.settings
-        since = len(agent.experience) - settings.learning_starts
-        if since < 0:
-            return
-        # With several environments the count moves in strides: due when a multiple was crossed.
-        if agent.model is None or since % settings.refit_every < agent.n_envs:
-            agent.refit()
+    def _require_finite_starts(self) -> None:
+        for i in np.flatnonzero(self.starts):
+            require_finite("observation", self.obs[i], int(self.episode[i]), -1)
 
     def _log_episode(self, info: dict[str, Any]) -> None:
         if "episode" in info:
@@ -382,11 +362,27 @@ class _Run:
             self.agent.logger.dump(self.agent.num_timesteps)
 
 
-def _hook(callback: MaybeCallback, progress_bar: bool) -> BaseCallback:
+def _vector_env(env: gym.Env[Any, Any] | VecEnv) -> VecEnv:
+    if isinstance(env, VecEnv):
+        return env
+    watched = env if is_wrapped(env, Monitor) else Monitor(env)
+    return DummyVecEnv([lambda: watched])
+
+
+def _spaces(agent: MPC) -> Spaces:
+    low, high = agent.action_space.low, agent.action_space.high
+    return Spaces(int(agent.observation_space.shape[0]), low.tolist(), high.tolist())
+
+
+def _state(memory: PlannerState, generator: torch.Generator) -> tuple[Array, ...]:
+    parts = (memory.mean, memory.elites, memory.elite_valid, generator.get_state())
+    return tuple(part.numpy() for part in parts)
+
+
+def _hook(callback: MaybeCallback) -> BaseCallback:
     if isinstance(callback, list):
         callback = CallbackList(callback)
-    hook = callback if isinstance(callback, BaseCallback) else ConvertCallback(callback)
-    return CallbackList([hook, ProgressBarCallback()]) if progress_bar else hook
+    return callback if isinstance(callback, BaseCallback) else ConvertCallback(callback)
 
 
 def _box(space: gym.Space[Any], what: str) -> gym.spaces.Box:
@@ -401,23 +397,3 @@ def _box(space: gym.Space[Any], what: str) -> gym.spaces.Box:
             "wrap the environment with gymnasium.wrappers.RescaleAction or ClipAction"
         )
     return space
-
-
-def _settings_to_json(settings: MPCSettings) -> dict[str, Any]:
-    return asdict(settings) | {"planner_kind": type(settings.planner).__name__}
-
-
-def _settings_from_json(config: dict[str, Any], path: str | Path) -> MPCSettings:
-    known: dict[str, type[CEM]] = {"CEM": CEM, "ICEM": ICEM}
-    config = dict(config)
-    try:
-        planner = known[config.pop("planner_kind")](**config.pop("planner"))
-        return MPCSettings(
-            planner=planner,
-            imagination=Imagination(**config.pop("imagination")),
-            schedule=Schedule(**config.pop("schedule")),
-            hidden=tuple(config.pop("hidden")),
-            **config,
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"checkpoint {path}: its settings are damaged: {error}") from None

@@ -299,9 +299,9 @@ def _elite_weight(scores: Tensor, elite_scores: Tensor) -> Tensor:
     threshold = elite_scores[:, -1:]
     # Fewer than K finite scores: each of them is an elite.
     threshold = torch.where(threshold > -torch.inf, threshold, scores.new_tensor(torch.inf))
-    better = torch.where(
-        threshold < torch.inf, scores > threshold, scores > -torch.inf
-    ).to(scores.dtype)
+    better = torch.where(threshold < torch.inf, scores > threshold, scores > -torch.inf).to(
+        scores.dtype
+    )
     tied = (scores == threshold).to(scores.dtype)
     left = elite_scores.shape[1] - better.sum(1, keepdim=True)
     return better + tied * left / tied.sum(1, keepdim=True).clamp(min=1)

@@ -13,7 +13,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from mbrl_bilevel.errors import InvalidInputError, UnsupportedCombinationError
+from mbrl_bilevel.errors import DivergedError, InvalidInputError, UnsupportedCombinationError
 from mbrl_bilevel.linalg import MatVec
 from mbrl_bilevel.losses import Loss, PolicyGradient
 from mbrl_bilevel.objectives import Objective, OneStepNLL
@@ -239,8 +239,17 @@ def inner_loss(
 
 
 def objective_gradient(problem: Problem, theta: Theta) -> Tensor:
-    """∇_θ of the outer objective at the present θ, [E, P]."""
-    return theta.grad(problem.objective(problem.policy, problem.held_out).sum())
+    """∇_θ of the outer objective at the present θ, [E, P].
+
+    Raises DivergedError if it is not finite: no linear solve would show that in its solution.
+    """
+    gradient = theta.grad(problem.objective(problem.policy, problem.held_out).sum())
+    if not gradient.isfinite().all():
+        raise DivergedError(
+            "the outer objective's gradient is not finite: the model diverged (lower learning_rate), "
+            "or the held-out rows hold NaN"
+        )
+    return gradient
 
 
 def hessian_product(gradient: Tensor, theta: Theta) -> MatVec:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -80,17 +81,34 @@ class DynamicsModel:
         """[D] bool: the target dimensions that the policy predicts."""
         return ~self.targets.constant
 
+    @cached_property
+    def _active_units(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Scale, its logarithm, shift and place of the active targets, each [D_active].
+
+        Looked up once, not at every imagined step; usable by autograd wherever that was.
+        """
+        with torch.inference_mode(False):
+            place = self.active.nonzero().squeeze(1)
+            scale = self.targets.scale[place]
+            return scale, scale.log(), self.targets.shift[place], place
+
     def dist(self, obs: Tensor, action: Tensor) -> DiagonalGaussian:
         """Each member's distribution of the active targets in raw units, [E, B, D_active].
 
-        ``obs`` is [E, B, O] or [B, O], ``action`` likewise.
+        ``obs`` is [E, B, O] or [B, O], ``action`` likewise. Raises InvalidInputError for others.
         """
+        width = len(self.inputs.shift)
+        if obs.shape[:-1] != action.shape[:-1] or obs.shape[-1] + action.shape[-1] != width:
+            raise InvalidInputError(
+                f"obs must be [..., {self.obs_dim}] and action [..., {width - self.obs_dim}] with "
+                f"the same rows; got {tuple(obs.shape)} and {tuple(action.shape)}"
+            )
         x = self.inputs.normalise(torch.cat([obs, action], dim=-1))
         if x.ndim == 2:
             x = x.expand(self.members, -1, -1)
         dist = self.policy.dist(x)
-        scale, shift = self.targets.scale[self.active], self.targets.shift[self.active]
-        return DiagonalGaussian(dist.mean * scale + shift, dist.log_std + scale.log())
+        scale, log_scale, shift, _ = self._active_units
+        return DiagonalGaussian(dist.mean * scale + shift, dist.log_std + log_scale)
 
     def target_values(self, transitions: Transitions) -> Tensor:
         """What the policy should have predicted, in raw units, [N, D_active]."""
@@ -111,7 +129,9 @@ class DynamicsModel:
         else:
             terminated = self.termination(obs, action, next_obs).to(obs.dtype)
         if self.reward is None:
-            reward = target[..., self.obs_dim] + self.terminal_jump * terminated
+            reward = target[..., self.obs_dim]
+            if self.terminal_jump != 0.0:
+                reward = reward + self.terminal_jump * terminated
         else:
             reward = self.reward(obs, action, next_obs).to(obs.dtype)
         return Step(next_obs, reward, terminated)
@@ -130,15 +150,15 @@ class DynamicsModel:
         return Prediction(full[0], spread[0], full[1], full[2], spread[1])
 
     def _with_constants(self, active: Tensor, constant: float | None = None) -> Tensor:
-        if not bool(self.targets.constant.any()):
+        place = self._active_units[-1]
+        if len(place) == len(self.targets.shift):
             return active
-        shape = (*active.shape[:-1], len(self.targets.constant))
+        shape = (*active.shape[:-1], len(self.targets.shift))
         if constant is None:
-            full = self.targets.shift.expand(shape).clone()
+            full = self.targets.shift.expand(shape)
         else:
             full = active.new_full(shape, constant)
-        full[..., self.active] = active
-        return full
+        return full.index_copy(-1, place, active)
 
 
 @dataclass(frozen=True)
@@ -231,13 +251,14 @@ def _terminal_jump(transitions: Transitions) -> float:
 
     One step apart, little else has changed; and the median ignores the episodes where it has.
     """
-    last = np.flatnonzero(transitions.terminated[1:]) + 1
-    same = transitions.episode[last] == transitions.episode[last - 1]
-    follows = transitions.t[last] == transitions.t[last - 1] + 1
-    last = last[same & follows]
-    if len(last) == 0:
+    order = np.lexsort((transitions.t, transitions.episode))
+    last, before = order[1:], order[:-1]
+    same = transitions.episode[last] == transitions.episode[before]
+    follows = transitions.t[last] == transitions.t[before] + 1
+    drop = transitions.terminated[last] & same & follows
+    if not drop.any():
         return 0.0
-    return float(np.median(transitions.reward[last] - transitions.reward[last - 1]))
+    return float(np.median(transitions.reward[last[drop]] - transitions.reward[before[drop]]))
 
 
 def _fit_termination(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mbrl_bilevel.checkpoint import Checkpoint
-from mbrl_bilevel.dynamics import DynamicsModel, LearnedTermination
+from mbrl_bilevel.dynamics import DynamicsModel, LearnedTermination, Termination
 from mbrl_bilevel.errors import CheckpointError
 from mbrl_bilevel.normaliser import Normaliser
 from mbrl_bilevel.policies import CategoricalPolicy, GaussianPolicy
@@ -49,7 +49,8 @@ def model_from_checkpoint(
 ) -> DynamicsModel:
     """The model stored under ``name``, with the rules it is to use.
 
-    Raises CheckpointError if a part is missing or does not fit.
+    A known termination takes the place of a learned one. Raises CheckpointError if a part is
+    missing or does not fit, or if the reward is a rule where the model learned it, or the reverse.
     """
     config = checkpoint.setting(name, dict)
     generator = torch.Generator()
@@ -79,21 +80,37 @@ def model_from_checkpoint(
             f"checkpoint {checkpoint.path}: its model settings are damaged: {error}"
         ) from None
     _load_policy(checkpoint, f"{name}.policy", policy)
-    known = termination
-    model_termination: Any = known
-    if classifier is not None and known is None:
+    model_termination: Termination | None = termination
+    if classifier is not None and termination is None:
         _load_policy(checkpoint, f"{name}.termination.policy", classifier)
-        inputs = _load_normaliser(checkpoint, f"{name}.termination.inputs")
-        model_termination = LearnedTermination(classifier, inputs)
-    return DynamicsModel(
-        policy,
-        _load_normaliser(checkpoint, f"{name}.inputs"),
-        _load_normaliser(checkpoint, f"{name}.targets"),
-        obs_dim,
-        model_termination,
-        reward,
-        jump,
-    )
+        seen = _load_normaliser(checkpoint, f"{name}.termination.inputs", classifier.inputs)
+        model_termination = LearnedTermination(classifier, seen)
+    inputs = _load_normaliser(checkpoint, f"{name}.inputs", policy.inputs)
+    targets = _load_normaliser(checkpoint, f"{name}.targets")
+    _check_targets(checkpoint, targets, policy.outputs, obs_dim, reward)
+    return DynamicsModel(policy, inputs, targets, obs_dim, model_termination, reward, jump)
+
+
+def _check_targets(
+    checkpoint: Checkpoint, targets: Normaliser, outputs: int, obs_dim: int, reward: Rule | None
+) -> None:
+    """Refuse a reward rule for a model that learned the reward, no rule for one that did not."""
+    learned = len(targets.shift) == obs_dim + 1
+    if not learned and reward is None:
+        raise CheckpointError(
+            f"checkpoint {checkpoint.path}: its model was trained with a known reward; pass reward="
+        )
+    if learned and reward is not None:
+        raise CheckpointError(
+            f"checkpoint {checkpoint.path}: its model learned the reward; load it without reward="
+        )
+    if len(targets.shift) not in (obs_dim, obs_dim + 1) or outputs != int(
+        (~targets.constant).sum()
+    ):
+        raise CheckpointError(
+            f"checkpoint {checkpoint.path}: its model's targets do not fit its network; "
+            "restore a good copy or save it again"
+        )
 
 
 def _policy_tensors(name: str, policy: nn.Module) -> dict[str, Tensor]:
@@ -112,11 +129,11 @@ def _load_policy(checkpoint: Checkpoint, name: str, policy: nn.Module) -> None:
     policy.load_state_dict(state)
 
 
-def _load_normaliser(checkpoint: Checkpoint, name: str) -> Normaliser:
-    shift = checkpoint.require(f"{name}.shift", (None,))
+def _load_normaliser(checkpoint: Checkpoint, name: str, width: int | None = None) -> Normaliser:
+    shift = checkpoint.require(f"{name}.shift", (width,), torch.float32)
     shape = tuple(shift.shape)
     return Normaliser(
         shift,
-        checkpoint.require(f"{name}.scale", shape),
+        checkpoint.require(f"{name}.scale", shape, torch.float32),
         checkpoint.require(f"{name}.constant", shape, torch.bool),
     )

@@ -6,6 +6,7 @@ One step ahead and k steps open-loop, in raw units; likelihood in nats per targe
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -53,17 +54,18 @@ def evaluate_one_step(model: DynamicsModel, transitions: Transitions, chunk: int
     """One-step metrics of ``model`` on ``transitions``, which training must not have seen.
 
     CRPS and coverage are of the Gaussian with the mixture's mean and variance. CRPS: Gneiting &
-    Raftery 2007, eq. 21.
+    Raftery 2007, eq. 21. Raises InvalidInputError if there are no transitions.
     """
+    if len(transitions) == 0:
+        raise InvalidInputError("evaluate_one_step: transitions is empty; give at least one")
     squared, nll, member_nll, crps, pit = [], [], [], [], []
     for first in range(0, len(transitions), chunk):
         rows = transitions[slice(first, first + chunk)]
         y = model.target_values(rows)
         dist = model.dist(torch.from_numpy(rows.obs), torch.from_numpy(rows.action))
-        log_prob = dist.log_prob(y) / y.shape[-1]
         joint = dist.log_prob(y)
         nll.append(-(joint.logsumexp(0) - math.log(model.members)) / y.shape[-1])
-        member_nll.append(-log_prob.mean(0))
+        member_nll.append(-joint.mean(0) / y.shape[-1])
         mean = dist.mean.mean(0)
         std = (dist.std.square().mean(0) + dist.mean.var(0, correction=0)).sqrt()
         squared.append((y - mean).square())
@@ -111,8 +113,13 @@ def evaluate_open_loop(
 
     The interval is of the Gaussian with the particles' mean and variance. Observation dimensions
     that never vary in the test data are left out. Raises InvalidInputError if no episode is long
-    enough for the longest of ``steps``.
+    enough for the longest of ``steps``, or a count is below one.
     """
+    if min((windows, particles_per_member, *steps)) < 1 or not steps:
+        raise InvalidInputError(
+            f"steps, windows and particles_per_member must be at least 1; "
+            f"got {list(steps)}, {windows} and {particles_per_member}"
+        )
     horizon = max(steps)
     starts = _window_starts(transitions, horizon)
     if len(starts) == 0:
@@ -145,22 +152,20 @@ def interval(
 ) -> Mapping[str, float | int | None]:
     """Mean, interquartile mean and a bootstrap interval of the mean over repeats.
 
-    The interval is the bias-corrected accelerated bootstrap (Efron 1987) of scipy, percentile where
-    that is undefined; None with fewer than two values.
+    The interval is the bias-corrected accelerated bootstrap (Efron 1987) of scipy, percentile with
+    fewer than five values or where that is undefined; None with fewer than two values, or where one
+    is not finite. Raises InvalidInputError without any.
     """
     array = np.asarray(values, dtype=np.float64)
+    if len(array) == 0:
+        raise InvalidInputError("interval: values is empty; give at least one")
     low: float | None = None
     high: float | None = None
-    if len(array) >= 2:
-        draws = np.random.default_rng(seed)
+    if len(array) >= 2 and np.isfinite(array).all():
         if np.ptp(array) == 0.0:
             low = high = float(array[0])
         else:
-            method = "BCa" if len(array) >= 5 else "percentile"
-            found = stats.bootstrap(
-                (array,), np.mean, confidence_level=confidence, method=method, rng=draws
-            ).confidence_interval
-            low, high = float(found.low), float(found.high)
+            low, high = _bootstrap(array, confidence, seed, "BCa" if len(array) >= 5 else None)
     return {
         "mean": float(array.mean()),
         "iqm": float(stats.trim_mean(array, 0.25)),
@@ -170,6 +175,24 @@ def interval(
     }
 
 
+def _bootstrap(
+    array: npt.NDArray[np.float64], confidence: float, seed: int, method: str | None
+) -> tuple[float, float]:
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        # Values that differ in the last digit alone have no acceleration; scipy warns, says NaN.
+        warnings.simplefilter("ignore")
+        found = stats.bootstrap(
+            (array,),
+            np.mean,
+            confidence_level=confidence,
+            method=method or "percentile",
+            rng=np.random.default_rng(seed),
+        ).confidence_interval
+    if method is not None and not (np.isfinite(found.low) and np.isfinite(found.high)):
+        return _bootstrap(array, confidence, seed, None)
+    return float(found.low), float(found.high)
+
+
 def _coverage(pit: Tensor) -> tuple[float, ...]:
     distance = (pit - 0.5).abs()
     return tuple((distance <= level / 2.0).double().mean().item() for level in LEVELS)
@@ -177,11 +200,8 @@ def _coverage(pit: Tensor) -> tuple[float, ...]:
 
 def _window_starts(transitions: Transitions, horizon: int) -> npt.NDArray[np.int64]:
     """Rows from which ``horizon`` steps of one episode follow each other without a gap."""
-    rows = np.arange(len(transitions) - horizon + 1)
-    if len(rows) == 0:
-        return rows
-    last = rows + horizon - 1
-    same = transitions.episode[rows] == transitions.episode[last]
-    gapless = transitions.t[last] - transitions.t[rows] == horizon - 1
-    kept: npt.NDArray[np.int64] = rows[same & gapless]
+    rows = np.arange(max(0, len(transitions) - horizon + 1))
+    follows = (np.diff(transitions.episode) == 0) & (np.diff(transitions.t) == 1)
+    breaks = np.concatenate([[0], np.cumsum(~follows)])
+    kept: npt.NDArray[np.int64] = rows[breaks[rows + horizon - 1] == breaks[rows]]
     return kept

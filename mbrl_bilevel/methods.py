@@ -16,6 +16,7 @@ from mbrl_bilevel.objectives import Objective, OneStepMSE, OneStepNLL, ProfileNL
 from mbrl_bilevel.outer import Outer
 from mbrl_bilevel.policies import Scale
 from mbrl_bilevel.rewards import Mahalanobis
+from mbrl_bilevel.temperature import HeldOutTemperature
 
 
 @dataclass(frozen=True)
@@ -31,11 +32,19 @@ class Method:
 
 METHODS: dict[str, Method] = {
     "bilevel": Method(
+        scale="tempered",
+        loss=lambda dim: PolicyGradient(Mahalanobis(dim, "diagonal")),
+        outer=Outer(HeldOutTemperature()),
+        criterion=ProfileNLL(),
+        summary="policy gradient on a Mahalanobis reward; U and the temperature λ(x) inferred on "
+        "held-out data",
+    ),
+    "bilevel-constant": Method(
         scale="constant",
         loss=lambda dim: PolicyGradient(Mahalanobis(dim, "diagonal")),
         outer=Outer(ClosedForm()),
         criterion=ProfileNLL(),
-        summary="policy gradient on a Mahalanobis reward, diagonal U inferred on held-out data",
+        summary="the same with a constant temperature",
     ),
     "nll": Method(
         scale="network",

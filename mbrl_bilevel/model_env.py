@@ -51,8 +51,14 @@ def imagined_returns(
     """Mean imagined return of each candidate, [S, N], from obs [S, O] and actions [S, N, H, A].
 
     A reward counts with the probability that the episode has not ended before it. NaN and infinity
-    are left in the result: planners score them as −inf and count them.
+    are left in the result: planners score them as −inf and count them. Raises InvalidInputError for
+    shapes that do not fit, or particles that the members do not divide.
     """
+    if actions.ndim != 4 or obs.ndim != 2 or len(obs) != len(actions):
+        raise InvalidInputError(
+            f"obs must be [S, O] and actions [S, N, H, A] with the same S; "
+            f"got {tuple(obs.shape)} and {tuple(actions.shape)}"
+        )
     starts, candidates, horizon, _ = actions.shape
     rows = starts * candidates
     state = obs.repeat_interleave(candidates, 0).expand(imagination.particles, rows, -1)
@@ -64,6 +70,8 @@ def imagined_returns(
         state, reward, terminated = _step_particles(model, state, action, imagination, generator)
         total += alive * reward
         alive = alive * (1.0 - terminated)
+    # A known reward may not look at the state; one that stopped being finite still counts.
+    total = torch.where(state.isfinite().all(-1), total, torch.nan)
     return total.mean(0).reshape(starts, candidates)
 
 
@@ -116,7 +124,7 @@ def _step_particles(
     noise = None
     if imagination.sample:
         draws = torch.randn(
-            particles, 1, int(model.active.sum()), generator=generator, dtype=state.dtype
+            particles, 1, model.policy.outputs, generator=generator, dtype=state.dtype
         )
         noise = by_member(draws.expand(-1, rows, -1))
     step = model.step(by_member(state), by_member(action), noise)

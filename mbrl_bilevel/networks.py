@@ -62,14 +62,16 @@ class EnsembleMLP(nn.Module):
         return layer
 
     def forward(self, x: Tensor) -> Tensor:
+        output: Tensor = self.last(self.features(x))
+        return output
+
+    def features(self, x: Tensor) -> Tensor:
+        """What the last layer sees, [E, B, hidden[-1]]; x itself without hidden layers."""
         if x.ndim != 3 or x.shape[0] != self.members or x.shape[2] != self.sizes[0]:
             raise InvalidInputError(
                 f"x must be [E, B, X] with E={self.members} and X={self.sizes[0]}; "
                 f"got {tuple(x.shape)}: expand one batch for all members to that shape"
             )
-        last = len(self.layers) - 1
-        for index, layer in enumerate(self.layers):
-            x = layer(x)
-            if index < last:
-                x = nn.functional.silu(x)
+        for layer in self.layers[:-1]:
+            x = nn.functional.silu(layer(x))
         return x

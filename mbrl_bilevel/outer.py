@@ -87,7 +87,7 @@ class Outer:
         """One step on φ, in place; the next state and a report of named numbers.
 
         The optimiser in ``state`` is the same object in the next one, moved on by a step.
-        Raises DivergedError if the hypergradient is not finite; φ is then as before.
+        Raises DivergedError if a gradient is not finite; φ is then as before.
         """
         if isinstance(self.solver, DirectSolver):
             report = self.solver.step(problem)

@@ -18,7 +18,7 @@ from mbrl_bilevel.errors import InvalidInputError
 from mbrl_bilevel.mixture import GaussianMixture
 from mbrl_bilevel.networks import EnsembleMLP
 
-Scale = Literal["constant", "network"]
+Scale = Literal["constant", "network", "tempered"]
 
 #: Entries left of the diagonal stay within this multiple of their row's diagonal entry.
 _OFF_DIAGONAL_LIMIT = 1e3
@@ -43,17 +43,23 @@ class _ScaledPolicy(nn.Module):
         super().__init__()
         if outputs < 1:
             raise InvalidInputError(f"outputs must be at least 1; got {outputs}")
-        if scale not in ("constant", "network"):
-            raise InvalidInputError(f'scale must be "constant" or "network"; got {scale!r}')
+        if scale not in ("constant", "network", "tempered"):
+            raise InvalidInputError(
+                f'scale must be "constant", "network" or "tempered"; got {scale!r}'
+            )
         self.inputs, self.outputs, self.members = inputs, outputs, members
         self.hidden, self.scale, self.log_std_bounds = tuple(hidden), scale, log_std_bounds
         located, scaled = heads
         self._bounds, self._located = LogBounds(*log_std_bounds), located
         width = located + scaled if scale == "network" else located
         self.network = EnsembleMLP(members, (inputs, *hidden, width), generator)
-        if scale == "constant":
+        if scale != "network":
             self.raw_scale = nn.Parameter(torch.zeros(members, 1, scaled))
-        else:
+        if scale == "tempered":
+            # Not trained by the inner level: an outer solver sets it once the mean is there.
+            features = self.network.sizes[-2]
+            self.temper_weight = nn.Parameter(torch.zeros(members, features, scaled), False)
+        if scale == "network":
             # Scales start at one for every x. From random weights a likelihood first shrinks σ
             # where the untrained mean happens to be right, and a linear policy stays there.
             with torch.no_grad():
@@ -62,6 +68,10 @@ class _ScaledPolicy(nn.Module):
 
     def _outputs(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The located outputs and the raw scales at ``x``, [E, B, heads[i]]."""
+        if self.scale == "tempered":
+            features = self.network.features(x)
+            located: Tensor = self.network.last(features)
+            return located, torch.baddbmm(self.raw_scale, features.detach(), self.temper_weight)
         output: Tensor = self.network(x)
         if self.scale == "network":
             return output[..., : self._located], output[..., self._located :]
@@ -71,9 +81,11 @@ class _ScaledPolicy(nn.Module):
         """Set the constant raw scales to ``raw`` [E, scaled] or [scaled]."""
         with torch.no_grad():
             self.raw_scale.copy_(raw.expand(self.members, -1).unsqueeze(1))
+            if self.scale == "tempered":
+                self.temper_weight.zero_()
 
     def _check_settable(self, value: Tensor, name: str, shape: tuple[int, ...]) -> None:
-        if self.scale != "constant":
+        if self.scale == "network":
             raise InvalidInputError(
                 f'set_{name} needs scale="constant"; a network scale is learned, not set'
             )
@@ -88,6 +100,8 @@ class GaussianPolicy(_ScaledPolicy):
 
     ``scale="constant"`` learns one σ per member and dimension: all that a constant reward matrix
     can ask for. ``scale="network"`` learns σ(x) from the same trunk (Lakshminarayanan 2017, eq. 1).
+    ``scale="tempered"`` is constant until an outer solver gives it a temperature λ(x), log-linear in
+    the detached features of the last hidden layer (``HeldOutTemperature``).
     log σ lies within ``log_std_bounds`` by a sigmoid (``LogBounds``), so its gradient never dies
     at once; raw zero, where both start, means σ = 1.
 
@@ -120,6 +134,10 @@ class GaussianPolicy(_ScaledPolicy):
         """The predicted distribution at ``x`` [E, B, X]: mean and log σ [E, B, D]."""
         mean, raw = self._outputs(x)
         return DiagonalGaussian(mean, self._bounds.bound(raw))
+
+    def bounded_log_std(self, raw: Tensor) -> Tensor:
+        """log σ for raw scales of any shape."""
+        return self._bounds.bound(raw)
 
     def set_std(self, std: Tensor) -> None:
         """Set the constant σ to ``std``, [E, D] or [D]. Only for scale="constant".

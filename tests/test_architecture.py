@@ -31,6 +31,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
         "implicit",
         "unrolled",
         "closed_form",
+        "temperature",
         "function_space",
         "outer",
         "brute_force",

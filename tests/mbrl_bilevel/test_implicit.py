@@ -123,6 +123,18 @@ def test_sampled_cross_term_is_unbiased(name: str) -> None:
     assert (estimate - gradient).norm() < 0.02
 
 
+def test_the_cross_term_is_unbiased_with_two_draws_too() -> None:
+    """The mean taken off costs one draw of K: dividing by K would halve this one."""
+    made = problem("categorical_2")
+    theta, phi = Theta.of(made.policy), phi_of(made)
+    size = sum(t[0].numel() for t in theta.tensors)
+    direction = torch.randn(1, size, generator=generator(1)).double()
+    exact, _ = cross_term(made, theta, phi, direction, 2, generator())
+    twin, draws = sampled(made), generator()
+    found = [cross_term(twin, theta, phi_of(twin), direction, 2, draws)[0][0] for _ in range(200)]
+    assert relative_error(torch.stack(found).mean(0), exact[0]) < 0.1
+
+
 def test_same_draws_same_result_and_few_draws_are_noisy() -> None:
     made = sampled(problem("gaussian_1d"))
     solver = FisherImplicit(TIGHT, damping=0.0, samples=4)
@@ -215,9 +227,13 @@ def test_exact_solver_with_an_estimator_whose_second_derivative_is_right() -> No
     made = problem("gaussian_1d")
     truth = finite_differences(made)
     loss = loss_of(sampled(made))
-    noisy = replace(made, loss=PolicyGradient(loss.reward, DiCE(300), loss.regulariser))
-    assert relative_error(hypergradient(ExactImplicit(samples=300), noisy), truth) < 0.05
-    assert relative_error(hypergradient(Unrolled(steps=30), noisy), truth) < 0.05
+
+    def noisy(samples: int) -> Problem:
+        return replace(made, loss=PolicyGradient(loss.reward, DiCE(samples), loss.regulariser))
+
+    exact = hypergradient(ExactImplicit(samples=4000), noisy(4000))
+    assert relative_error(exact, truth) < 0.06
+    assert relative_error(hypergradient(Unrolled(steps=30), noisy(300)), truth) < 0.2
 
 
 def test_function_space_with_a_sampled_reward() -> None:

@@ -1,0 +1,166 @@
+"""An MPC agent to and from one file; rules are code, never stored, and asked for again.
+
+The file is a checkpoint of ``mbrl_bilevel.checkpoint``: model, experience, settings, random states.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from agents.mpc_settings import MPCSettings
+from agents.planners import CEM, ICEM
+from mbrl_bilevel.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from mbrl_bilevel.dynamics import DynamicsModel
+from mbrl_bilevel.dynamics_checkpoint import model_from_checkpoint, model_to_checkpoint
+from mbrl_bilevel.errors import CheckpointError, InvalidInputError
+from mbrl_bilevel.fit import Schedule
+from mbrl_bilevel.model_env import Imagination
+from mbrl_bilevel.types import Rule, Transitions
+
+_KIND = "mpc agent"
+_PLANNERS: dict[str, type[CEM]] = {"CEM": CEM, "ICEM": ICEM}
+
+
+@dataclass(frozen=True)
+class Spaces:
+    """What an environment must share with the one that the agent was trained in."""
+
+    obs_dim: int
+    action_low: list[float]
+    action_high: list[float]
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """All of an agent that its file holds.
+
+    ``rules`` names those it was trained with; ``generator`` and ``noise`` are the states of its
+    random generators (PyTorch's and NumPy's).
+    """
+
+    settings: MPCSettings
+    spaces: Spaces
+    rules: tuple[str, ...]
+    seed: int
+    num_timesteps: int
+    episodes: int
+    fitted_on: int
+    generator: Tensor
+    noise: dict[str, Any]
+    experience: Transitions | None
+    model: DynamicsModel | None
+
+
+def write_snapshot(path: str | Path, snapshot: Snapshot) -> None:
+    """Write ``snapshot`` atomically. Raises InvalidInputError for a planner that load cannot make."""
+    tensors: dict[str, Any] = {"generator": snapshot.generator}
+    config: dict[str, Any] = {
+        "settings": _settings_to_json(snapshot.settings),
+        "spaces": asdict(snapshot.spaces),
+        "rules": list(snapshot.rules),
+        "seed": snapshot.seed,
+        "num_timesteps": snapshot.num_timesteps,
+        "episodes": snapshot.episodes,
+        "fitted_on": snapshot.fitted_on,
+        "noise": snapshot.noise,
+        "has_experience": snapshot.experience is not None,
+        "model": None,
+    }
+    if snapshot.experience is not None:
+        for name, value in vars(snapshot.experience).items():
+            tensors[f"experience.{name}"] = value
+    if snapshot.model is not None:
+        parts, config["model"] = model_to_checkpoint(snapshot.model)
+        tensors |= {f"model.{name}": value for name, value in parts.items()}
+    save_checkpoint(path, _KIND, tensors, config)
+
+
+def read_snapshot(
+    path: str | Path, spaces: Spaces, termination: Rule | None, reward: Rule | None
+) -> Snapshot:
+    """The agent in ``path``, for an environment of these ``spaces``.
+
+    Raises CheckpointError if the file is damaged, of another environment, or lacks a rule.
+    """
+    checkpoint = load_checkpoint(path, _KIND)
+    rules = tuple(str(name) for name in checkpoint.setting("rules", list))
+    given = {"termination": termination, "reward": reward}
+    for name in rules:
+        if given.get(name) is None:
+            raise CheckpointError(
+                f"checkpoint {path}: the agent was trained with a known {name}; "
+                f"pass {name}= to load()"
+            )
+    _check_spaces(checkpoint, spaces)
+    model = None
+    if checkpoint.config.get("model") is not None:
+        model = model_from_checkpoint(checkpoint, "model", termination, reward)
+    return Snapshot(
+        settings=_settings_from_json(checkpoint),
+        spaces=spaces,
+        rules=rules,
+        seed=checkpoint.setting("seed", int),
+        num_timesteps=checkpoint.setting("num_timesteps", int),
+        episodes=checkpoint.setting("episodes", int),
+        fitted_on=checkpoint.setting("fitted_on", int),
+        generator=checkpoint.require("generator", dtype=torch.uint8),
+        noise=checkpoint.setting("noise", dict),
+        experience=_experience(checkpoint) if checkpoint.setting("has_experience", bool) else None,
+        model=model,
+    )
+
+
+def _check_spaces(checkpoint: Checkpoint, spaces: Spaces) -> None:
+    saved = checkpoint.setting("spaces", dict)
+    for name, value in asdict(spaces).items():
+        if saved.get(name) != value:
+            raise CheckpointError(
+                f"checkpoint {checkpoint.path}: it is of another environment: its {name} is "
+                f"{saved.get(name)}, this env has {value}; load it with the env it was made for"
+            )
+
+
+def _experience(checkpoint: Checkpoint) -> Transitions:
+    columns = {
+        name.removeprefix("experience."): tensor.numpy()
+        for name, tensor in checkpoint.tensors.items()
+        if name.startswith("experience.")
+    }
+    try:
+        return Transitions(**columns)
+    except (TypeError, InvalidInputError) as error:
+        raise CheckpointError(
+            f"checkpoint {checkpoint.path}: its experience is damaged: {error}"
+        ) from None
+
+
+def _settings_to_json(settings: MPCSettings) -> dict[str, Any]:
+    kind = type(settings.planner)
+    if kind not in _PLANNERS.values():
+        raise InvalidInputError(
+            f"an agent with a planner of type {kind.__name__} cannot be saved; "
+            f"use one of {', '.join(_PLANNERS)}"
+        )
+    return asdict(settings) | {"planner_kind": kind.__name__}
+
+
+def _settings_from_json(checkpoint: Checkpoint) -> MPCSettings:
+    config = dict(checkpoint.setting("settings", dict))
+    try:
+        planner = _PLANNERS[config.pop("planner_kind")](**config.pop("planner"))
+        return MPCSettings(
+            planner=planner,
+            imagination=Imagination(**config.pop("imagination")),
+            schedule=Schedule(**config.pop("schedule")),
+            hidden=tuple(config.pop("hidden")),
+            **config,
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"checkpoint {checkpoint.path}: its settings are damaged: {error}"
+        ) from None

@@ -1,0 +1,46 @@
+"""What an MPC agent is made of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from agents.planners import CEM, ICEM
+from mbrl_bilevel.errors import InvalidInputError
+from mbrl_bilevel.fit import Schedule
+from mbrl_bilevel.methods import get_method
+from mbrl_bilevel.model_env import Imagination
+
+
+@dataclass(frozen=True)
+class MPCSettings:
+    """The choices behind an MPC agent; each has a default.
+
+    ``method``: how its model is trained (``mbrl_bilevel.methods``). ``learning_starts`` random
+    steps come first; then the model is fitted from scratch every ``refit_every`` steps, to all
+    experience. While learning, Gaussian noise of ``exploration`` half-ranges is added to actions.
+    """
+
+    method: str = "bilevel"
+    planner: CEM = ICEM(horizon=20, population=80, iterations=4, elite_fraction=0.15)
+    imagination: Imagination = Imagination()
+    members: int = 5
+    hidden: tuple[int, ...] = (200, 200)
+    schedule: Schedule = Schedule(steps=1500)
+    learning_starts: int = 250
+    refit_every: int = 250
+    exploration: float = 0.1
+
+    def __post_init__(self) -> None:
+        get_method(self.method)
+        if self.learning_starts < 1 or self.refit_every < 1:
+            raise InvalidInputError(
+                "learning_starts and refit_every must be at least 1; "
+                f"got {self.learning_starts} and {self.refit_every}"
+            )
+        if not 0.0 <= self.exploration < float("inf"):
+            raise InvalidInputError(f"exploration must be >= 0; got {self.exploration}")
+        if self.members < 1 or self.imagination.particles % self.members:
+            raise InvalidInputError(
+                "members must be at least 1 and divide the particles of imagination; "
+                f"got {self.members} members and {self.imagination.particles} particles"
+            )

@@ -1,0 +1,143 @@
+"""An outer solver for a temperature that depends on x: where is the policy allowed to be unsure?
+
+With constant U and λ(x) the inner optimum is N(E[y|x], (λ(x)/2) U⁻¹): the mean is that of a constant
+reward, and λ_d(x) = 2 u_d σ_d²(x) is what makes held-out residuals likely (arXiv 2510.07624).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from mbrl_bilevel.bilevel import Problem, Report
+from mbrl_bilevel.closed_form import ClosedForm
+from mbrl_bilevel.errors import InvalidInputError, UnsupportedCombinationError
+from mbrl_bilevel.policies import GaussianPolicy
+
+#: How much more a dimension's own map is held back than the shared one.
+_OWN_RIDGE = 5.0
+
+
+@dataclass(frozen=True)
+class HeldOutTemperature:
+    """ClosedForm for U while the mean is trained; then λ(x), cross-fitted, on the kept policy.
+
+    log σ(x) is linear in the detached features of each member's last hidden layer: a map that all
+    dimensions share plus a map of each one's own, both with a ridge penalty. A member's map is fitted to the residuals of the *other* members at their own held-out rows, and judged at its own
+    held-out rows, which nobody's fit of it has seen. All members stop at one step and are shrunk
+    towards the constant by one factor, those that make the pooled judging rows most likely: factor
+    zero, the constant, is among them, so short data falls back to it. A single member fits on the
+    first half of its held-out rows, by order, and judges on the second.
+
+    ``steps`` of Adam at ``learning_rate`` on at most ``rows`` held-out rows.
+    """
+
+    steps: int = 300
+    learning_rate: float = 3e-3
+    ridge: float = 0.1
+    rows: int = 20_000
+    shrinkage: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
+    closed_form: ClosedForm = field(default_factory=ClosedForm)
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.rows < 2 or not self.learning_rate > 0.0:
+            raise InvalidInputError(
+                "HeldOutTemperature needs steps >= 1, rows >= 2 and learning_rate > 0; got "
+                f"{self.steps}, {self.rows} and {self.learning_rate}"
+            )
+        if 0.0 not in self.shrinkage or max(self.shrinkage) <= 0.0:
+            raise InvalidInputError(
+                f"shrinkage must hold 0 (the constant) and a positive factor; got {self.shrinkage}"
+            )
+
+    def check(self, problem: Problem) -> None:
+        """Raises UnsupportedCombinationError as ClosedForm, and for a policy without λ(x)."""
+        policy = problem.policy
+        if not isinstance(policy, GaussianPolicy) or policy.scale != "tempered":
+            raise UnsupportedCombinationError(
+                'HeldOutTemperature needs a GaussianPolicy(scale="tempered"), whose σ(x) it sets'
+            )
+        self.closed_form.check(problem)
+
+    def step(self, problem: Problem) -> Report:
+        """U at its optimum at the present θ; λ stays constant while the mean is on its way."""
+        return self.closed_form.step(problem)
+
+    def finish(self, problem: Problem) -> Report:
+        """U and the constant σ at the kept θ, then σ(x)."""
+        report = self.closed_form.finish(problem)
+        policy = problem.policy
+        assert isinstance(policy, GaussianPolicy)
+        rows = _Rows.of(problem, policy, self.rows)
+        own = torch.zeros_like(policy.temper_weight, requires_grad=True)
+        shared = torch.zeros_like(own[..., :1], requires_grad=True)
+        bias = torch.zeros_like(policy.raw_scale, requires_grad=True)
+        optimiser = torch.optim.Adam([own, shared, bias], lr=self.learning_rate)
+        constant = rows.judge(own, bias, 0.0)
+        best, kept, factor = constant, (own.detach().clone(), bias.detach().clone()), 0.0
+        for step in range(self.steps):
+            optimiser.zero_grad(set_to_none=True)
+            penalty = shared.square().sum() + _OWN_RIDGE * own.square().sum()
+            loss = rows.fit_loss(own + shared, bias) + self.ridge * penalty
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimiser.step()
+            if (step + 1) % 10:
+                continue
+            for shrunk in self.shrinkage:
+                found = rows.judge(own + shared, bias, shrunk)
+                if found < best:
+                    best, factor = found, shrunk
+                    kept = ((own + shared).detach(), bias.detach().clone())
+        with torch.no_grad():
+            policy.temper_weight.copy_(factor * kept[0])
+            policy.raw_scale.add_(factor * kept[1])
+        gain = constant - best
+        return {**report, "temperature_factor": factor, "temperature_gain": gain}
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """R held-out rows of all members: each member's features [E, R, F], the squared residual [R, D]
+    of the member that held the row out, and who fits and who judges on it, [E, R]."""
+
+    policy: GaussianPolicy
+    features: Tensor
+    squared: Tensor
+    fits: Tensor
+    judges: Tensor
+
+    @staticmethod
+    @torch.no_grad()
+    def of(problem: Problem, policy: GaussianPolicy, limit: int) -> _Rows:
+        held_out, members = problem.held_out, policy.members
+        squared = (held_out.y - policy.dist(held_out.x).mean).square()
+        there = torch.ones_like(held_out.x[..., 0], dtype=torch.bool)
+        if held_out.weight is not None:
+            there = held_out.weight > 0
+        owner = torch.arange(members).unsqueeze(1).expand_as(there)[there]
+        x, squared = held_out.x[there], squared[there]
+        thinned = torch.linspace(0, len(x) - 1, min(limit, len(x))).long()
+        x, squared, owner = x[thinned], squared[thinned], owner[thinned]
+        features = policy.network.features(x.expand(members, -1, -1))
+        if members == 1:
+            judges = (torch.arange(len(x)) >= len(x) // 2).unsqueeze(0)
+        else:
+            judges = owner == torch.arange(members).unsqueeze(1)
+        return _Rows(policy, features, squared, (~judges).to(x.dtype), judges.to(x.dtype))
+
+    def fit_loss(self, weight: Tensor, bias: Tensor) -> Tensor:
+        nll = self._nll(weight, bias)
+        return ((nll * self.fits).sum(1) / self.fits.sum(1).clamp(min=1.0)).sum()
+
+    @torch.no_grad()
+    def judge(self, weight: Tensor, bias: Tensor, factor: float) -> float:
+        nll = self._nll(factor * weight, factor * bias)
+        return ((nll * self.judges).sum() / self.judges.sum()).item()
+
+    def _nll(self, weight: Tensor, bias: Tensor) -> Tensor:
+        """Of the residuals, per dimension and up to a constant, [E, R]."""
+        raw = torch.baddbmm(self.policy.raw_scale.detach() + bias, self.features, weight)
+        log_std = self.policy.bounded_log_std(raw)
+        return (0.5 * self.squared * torch.exp(-2.0 * log_std) + log_std).mean(-1)

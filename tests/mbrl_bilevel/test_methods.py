@@ -1,0 +1,71 @@
+"""The named methods: each can be found and trains, and they differ in their slots alone."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from mbrl_bilevel.data import FitData, cross_fit
+from mbrl_bilevel.errors import InvalidInputError
+from mbrl_bilevel.fit import Schedule, fit
+from mbrl_bilevel.methods import METHODS, get_method
+from mbrl_bilevel.policies import GaussianPolicy
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_is_found_by_its_name(name: str) -> None:
+    assert get_method(name) is METHODS[name]
+    assert METHODS[name].summary
+
+
+@pytest.mark.parametrize(
+    ("wrong", "near"), [("bilevle", "bilevel"), ("MSE", None), ("nl", "nll"), ("mes", "mse")]
+)
+def test_an_unknown_name_is_answered_with_the_nearest(wrong: str, near: str | None) -> None:
+    with pytest.raises(InvalidInputError) as error:
+        get_method(wrong)
+    message = str(error.value)
+    assert repr(wrong) in message
+    assert all(name in message for name in METHODS)
+    if near is not None:
+        assert f"did you mean {near!r}" in message
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_trains(name: str) -> None:
+    method, g = METHODS[name], torch.Generator().manual_seed(0)
+    x = torch.randn(600, 2, generator=g)
+    y = torch.stack([x[:, 0] - x[:, 1], 0.5 * x[:, 0]], 1) + 0.3 * torch.randn(600, 2, generator=g)
+    folds = cross_fit(torch.arange(600).numpy() // 10, 2, np.random.default_rng(0))
+    data = FitData(x, y, folds if method.outer is not None else folds.without_outer())
+    policy = GaussianPolicy(2, 2, generator=g, members=2, hidden=(16,), scale=method.scale)
+    result = fit(
+        policy,
+        method.loss(2),
+        data,
+        generator=g,
+        outer=method.outer,
+        criterion=method.criterion,
+        schedule=Schedule(steps=400, learning_rate=1e-2, batch_size=64),
+    )
+    dist = policy.dist(x.expand(2, -1, -1))
+    nll = -dist.log_prob(y.expand(2, -1, -1)).mean() / 2
+    # The truth has log(.3 √(2πe)) = 0.215 nats a dimension, the marginal 1.0.
+    assert nll < 0.35
+    assert all(math.isfinite(value) for value in result.criterion)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_each_model_gets_a_loss_of_its_own(name: str) -> None:
+    """A shared reward would carry what it learned from one model to the next."""
+    first, second = METHODS[name].loss(3), METHODS[name].loss(3)
+    own = {id(p) for p in _tensors(first)}
+    assert not own & {id(p) for p in _tensors(second)}
+
+
+def _tensors(loss: object) -> list[torch.Tensor]:
+    modules = [v for v in vars(loss).values() if isinstance(v, torch.nn.Module)]
+    return [p for module in modules for p in module.parameters()]
