@@ -95,6 +95,13 @@ def _check_targets(
     checkpoint: Checkpoint, targets: Normaliser, outputs: int, obs_dim: int, reward: Rule | None
 ) -> None:
     """Refuse a reward rule for a model that learned the reward, no rule for one that did not."""
+    if len(targets.shift) not in (obs_dim, obs_dim + 1) or outputs != int(
+        (~targets.constant).sum()
+    ):
+        raise CheckpointError(
+            f"checkpoint {checkpoint.path}: its model's targets do not fit its network; "
+            "restore a good copy or save it again"
+        )
     learned = len(targets.shift) == obs_dim + 1
     if not learned and reward is None:
         raise CheckpointError(
@@ -103,13 +110,6 @@ def _check_targets(
     if learned and reward is not None:
         raise CheckpointError(
             f"checkpoint {checkpoint.path}: its model learned the reward; load it without reward="
-        )
-    if len(targets.shift) not in (obs_dim, obs_dim + 1) or outputs != int(
-        (~targets.constant).sum()
-    ):
-        raise CheckpointError(
-            f"checkpoint {checkpoint.path}: its model's targets do not fit its network; "
-            "restore a good copy or save it again"
         )
 
 

@@ -123,6 +123,33 @@ def draw_returns(
     return _save(figure, path)
 
 
+def draw_overview(path: Path, rows: Sequence[Row], methods: Sequence[str]) -> Path:
+    """One-step error, k-step error and coverage of the 90 % interval, side by side."""
+    figure, axes = plt.subplots(1, 4, figsize=(14, 3.4), layout="constrained")
+    bars = (("nrmse", "one-step RMSE (in target std)"), ("coverage_90", "coverage, one step"))
+    for axis, (name, title) in zip(axes[[0, 2]], bars, strict=True):
+        for i, method in enumerate(methods):
+            values = [r[name] for r in rows if r["method"] == method]
+            axis.bar(i, np.mean(values), color=colour(method, i), alpha=0.6)
+            axis.plot([i] * len(values), values, "k.", markersize=5)
+        axis.set_xticks(range(len(methods)), methods)
+        axis.set_title(title, fontsize=10)
+    lines = (("k_nrmse", "open-loop error (in state std)"), ("k_coverage_90", "coverage, k steps"))
+    for axis, (name, title) in zip(axes[[1, 3]], lines, strict=True):
+        for i, method in enumerate(methods):
+            mine = [r for r in rows if r["method"] == method]
+            _band(axis, mine[0]["k"], [r[name] for r in mine], method, colour(method, i))
+        axis.set_xlabel("steps ahead")
+        axis.set_title(title, fontsize=10)
+    for axis in axes[2:]:
+        axis.axhline(0.9, color="black", linestyle=":", linewidth=1)
+        axis.set_ylim(0.0, 1.02)
+    for axis in axes:
+        axis.grid(alpha=0.3)
+    axes[1].legend(frameon=False, fontsize=8)
+    return _save(figure, path)
+
+
 def _interval(rows: Sequence[Row], method: str, n: int, name: str) -> Mapping[str, Any]:
     return interval([r[name] for r in rows if r["method"] == method and r["n_train"] == n])
 

@@ -140,8 +140,8 @@ def test_a_network_learns_what_is_not_linear() -> None:
     )
     at, u = torch.linspace(-1.8, 1.8, 61)[:, None], torch.full((61, 1), 0.8)
     found = model.predict(at, u).mean
-    assert (found[:, :1] - torch.sin(2.0 * at) * u).square().mean().sqrt() < 0.06  # of sd 0.44
-    assert (found[:, 1:] - at.square()).square().mean().sqrt() < 0.1  # of sd 1.2
+    assert (found[:, :1] - torch.sin(2.0 * at) * u).square().mean().sqrt() < 0.1  # of sd 0.56
+    assert (found[:, 1:] - at.square()).square().mean().sqrt() < 0.15  # of sd 1.0
     assert len(result.criterion) == 2
 
 
@@ -412,7 +412,7 @@ def test_another_seed_is_another_split_and_another_start(seen: list[FitData]) ->
     starts = []
     for seed in (0, 0, 1):
         model, _ = fit_dynamics(data, METHODS["bilevel"], generator=seeded(seed), members=2)
-        starts.append(next(model.policy.parameters()))
+        starts.append(model.policy.network.last.weight)
     first, again, other = (d.folds for d in seen)
     for part in ("train", "stop", "outer"):
         for member in range(2):
@@ -427,7 +427,7 @@ def test_methods_see_the_same_rows_split_by_episode(seen: list[FitData]) -> None
     data = linear_data(episodes=40, length=5)
     for method in METHODS.values():
         fit_dynamics(data, method, generator=seeded(7), members=3)
-    found = {name: given for name, given in zip(METHODS, seen, strict=True)}
+    found = dict(zip(METHODS, seen, strict=True))
     for name, given in found.items():
         folds, reference = given.folds, found["bilevel"].folds
         for member in range(3):

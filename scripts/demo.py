@@ -1,0 +1,213 @@
+"""The main job in a few minutes: reward-trained against likelihood-trained models on Reacher-v5.
+
+Runs compare and train for each method, two at a time, beside three reference policies: doing
+nothing, acting at random, and planning with the true simulator instead of a model.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from _figures import draw_overview, draw_returns
+from _reading import read_rows
+from _run import Bar, Result, RunArgs, RunFolder, launch
+
+from agents.mpc import MPCSettings
+from envs.make import make_env
+from envs.oracle import Oracle
+from mbrl_bilevel.errors import BilevelError, InvalidInputError
+from mbrl_bilevel.methods import get_method
+
+SCRIPTS = Path(__file__).resolve().parent
+
+
+@dataclass(frozen=True, kw_only=True)
+class Args(RunArgs):
+    """Options of demo."""
+
+    env_id: str = "Reacher-v5"
+    """A Gymnasium MuJoCo environment."""
+    methods: tuple[str, ...] = ("bilevel", "nll", "mse")
+    """How the models are trained."""
+    steps: int = 1000
+    """Real steps of each planning agent."""
+    eval_every: int = 250
+    """Real steps between evaluations."""
+    eval_episodes: int = 10
+    """Episodes of an evaluation."""
+    n_train: int = 1000
+    """Training transitions of the model comparison."""
+    seeds: int = 2
+    """Repeats of the model comparison."""
+    reference_episodes: int = 6
+    """Episodes of planning with the true simulator."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for method in self.methods:
+            get_method(method)
+        for name in ("steps", "eval_every", "eval_episodes", "seeds", "reference_episodes"):
+            if getattr(self, name) < 1:
+                option = "--" + name.replace("_", "-")
+                raise InvalidInputError(f"{option} must be at least 1; got {getattr(self, name)}")
+
+
+def main(args: Args, run: RunFolder) -> Result:
+    """Start the parts as processes of their own, watch their rows, then draw."""
+    started = time.perf_counter()
+    make_env(args.env_id).close()
+    parts = _parts(args, run)
+    rows_expected = len(args.methods) * (args.seeds + -(-args.steps // args.eval_every))
+    bar = run.bar(rows_expected + 1, "demo (models fitted, agents evaluated)")
+    with _watching(run, parts, bar), ThreadPoolExecutor(2) as pool:
+        work: list[Callable[[], object]] = [
+            partial(_run_part, run, name, command) for name, command in parts.items()
+        ]
+        work.insert(1, partial(_reference_lines, args, run))
+        for future in [pool.submit(job) for job in work]:
+            future.result()
+    lines = run.rows.find(name="references") or {}
+    references = {k: lines[k] for k in ("doing nothing", "random actions", "true simulator")}
+    curves = {m: [read_rows(run.path / f"train-{m}")] for m in args.methods}
+    compared = read_rows(run.path / "compare")
+    title = f"{args.env_id}: planning with each model (one agent a method)"
+    figures = [
+        draw_returns(run.figures / "returns.png", curves, references, title),
+        draw_overview(run.figures / "models.png", compared, args.methods),
+    ]
+    finals = {m: curves[m][0][-1]["mean"] for m in args.methods}
+    metrics = {
+        "final_return": finals,
+        "references": references,
+        "rows": compared,
+        "wall_seconds": time.perf_counter() - started,
+    }
+    _tell(args, figures, finals, references)
+    return Result(metrics, {"final_return": finals, "figures": [str(f) for f in figures]})
+
+
+def _parts(args: Args, run: RunFolder) -> dict[str, list[str]]:
+    """The command line of each part; every one goes on where it was stopped."""
+    shared = [f"--env-id={args.env_id}", f"--seed={args.seed}"]
+    parts = {
+        f"train-{method}": [
+            "train.py",
+            *shared,
+            f"--model={method}",
+            f"--steps={args.steps}",
+            f"--eval-every={args.eval_every}",
+            f"--eval-episodes={args.eval_episodes}",
+        ]
+        for method in args.methods
+    }
+    sizes = [f"--n-train={args.n_train}", f"--seeds={args.seeds}"]
+    return {"compare": ["compare.py", *shared, *sizes, "--methods", *args.methods], **parts}
+
+
+def _run_part(run: RunFolder, name: str, command: list[str]) -> None:
+    script, *options = command
+    fixed = ["--out", str(run.path / name), "--resume", "--quiet", "--threads=1"]
+    done = subprocess.run(
+        [sys.executable, str(SCRIPTS / script), *options, *fixed],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        last = done.stderr.strip().splitlines()[-1:] or ["no message"]
+        raise BilevelError(f"{name} ended with exit code {done.returncode}: {last[0]}")
+
+
+def _reference_lines(args: Args, run: RunFolder) -> None:
+    """What doing nothing, random actions and planning without model error return."""
+    if run.rows.find(name="references") is not None:
+        return
+    env = make_env(args.env_id)
+    random = np.random.default_rng(args.seed)
+    space: Any = env.action_space
+    nothing = np.clip(np.zeros_like(space.low), space.low, space.high)
+    values: dict[str, float] = {
+        "doing nothing": _mean_return(env, lambda: nothing, 50, args.seed),
+        "random actions": _mean_return(
+            env, lambda: random.uniform(space.low, space.high), 50, args.seed
+        ),
+    }
+    planner = MPCSettings().planner
+    oracle, generator = Oracle(env, threads=1), torch.Generator().manual_seed(args.seed)
+    total = []
+    for episode in range(args.reference_episodes):
+        memory = planner.initial_state(1, space.low, space.high)
+
+        def plan() -> Any:
+            nonlocal memory
+            action, memory, _ = planner.plan(oracle.score, memory, generator)
+            return action[0].numpy()
+
+        total.append(_mean_return(env, plan, 1, args.seed + episode))
+    values["true simulator"] = float(np.mean(total))
+    env.close()
+    run.rows.append({"name": "references", **values})
+
+
+def _mean_return(env: Any, act: Callable[[], Any], episodes: int, seed: int) -> float:
+    total = 0.0
+    for episode in range(episodes):
+        env.reset(seed=seed + episode)
+        done = False
+        while not done:
+            _, reward, terminated, truncated, _ = env.step(act())
+            total += float(reward)
+            done = terminated or truncated
+    return total / episodes
+
+
+@contextmanager
+def _watching(run: RunFolder, parts: dict[str, list[str]], bar: Bar) -> Iterator[None]:
+    """Move the bar as rows appear in the parts' folders."""
+    over = threading.Event()
+
+    def watch() -> None:
+        seen = 0
+        while True:
+            last = over.wait(0.5)
+            count = len(run.rows) + sum(len(read_rows(run.path / name)) for name in parts)
+            bar.update(count - seen)
+            seen = count
+            if last:
+                return
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def _tell(
+    args: Args, figures: list[Path], finals: dict[str, float], lines: dict[str, float]
+) -> None:
+    """For the person who typed ``make demo``; stdout's last line stays the JSON summary."""
+    print(f"\n{args.env_id}, return after {args.steps} real steps:")
+    for name, value in {**finals, **lines}.items():
+        print(f"  {name:16s} {value:8.2f}")
+    print("figures:")
+    for figure in figures:
+        print(f"  {figure}")
+
+
+if __name__ == "__main__":
+    launch(Args, main)

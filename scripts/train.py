@@ -1,0 +1,199 @@
+"""Train an agent on a Gymnasium environment and report its return against real steps.
+
+Every --eval-every steps the agent is evaluated on episodes of its own and saved; --resume goes on
+from there after any stop, and ends with the same metrics.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import gymnasium as gym
+import numpy as np
+from _figures import draw_returns
+from _run import Result, RunArgs, RunFolder, launch
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import DummyVecEnv
+
+from agents.mpc import MPC, MPCSettings
+from agents.planners import CEM, ICEM
+from envs.make import make_env
+from envs.rules import load_rule, termination_rule
+from mbrl_bilevel.errors import InvalidInputError
+from mbrl_bilevel.fit import Schedule
+from mbrl_bilevel.methods import get_method
+from mbrl_bilevel.model_env import Imagination
+from mbrl_bilevel.types import Rule
+
+
+@dataclass(frozen=True, kw_only=True)
+class Args(RunArgs):
+    """Options of train."""
+
+    env_id: str = "Reacher-v5"
+    """Gymnasium environment with Box observations and actions."""
+    import_module: str | None = None
+    """Module to import first; it registers an environment of your own."""
+    agent: Literal["mpc"] = "mpc"
+    """What acts: mpc plans in the learned model at every step."""
+    model: str = "bilevel"
+    """How the model is trained; any of the methods of compare."""
+    steps: int = 3000
+    """Real environment steps."""
+    eval_every: int = 500
+    """Real steps between evaluations; the episode under way is cut there."""
+    eval_episodes: int = 5
+    """Episodes of an evaluation."""
+    termination: str | None = None
+    """Your own rule, module:function of (obs, action, next_obs); standard tasks have theirs."""
+    learning_starts: int = 250
+    """Random steps before the first model."""
+    refit_every: int = 250
+    """Real steps between two fits of the model, each from scratch on all experience."""
+    exploration: float = 0.1
+    """Noise added to planned actions while learning, in half-ranges of the action space."""
+    planner: Literal["icem", "cem"] = "icem"
+    """Which planner."""
+    horizon: int = 20
+    """Steps planned ahead."""
+    population: int = 80
+    """Candidate action sequences in a planner's first iteration."""
+    iterations: int = 4
+    """Refinements of a plan."""
+    particles: int = 5
+    """Imagined trajectories of each candidate; a multiple of --members."""
+    propagation: Literal["ts1", "tsinf"] = "tsinf"
+    """Whether a particle changes its ensemble member at every step (ts1) or never (tsinf)."""
+    members: int = 5
+    """Ensemble members."""
+    hidden: tuple[int, ...] = (200, 200)
+    """Width of each hidden layer."""
+    train_steps: int = 1500
+    """Gradient steps of a fit at most."""
+    learning_rate: float = 1e-3
+    """Adam's step size at the start of the cosine."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        get_method(self.model)
+        for name in ("steps", "eval_every", "eval_episodes", "members", "particles"):
+            if getattr(self, name) < 1:
+                option = "--" + name.replace("_", "-")
+                raise InvalidInputError(f"{option} must be at least 1; got {getattr(self, name)}")
+        if self.particles % self.members:
+            raise InvalidInputError(
+                f"--particles must be a multiple of --members ({self.members}); got {self.particles}"
+            )
+        self.settings()
+
+    def settings(self) -> MPCSettings:
+        """The agent's settings. Raises InvalidInputError for a number out of range."""
+        kind = ICEM if self.planner == "icem" else CEM
+        planner = kind(
+            horizon=self.horizon,
+            population=self.population,
+            iterations=self.iterations,
+            elite_fraction=0.15,
+        )
+        return MPCSettings(
+            method=self.model,
+            planner=planner,
+            imagination=Imagination(self.particles, self.propagation),
+            members=self.members,
+            hidden=self.hidden,
+            schedule=Schedule(steps=self.train_steps, learning_rate=self.learning_rate),
+            learning_starts=self.learning_starts,
+            refit_every=self.refit_every,
+            exploration=self.exploration,
+        )
+
+
+def main(args: Args, run: RunFolder) -> Result:
+    """Learn in stretches; evaluate and save after each."""
+    started = time.perf_counter()
+    env = make_env(args.env_id, import_module=args.import_module)
+    rule = load_rule(args.termination) if args.termination else termination_rule(env)
+    saved = run.checkpoints / "agent.safetensors"
+    agent = _agent(args, run, env, rule, saved)
+    with_bar = run.bar(args.steps, "train", initial=agent.num_timesteps)
+    while True:
+        if agent.num_timesteps and run.rows.find(step=agent.num_timesteps) is None:
+            run.rows.append({"step": agent.num_timesteps} | _evaluate(args, agent, rule))
+            _log(run, agent, list(run.rows)[-1])
+            with_bar.set_postfix_str(f"return {list(run.rows)[-1]['mean']:.1f}")
+        if agent.num_timesteps >= args.steps:
+            break
+        agent.learn(min(args.eval_every, args.steps - agent.num_timesteps), _Tick(with_bar.update))
+        agent.save(saved)
+    returns = list(run.rows)
+    figure = draw_returns(
+        run.figures / "returns.png", {args.model: [returns]}, {}, f"{args.env_id}, {args.agent}"
+    )
+    final = returns[-1]["mean"]
+    metrics = {
+        "returns": returns,
+        "final_return": final,
+        "env_steps": agent.num_timesteps,
+        "wall_seconds": time.perf_counter() - started,
+    }
+    return Result(metrics, {"final_return": final, "agent": str(saved), "figure": str(figure)})
+
+
+def _agent(
+    args: Args, run: RunFolder, env: gym.Env[Any, Any], rule: Rule | None, saved: Path
+) -> MPC:
+    monitored = Monitor(env)
+    if args.resume and saved.exists():
+        return MPC.load(saved, monitored, termination=rule)
+    if len(run.rows):
+        raise InvalidInputError(
+            f"--resume: {saved} is missing although evaluations were made; start anew with "
+            "another --out"
+        )
+    return MPC(monitored, args.settings(), termination=rule, seed=args.seed)
+
+
+def _evaluate(args: Args, agent: MPC, rule: Rule | None) -> dict[str, Any]:
+    """Episodes side by side, planned in one batch, from starts that training never sees."""
+
+    def make() -> Any:
+        return Monitor(make_env(args.env_id, import_module=args.import_module))
+
+    envs = DummyVecEnv([make for _ in range(args.eval_episodes)])
+    envs.seed(args.seed + 1_000_000)
+    found: Any
+    found, _ = evaluate_policy(agent, envs, args.eval_episodes, return_episode_rewards=True)
+    envs.close()
+    return {"mean": float(np.mean(found)), "std": float(np.std(found)), "returns": list(found)}
+
+
+def _log(run: RunFolder, agent: MPC, row: dict[str, Any]) -> None:
+    run.tensorboard.add_scalar("eval/return", row["mean"], row["step"])
+    fitted = agent.last_fit
+    if fitted is not None:
+        held_out = float(np.mean(fitted.criterion))
+        run.tensorboard.add_scalar("model/held_out", held_out, row["step"])
+        for name, value in fitted.outer.items():
+            run.tensorboard.add_scalar(f"model/{name}", value, row["step"])
+
+
+class _Tick(BaseCallback):
+    """Moves the progress bar at every real step."""
+
+    def __init__(self, update: Callable[[int], object]) -> None:
+        super().__init__()
+        self._update = update
+
+    def _on_step(self) -> bool:
+        self._update(1)
+        return True
+
+
+if __name__ == "__main__":
+    launch(Args, main)

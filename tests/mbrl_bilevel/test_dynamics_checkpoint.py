@@ -1,0 +1,188 @@
+"""A dynamics model through a file and back, and every way in which a file can fail to fit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from mbrl_bilevel.checkpoint import load_checkpoint, save_checkpoint
+from mbrl_bilevel.dynamics import DynamicsModel, LearnedTermination, fit_dynamics
+from mbrl_bilevel.dynamics_checkpoint import model_from_checkpoint, model_to_checkpoint
+from mbrl_bilevel.errors import CheckpointError
+from mbrl_bilevel.fit import Schedule
+from mbrl_bilevel.methods import METHODS
+from mbrl_bilevel.types import Rule, Transitions
+
+Config = dict[str, Any]
+
+
+def experience() -> Transitions:
+    """40 episodes of 5 steps, every other one terminated; the second observation never changes."""
+    g = np.random.default_rng(0)
+    obs = g.normal(size=(200, 2)).astype(np.float32)
+    obs[:, 1] = 0.5
+    after = obs + g.normal(size=(200, 2)).astype(np.float32)
+    after[:, 1] = 0.5
+    episode, t = np.arange(200) // 5, np.arange(200) % 5
+    return Transitions(
+        obs,
+        g.normal(size=(200, 1)).astype(np.float32),
+        g.normal(size=200).astype(np.float32),
+        after,
+        (t == 4) & (episode % 2 == 0),
+        np.zeros(200, dtype=np.bool_),
+        episode,
+        t,
+    )
+
+
+@cache
+def fitted(
+    method: str = "bilevel-constant", termination: Rule | None = None, reward: Rule | None = None
+) -> DynamicsModel:
+    model, _ = fit_dynamics(
+        experience(),
+        METHODS[method],
+        generator=torch.Generator().manual_seed(0),
+        members=2,
+        hidden=(6, 4),
+        schedule=Schedule(steps=60, batch_size=16, evaluate_every=20),
+        termination=termination,
+        reward=reward,
+    )
+    return model
+
+
+def ends(obs: Tensor, action: Tensor, next_obs: Tensor) -> Tensor:
+    return next_obs[..., 0] > 0.3
+
+
+def pays(obs: Tensor, action: Tensor, next_obs: Tensor) -> Tensor:
+    return next_obs[..., 0] - action[..., 0]
+
+
+def through_a_file(
+    model: DynamicsModel,
+    folder: Path,
+    termination: Rule | None = None,
+    reward: Rule | None = None,
+    damage: Callable[[dict[str, Tensor], Config], object] = lambda tensors, config: None,
+) -> DynamicsModel:
+    tensors, config = model_to_checkpoint(model)
+    damage(tensors, config)
+    path = folder / "model.safetensors"
+    stored = {f"model.{name}": value for name, value in tensors.items()}
+    save_checkpoint(path, "test", stored, {"model": config})
+    return model_from_checkpoint(load_checkpoint(path, "test"), "model", termination, reward)
+
+
+def same(first: DynamicsModel, second: DynamicsModel) -> bool:
+    """Whether they answer bit for bit alike, noise, constants, jump and termination included."""
+    g = torch.Generator().manual_seed(1)
+    obs, action = torch.randn(2, 9, 2, generator=g), torch.randn(2, 9, 1, generator=g)
+    noise = torch.randn(2, 9, int(first.active.sum()), generator=g)
+    one, two = first.step(obs, action, noise), second.step(obs, action, noise)
+    return all(torch.equal(v, vars(two)[name]) for name, v in vars(one).items())
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_comes_back_bit_for_bit(method: str, tmp_path: Path) -> None:
+    model = fitted(method)
+    assert isinstance(model.termination, LearnedTermination)
+    assert model.terminal_jump != 0.0
+    assert model.active.tolist() == [True, False, True]
+    back = through_a_file(model, tmp_path)
+    assert same(model, back)
+    assert isinstance(back.termination, LearnedTermination)
+    assert back.policy.scale == METHODS[method].scale
+    assert back.policy.hidden == (6, 4)
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [{"termination": ends}, {"reward": pays}, {"termination": ends, "reward": pays}],
+    ids=lambda rules: "+".join(rules),
+)
+def test_rules_are_given_again(rules: dict[str, Rule], tmp_path: Path) -> None:
+    model = fitted(**rules)
+    assert same(model, through_a_file(model, tmp_path, **rules))
+
+
+def test_a_known_termination_takes_the_place_of_a_learned_one(tmp_path: Path) -> None:
+    back = through_a_file(fitted(), tmp_path, termination=ends)
+    assert back.termination is ends
+
+
+def test_a_reward_rule_must_fit_what_the_model_learned(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="learned the reward; load it without"):
+        through_a_file(fitted(), tmp_path, reward=pays)
+    with pytest.raises(CheckpointError, match="trained with a known reward; pass reward="):
+        through_a_file(fitted(reward=pays), tmp_path)
+
+
+def dropped(name: str) -> Callable[[dict[str, Tensor], Config], object]:
+    return lambda tensors, config: tensors.pop(name)
+
+
+def changed(name: str, value: Any) -> Callable[[dict[str, Tensor], Config], object]:
+    return lambda tensors, config: config.update({name: value})
+
+
+def replaced(name: str, value: Tensor) -> Callable[[dict[str, Tensor], Config], object]:
+    return lambda tensors, config: tensors.update({name: value})
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        dropped("policy.network.layers.0.weight"),
+        dropped("inputs.shift"),
+        dropped("targets.constant"),
+        dropped("termination.inputs.scale"),
+        dropped("termination.policy.network.layers.0.bias"),
+        replaced("policy.network.layers.0.bias", torch.zeros(2, 1, 7)),
+        replaced("policy.network.layers.0.bias", torch.zeros(2, 1, 6, dtype=torch.float64)),
+        replaced("inputs.shift", torch.zeros(4)),
+        replaced("inputs.scale", torch.zeros(3, dtype=torch.float64)),
+        replaced("targets.constant", torch.zeros(3, dtype=torch.bool)),
+        replaced("targets.constant", torch.zeros(3)),
+        changed("members", 3),
+        changed("members", "two"),
+        changed("hidden", 6),
+        changed("hidden", [6, "4"]),
+        changed("scale", "wide"),
+        changed("log_std_bounds", [1.0, 2.0]),
+        changed("log_std_bounds", [1.0]),
+        changed("obs_dim", 1),
+        changed("obs_dim", None),
+        changed("obs_dim", 17),
+        changed("terminal_jump", "big"),
+        changed("terminal_jump", None),
+        changed("inputs", -1),
+        changed("learned_termination", {"inputs": 5}),
+        changed("learned_termination", 5),
+        lambda tensors, config: config.clear(),
+    ],
+)
+def test_damage_is_told(
+    damage: Callable[[dict[str, Tensor], Config], object], tmp_path: Path
+) -> None:
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: ") as error:
+        through_a_file(fitted(), tmp_path, damage=damage)
+    assert "\n" not in str(error.value)
+
+
+def test_a_model_that_is_not_there_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "empty"
+    save_checkpoint(path, "test", {}, {"model": None})
+    with pytest.raises(CheckpointError, match="expected dict"):
+        model_from_checkpoint(load_checkpoint(path, "test"), "model", None, None)
+    with pytest.raises(CheckpointError, match="no 'other'"):
+        model_from_checkpoint(load_checkpoint(path, "test"), "other", None, None)

@@ -1,0 +1,309 @@
+"""The metrics against scipy, numerical integration and models whose errors are known."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from scipy import integrate, special, stats
+
+from mbrl_bilevel.dynamics import DynamicsModel
+from mbrl_bilevel.errors import InvalidInputError
+from mbrl_bilevel.evaluation import (
+    LEVELS,
+    _window_starts,
+    evaluate_one_step,
+    evaluate_open_loop,
+    interval,
+)
+from mbrl_bilevel.normaliser import Normaliser
+from mbrl_bilevel.types import Transitions
+
+Array = npt.NDArray[Any]
+LinearModel = Callable[..., DynamicsModel]
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def records(obs: Array, action: Array, reward: Array, next_obs: Array, length: int) -> Transitions:
+    """Rows in episodes of ``length`` steps."""
+    arrays = (np.asarray(v, dtype=np.float32) for v in (obs, action, reward, next_obs))
+    never, row = np.zeros(len(obs), dtype=np.bool_), np.arange(len(obs))
+    return Transitions(*arrays, never, never, row // length, row % length)
+
+
+@pytest.fixture
+def ensemble(linear_model: LinearModel) -> DynamicsModel:
+    """Three members that disagree, over targets (Δobs, reward) of very different units."""
+    g = seeded(1)
+    weight, bias = torch.randn(3, 2, 2, generator=g), torch.randn(3, 2, generator=g)
+    never = torch.zeros(2, dtype=torch.bool)
+    return linear_model(
+        weight,
+        bias,
+        torch.rand(3, 2, generator=g) + 0.4,
+        1,
+        Normaliser(torch.tensor([0.5, 0.0]), torch.tensor([2.0, 0.5]), never),
+        Normaliser(torch.tensor([0.1, -30.0]), torch.tensor([0.2, 10.0]), never),
+    )
+
+
+@pytest.fixture
+def rows() -> Transitions:
+    g = np.random.default_rng(2)
+    obs = g.normal(size=(60, 1))
+    return records(
+        obs,
+        g.uniform(-1, 1, size=(60, 1)),
+        g.normal(-30.0, 12.0, size=60),
+        obs + g.normal(0.1, 0.3, size=(60, 1)),
+        10,
+    )
+
+
+def by_hand(model: DynamicsModel, rows: Transitions) -> tuple[Array, Array, Array]:
+    """Raw targets [B, D], and the members' means [E, B, D] and stds [E, 1, D], in float64."""
+    weight = model.policy.network.last.weight.detach().double().numpy()
+    bias = model.policy.network.last.bias.detach().double().numpy()
+    x = np.hstack([rows.obs, rows.action]).astype(np.float64)
+    x = (x - model.inputs.shift.numpy()) / model.inputs.scale.numpy()
+    scale, shift = model.targets.scale.double().numpy(), model.targets.shift.double().numpy()
+    mean = (np.einsum("bx,exd->ebd", x, weight) + bias) * scale + shift
+    unit = model.policy.dist(torch.zeros(model.members, 1, 2)).std.detach().double().numpy()
+    y = np.hstack([rows.next_obs - rows.obs, rows.reward[:, None]]).astype(np.float64)
+    return y, mean, unit * scale
+
+
+def test_one_step_metrics_against_scipy(ensemble: DynamicsModel, rows: Transitions) -> None:
+    y, mean, std = by_hand(ensemble, rows)
+    found = evaluate_one_step(ensemble, rows)
+    center = mean.mean(0)
+    spread = np.sqrt((std**2 + mean**2).mean(0) - center**2)
+    close = {"rel": 1e-4}
+    assert found.rmse == pytest.approx(np.sqrt(np.mean((y - center) ** 2)), **close)
+    scaled = (y - center) / np.array([0.2, 10.0])
+    assert found.nrmse == pytest.approx(np.sqrt(np.mean(scaled**2)), **close)
+    joint = stats.norm.logpdf(y, mean, std).sum(-1)
+    mixture = special.logsumexp(joint, axis=0, b=1.0 / 3.0)
+    assert found.nll == pytest.approx(-mixture.mean() / 2, **close)
+    assert found.member_nll == pytest.approx(-joint.mean() / 2, **close)
+    assert found.nll < found.member_nll  # Jensen
+    coverage = []
+    for level in LEVELS:
+        low, high = stats.norm.interval(level, center, spread)
+        coverage.append(np.mean((low <= y) & (y <= high)))
+    assert found.coverage == pytest.approx(coverage, abs=1e-9)
+    assert found.coverage_90 == found.coverage[LEVELS.index(0.9)]
+    error = np.mean([abs(c - p) for c, p in zip(coverage, LEVELS, strict=True)])
+    assert found.calibration_error == pytest.approx(error)
+    assert found.calibration_error > 0.02  # the model is wrong, and it shows
+
+
+def test_crps_against_its_integral(ensemble: DynamicsModel, rows: Transitions) -> None:
+    """CRPS = ∫ (F(z) − 1{y ≤ z})² dz, of the Gaussian with the mixture's mean and variance."""
+    few = rows[:12]
+    y, mean, std = by_hand(ensemble, few)
+    center = mean.mean(0)
+    spread = np.sqrt((std**2).mean(0) + mean.var(0))
+
+    def crps(at: float, mu: float, sd: float) -> float:
+        far = 12 * sd + abs(at - mu)
+        below = integrate.quad(lambda z: stats.norm.cdf(z, mu, sd) ** 2, mu - far, at)[0]
+        above = integrate.quad(lambda z: stats.norm.sf(z, mu, sd) ** 2, at, mu + far)[0]
+        return float(below + above)
+
+    expected = np.mean([crps(*row) for row in zip(y.flat, center.flat, spread.flat, strict=True)])
+    assert evaluate_one_step(ensemble, few).crps == pytest.approx(expected, rel=1e-4)
+
+
+def test_chunks_make_no_difference(ensemble: DynamicsModel, rows: Transitions) -> None:
+    whole, pieces = (evaluate_one_step(ensemble, rows, chunk=c) for c in (1000, 7))
+    assert pieces.coverage == whole.coverage
+    for name in ("rmse", "nrmse", "nll", "member_nll", "crps"):
+        assert getattr(pieces, name) == pytest.approx(getattr(whole, name), rel=1e-5)
+
+
+def noisy_walk(n: int, seed: int, sigma: float = 0.5, rho: float = 3.0) -> Transitions:
+    """Δs = 0.3 s − u + σε, reward = 2 s + ρη."""
+    g = np.random.default_rng(seed)
+    obs, action = g.normal(size=(n, 1)), g.normal(size=(n, 1))
+    delta = 0.3 * obs - action + sigma * g.normal(size=(n, 1))
+    return records(obs, action, 2 * obs[:, 0] + rho * g.normal(size=n), obs + delta, 10)
+
+
+def walk_model(linear_model: LinearModel, sigma: float = 0.5, rho: float = 3.0) -> DynamicsModel:
+    weight = torch.tensor([[[0.3, 2.0], [-1.0, 0.0]]])
+    return linear_model(weight, torch.zeros(1, 2), torch.tensor([[sigma, rho]]), 1)
+
+
+def test_the_true_model_is_calibrated(linear_model: LinearModel) -> None:
+    n = 20_000
+    found = evaluate_one_step(walk_model(linear_model), noisy_walk(n, 3))
+    for level, covered in zip(LEVELS, found.coverage, strict=True):
+        assert abs(covered - level) < 4 * math.sqrt(level * (1 - level) / (2 * n))
+    assert found.calibration_error < 0.006
+    # Its likelihood is minus the entropy, its CRPS σ/√π, its error σ.
+    entropy = np.mean([stats.norm.entropy(scale=s) for s in (0.5, 3.0)])
+    assert found.nll == pytest.approx(entropy, abs=4 * math.sqrt(0.25 / n))
+    assert found.member_nll == pytest.approx(found.nll, rel=1e-6)
+    assert found.crps == pytest.approx(np.mean([0.5, 3.0]) / math.sqrt(math.pi), rel=0.02)
+    assert found.rmse == pytest.approx(math.sqrt((0.25 + 9.0) / 2), rel=0.02)
+
+
+def test_too_small_a_std_covers_what_the_normal_law_says(linear_model: LinearModel) -> None:
+    found = evaluate_one_step(walk_model(linear_model, 0.25, 1.5), noisy_walk(20_000, 4))
+    expected = [2 * stats.norm.cdf(stats.norm.ppf(0.5 + p / 2) / 2) - 1 for p in LEVELS]
+    assert found.coverage == pytest.approx(expected, abs=0.012)
+    assert found.calibration_error == pytest.approx(
+        np.mean(np.subtract(LEVELS, expected)), abs=0.01
+    )
+
+
+def test_no_transitions_are_refused(ensemble: DynamicsModel, rows: Transitions) -> None:
+    with pytest.raises(InvalidInputError, match="transitions is empty"):
+        evaluate_one_step(ensemble, rows[:0])
+
+
+def rollouts(episodes: int, length: int, sigma: float, seed: int = 0) -> Transitions:
+    """Episodes of s' = 0.9 s + 0.5 u + σε from far apart starts; the second dimension stands still."""
+    g = np.random.default_rng(seed)
+    s, columns = g.normal(0, 3, size=episodes), []
+    for _ in range(length):
+        u = g.uniform(-1, 1, size=episodes)
+        after = 0.9 * s + 0.5 * u + sigma * g.normal(size=episodes)
+        columns.append((s, u, after))
+        s = after
+    obs, action, after = (np.stack(c, 1).reshape(-1, 1) for c in zip(*columns, strict=True))
+    still = np.full_like(obs, 7.0)
+    return records(np.hstack([obs, still]), action, obs[:, 0], np.hstack([after, still]), length)
+
+
+def rollout_model(linear_model: LinearModel, sigma: float, members: int = 1) -> DynamicsModel:
+    weight = torch.tensor([[-0.1, 0.0, 1.0], [0.0, 0.0, 0.0], [0.5, 0.0, 0.0]])
+    std = torch.tensor([[sigma, 1e-4, 1e-4]])
+    return linear_model(
+        weight.expand(members, -1, -1), torch.zeros(members, 3), std.expand(members, -1), 2
+    )
+
+
+def test_open_loop_of_the_exact_model_has_no_error(linear_model: LinearModel) -> None:
+    """Windows that crossed an episode's end would: starts are three units apart."""
+    data = rollouts(episodes=30, length=12, sigma=0.0)
+    found = evaluate_open_loop(
+        rollout_model(linear_model, 1e-4, members=2), data, generator=seeded(), steps=(1, 5, 12)
+    )
+    assert found.steps == (1, 5, 12)
+    assert max(found.nrmse) < 1e-3
+    assert min(found.coverage_90) > 0.99  # the truth is where the particles' noise is centred
+
+
+def test_open_loop_of_the_true_noise(linear_model: LinearModel) -> None:
+    """The k-step error has variance σ² Σ_{i<k} .81ⁱ, and 90 % of it lies in the interval."""
+    data, sigma = rollouts(episodes=400, length=12, sigma=0.4, seed=1), 0.4
+    found = evaluate_open_loop(
+        rollout_model(linear_model, sigma),
+        data,
+        generator=seeded(),
+        steps=(1, 3, 10),
+        windows=1000,
+        particles_per_member=200,
+    )
+    for k, error, covered in zip(found.steps, found.nrmse, found.coverage_90, strict=True):
+        sd = sigma * math.sqrt(sum(0.81**i for i in range(k)))
+        assert error * data.next_obs[:, 0].std() == pytest.approx(sd, rel=0.1)
+        assert covered == pytest.approx(0.9, abs=0.035)
+
+
+def test_open_loop_is_determined_by_its_generator(linear_model: LinearModel) -> None:
+    data, model = rollouts(40, 10, 0.4), rollout_model(linear_model, 0.4)
+    first, again, other = (
+        evaluate_open_loop(model, data, generator=seeded(s), steps=(2, 4), windows=20)
+        for s in (0, 0, 1)
+    )
+    assert first == again
+    assert first.nrmse != other.nrmse
+
+
+@pytest.mark.parametrize("horizon", [1, 2, 3, 6])
+def test_windows_never_cross_a_gap(horizon: int) -> None:
+    """Against the definition, on episodes with missing steps that take turns with each other."""
+    g = np.random.default_rng(horizon)
+    episode = np.repeat(g.integers(0, 4, size=60), 3)
+    t = np.concatenate([[0], np.cumsum(g.choice([1, 1, 1, 2, -3], size=len(episode) - 1))])
+    base = rollouts(episodes=30, length=6, sigma=0.1)
+    data = Transitions(**{**vars(base), "episode": episode, "t": t})
+    expected = [
+        row
+        for row in range(len(data) - horizon + 1)
+        if all(
+            episode[row + i] == episode[row] and t[row + i] == t[row] + i for i in range(horizon)
+        )
+    ]
+    assert _window_starts(data, horizon).tolist() == expected
+    assert 0 < len(expected) <= len(data)
+
+
+def test_open_loop_says_what_is_wrong(linear_model: LinearModel) -> None:
+    data, model = rollouts(10, 5, 0.1), rollout_model(linear_model, 0.1)
+    with pytest.raises(InvalidInputError, match="no episode of the test data holds 6 steps"):
+        evaluate_open_loop(model, data, generator=seeded(), steps=(1, 6))
+    with pytest.raises(InvalidInputError, match="no episode of the test data holds 60 steps"):
+        evaluate_open_loop(model, data, generator=seeded(), steps=(60,))
+    for bad in ({"steps": (0, 2)}, {"steps": ()}, {"windows": 0}, {"particles_per_member": 0}):
+        with pytest.raises(InvalidInputError, match="must be at least 1"):
+            evaluate_open_loop(model, data, generator=seeded(), **({"steps": (1,)} | bad))
+
+
+def test_interval_is_the_bootstrap_of_scipy() -> None:
+    values = np.random.default_rng(0).lognormal(size=25)
+    found = interval(values, confidence=0.9, seed=3)
+    expected = stats.bootstrap(
+        (values,), np.mean, confidence_level=0.9, method="BCa", rng=np.random.default_rng(3)
+    ).confidence_interval
+    assert (found["low"], found["high"]) == (expected.low, expected.high)
+    assert found["mean"] == pytest.approx(values.mean())
+    # n = 25: rliable and scipy cut int(25/4) = 6 values on each side.
+    assert found["iqm"] == pytest.approx(np.sort(values)[6:-6].mean())
+    assert found["n"] == 25
+
+
+def test_interval_covers_the_mean_as_often_as_it_says() -> None:
+    draws = np.random.default_rng(1)
+    covered = 0
+    for _ in range(60):
+        found = interval(draws.normal(2.0, 1.0, size=30), confidence=0.9)
+        assert found["low"] is not None
+        assert found["high"] is not None
+        covered += found["low"] <= 2.0 <= found["high"]
+    assert stats.binomtest(covered, 60, 0.88).pvalue > 0.01
+
+
+def test_interval_of_few_values() -> None:
+    assert interval([4.0]) == {"mean": 4.0, "iqm": 4.0, "low": None, "high": None, "n": 1}
+    assert interval([3.0] * 4) == {"mean": 3.0, "iqm": 3.0, "low": 3.0, "high": 3.0, "n": 4}
+    two = interval([1.0, 2.0])
+    assert (two["mean"], two["low"], two["high"]) == (1.5, 1.0, 2.0)
+    with pytest.raises(InvalidInputError, match="values is empty"):
+        interval([])
+
+
+def test_interval_is_a_number_where_bca_is_undefined() -> None:
+    """Values that differ in the last digit alone have no acceleration."""
+    found = interval([1.0, 1.0, 1.0, 1.0, 1.0 + 2**-52])
+    assert found["low"] == pytest.approx(1.0)
+    assert found["high"] == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_interval_does_not_hide_what_is_not_finite(bad: float) -> None:
+    found = interval([1.0, 2.0, 3.0, 4.0, 5.0, bad])
+    assert not np.isfinite(found["mean"])
+    assert found["low"] is None
+    assert found["high"] is None

@@ -1,0 +1,276 @@
+"""Imagined rollouts against plain loops and closed forms, on models whose numbers are known."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from torch import Tensor
+
+from mbrl_bilevel.dynamics import DynamicsModel
+from mbrl_bilevel.errors import InvalidInputError
+from mbrl_bilevel.model_env import Imagination, imagined_returns, imagined_trajectories
+
+LinearModel = Callable[..., DynamicsModel]
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def ends_softly(obs: Tensor, action: Tensor, next_obs: Tensor) -> Tensor:
+    return torch.sigmoid(next_obs[..., 0] - action[..., 0])
+
+
+@pytest.fixture
+def three_members(linear_model: LinearModel) -> DynamicsModel:
+    """Three members that differ, a learned reward, a soft termination and a jump at it."""
+    g = seeded(1)
+    weight = 0.4 * torch.randn(3, 3, 3, generator=g)
+    bias, std = 0.3 * torch.randn(3, 3, generator=g), torch.rand(3, 3, generator=g) + 0.1
+    return linear_model(weight, bias, std, 2, termination=ends_softly, terminal_jump=-1.5)
+
+
+@pytest.fixture
+def plans() -> tuple[Tensor, Tensor]:
+    """obs [S=4, O=2] and actions [S=4, N=5, H=6, A=1]."""
+    g = seeded(2)
+    return torch.randn(4, 2, generator=g), torch.randn(4, 5, 6, 1, generator=g)
+
+
+def loop(model: DynamicsModel, obs: Tensor, actions: Tensor) -> np.ndarray:
+    """The mean return over members, [S, N], one number at a time in float64."""
+    weight = model.policy.network.last.weight.detach().double().numpy()
+    bias = model.policy.network.last.bias.detach().double().numpy()[:, 0]
+    found = np.zeros(actions.shape[:2])
+    for s in range(actions.shape[0]):
+        for n in range(actions.shape[1]):
+            for e in range(model.members):
+                state, alive, total = obs[s].double().numpy(), 1.0, 0.0
+                for action in actions[s, n].double().numpy():
+                    y = np.concatenate([state, action]) @ weight[e] + bias[e]
+                    state = state + y[:2]
+                    ended = 1.0 / (1.0 + math.exp(action[0] - state[0]))
+                    total += alive * (y[2] + model.terminal_jump * ended)
+                    alive *= 1.0 - ended
+                found[s, n] += total / model.members
+    return found
+
+
+@pytest.mark.parametrize("particles", [3, 6])
+def test_returns_are_those_of_a_plain_loop(
+    three_members: DynamicsModel, plans: tuple[Tensor, Tensor], particles: int
+) -> None:
+    follow = Imagination(particles, "tsinf", sample=False)
+    found = imagined_returns(three_members, *plans, follow, seeded())
+    assert found.shape == (4, 5)
+    np.testing.assert_allclose(found, loop(three_members, *plans), rtol=1e-4, atol=1e-5)
+
+
+def test_a_certain_end_stops_the_count(linear_model: LinearModel) -> None:
+    """Position grows by the action; 1 a step until it passes 2.5, and that step still counts."""
+    model = linear_model(
+        torch.tensor([[[0.0, 0.0], [1.0, 0.0]]]),
+        torch.tensor([[0.0, 1.0]]),
+        torch.ones(1, 2),
+        1,
+        termination=lambda obs, action, next_obs: next_obs[..., 0] > 2.5,
+    )
+    actions = torch.tensor([1.0, 0.5, 0.0]).view(1, 3, 1, 1).expand(1, 3, 8, 1)
+    follow = Imagination(1, sample=False)
+    found = imagined_returns(model, torch.zeros(1, 1), actions, follow, seeded())
+    assert found.tolist() == [[3.0, 6.0, 8.0]]
+
+
+def test_ts1_with_members_alike_is_tsinf(
+    linear_model: LinearModel, plans: tuple[Tensor, Tensor]
+) -> None:
+    g = seeded(3)
+    weight = (0.3 * torch.randn(1, 3, 3, generator=g)).expand(3, -1, -1)
+    bias, std = torch.randn(1, 3, generator=g).expand(3, -1), torch.ones(3, 3)
+    model = linear_model(weight, bias, std, 2, termination=ends_softly)
+    found = [
+        imagined_returns(model, *plans, Imagination(6, kind, sample=False), seeded())
+        for kind in ("ts1", "tsinf")
+    ]
+    torch.testing.assert_close(*found, rtol=1e-5, atol=1e-5)
+
+
+def counting_model(linear_model: LinearModel, members: int) -> DynamicsModel:
+    """Member e adds e + 1 to the state at every step."""
+    steps = torch.arange(1.0, members + 1).view(members, 1)
+    bias = torch.cat([steps, torch.zeros(members, 1)], 1)
+    return linear_model(torch.zeros(members, 2, 2), bias, torch.ones(members, 2), 1)
+
+
+def members_followed(
+    model: DynamicsModel, imagination: Imagination, generator: torch.Generator, horizon: int
+) -> np.ndarray:
+    """Which member moved each particle at each step, [P, H]."""
+    obs, actions = torch.zeros(1, 1), torch.zeros(1, horizon, 1)
+    states, _ = imagined_trajectories(model, obs, actions, imagination, generator)
+    moves = torch.diff(states[:, 0, :, 0], dim=1, prepend=torch.zeros(len(states), 1))
+    return moves.round().long().numpy() - 1
+
+
+def test_ts1_draws_every_member_anew_at_every_step(linear_model: LinearModel) -> None:
+    model, draws = counting_model(linear_model, 3), seeded(4)
+    anew = Imagination(6, "ts1", sample=False)
+    followed = np.stack([members_followed(model, anew, draws, 2) for _ in range(900)])
+    # At each step every member moves its share of the particles ...
+    assert all((np.bincount(row, minlength=3) == 2).all() for row in followed[:, :, 1])
+    # ... and one particle's members at two steps are independent and uniform: 9 pairs alike.
+    pairs = np.bincount(3 * followed[:, 0, 0] + followed[:, 0, 1], minlength=9)
+    assert stats.chisquare(pairs).pvalue > 1e-3
+
+
+def test_tsinf_keeps_the_member(linear_model: LinearModel) -> None:
+    model = counting_model(linear_model, 3)
+    keep = Imagination(6, "tsinf", sample=False)
+    followed = members_followed(model, keep, seeded(), 5)
+    assert (followed == followed[:, :1]).all()
+    assert np.bincount(followed[:, 0]).tolist() == [2, 2, 2]
+
+
+@pytest.mark.parametrize("propagation", ["ts1", "tsinf"])
+def test_variance_of_sampled_returns(linear_model: LinearModel, propagation: str) -> None:
+    """s' = s + σε with reward s + ρη: Var Σ r = σ²(2² + 1²) + 3ρ² over three steps."""
+    sigma, rho = 0.7, 0.4
+    model = linear_model(
+        torch.tensor([[[0.0, 1.0], [0.0, 0.0]]]).expand(2, -1, -1),
+        torch.zeros(2, 2),
+        torch.tensor([[sigma, rho]]).expand(2, -1),
+        1,
+    )
+    variance, mean = 5 * sigma**2 + 3 * rho**2, 3 * 2.0
+    many = Imagination(20_000, propagation)
+    _, reward = imagined_trajectories(
+        model, torch.full((1, 1), 2.0), torch.zeros(1, 3, 1), many, seeded(5)
+    )
+    returns = reward[:, 0].sum(-1)
+    assert returns.var().item() == pytest.approx(variance, rel=0.05)  # 5 standard errors
+    assert returns.mean().item() == pytest.approx(mean, abs=5 * math.sqrt(variance / 20_000))
+    # The mean over P particles varies by a P-th of that.
+    few, draws = Imagination(4, propagation), seeded(6)
+    means = torch.cat(
+        [
+            imagined_returns(model, torch.full((1, 1), 2.0), torch.zeros(1, 1, 3, 1), few, draws)
+            for _ in range(800)
+        ]
+    )
+    assert means.var().item() == pytest.approx(variance / 4, rel=0.2)  # 4 standard errors
+
+
+@pytest.mark.parametrize("propagation", ["ts1", "tsinf"])
+def test_candidates_share_their_noise(
+    three_members: DynamicsModel, plans: tuple[Tensor, Tensor], propagation: str
+) -> None:
+    obs, actions = plans
+    twice = torch.cat([actions, actions[:, :2]], 1)
+    imagination = Imagination(6, propagation)
+    found = imagined_returns(three_members, obs, twice, imagination, seeded(7))
+    torch.testing.assert_close(found[:, 5:], found[:, :2], rtol=1e-6, atol=1e-6)
+    # Their common draws are draws: another generator gives other returns.
+    other = imagined_returns(three_members, obs, twice, imagination, seeded(8))
+    assert (found - other).abs().min() > 1e-4
+    again = imagined_returns(three_members, obs, twice, imagination, seeded(7))
+    assert torch.equal(found, again)
+
+
+@pytest.mark.parametrize("propagation", ["ts1", "tsinf"])
+@pytest.mark.parametrize("sample", [True, False])
+def test_starts_side_by_side_are_starts_one_by_one(
+    three_members: DynamicsModel,
+    plans: tuple[Tensor, Tensor],
+    propagation: str,
+    sample: bool,
+) -> None:
+    obs, actions = plans
+    imagination = Imagination(6, propagation, sample)
+    together = imagined_returns(three_members, obs, actions, imagination, seeded(9))
+    alone = [
+        imagined_returns(three_members, obs[[s]], actions[[s]], imagination, seeded(9))
+        for s in range(4)
+    ]
+    torch.testing.assert_close(together, torch.cat(alone), rtol=1e-5, atol=1e-5)
+
+
+def test_trajectories_are_those_of_the_steps(three_members: DynamicsModel) -> None:
+    g = seeded(10)
+    obs, actions = torch.randn(7, 2, generator=g), torch.randn(7, 4, 1, generator=g)
+    follow = Imagination(3, sample=False)
+    states, rewards = imagined_trajectories(three_members, obs, actions, follow, seeded())
+    assert states.shape == (3, 7, 4, 2)
+    assert rewards.shape == (3, 7, 4)
+    state = obs.expand(3, -1, -1)
+    for h in range(4):
+        step = three_members.step(state, actions[:, h].expand(3, -1, -1))
+        torch.testing.assert_close(states[:, :, h], step.next_obs.detach())
+        torch.testing.assert_close(rewards[:, :, h], step.reward.detach())
+        state = step.next_obs
+
+
+@pytest.mark.parametrize("propagation", ["ts1", "tsinf"])
+def test_nan_is_never_a_number(three_members: DynamicsModel, propagation: str) -> None:
+    g = seeded(11)
+    obs, actions = torch.randn(3, 2, generator=g), torch.randn(3, 4, 5, 1, generator=g)
+    imagination = Imagination(3, propagation)
+    obs[1, 0] = torch.nan
+    actions[2, 3, 4, 0] = torch.nan  # in the last step of one candidate
+    found = imagined_returns(three_members, obs, actions, imagination, seeded()).isfinite()
+    expected = torch.ones(3, 4, dtype=torch.bool)
+    expected[1], expected[2, 3] = False, False
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("ends", [True, False])
+def test_one_broken_member_breaks_the_return(
+    linear_model: LinearModel, bad: float, ends: bool
+) -> None:
+    """Even where the reward does not look at the state, or the episode ends at once."""
+    model = linear_model(
+        torch.ones(2, 2, 1),
+        torch.zeros(2, 1),
+        torch.ones(2, 1),
+        1,
+        termination=lambda obs, action, next_obs: ~(next_obs[..., 0].abs() < 1e6) & ends,
+        reward=lambda obs, action, next_obs: -action[..., 0].square(),
+    )
+    with torch.no_grad():
+        model.policy.network.last.bias[1] = bad
+    actions = torch.ones(1, 2, 3, 1)
+    found = imagined_returns(model, torch.zeros(1, 1), actions, Imagination(2), seeded())
+    assert not found.isfinite().any()
+
+
+@pytest.mark.parametrize("particles", [1, 2, 4, 5])
+def test_members_must_divide_the_particles(
+    three_members: DynamicsModel, plans: tuple[Tensor, Tensor], particles: int
+) -> None:
+    with pytest.raises(InvalidInputError, match=f"multiple of the model's 3 members.*{particles}"):
+        imagined_returns(three_members, *plans, Imagination(particles), seeded())
+
+
+def test_settings_are_checked() -> None:
+    with pytest.raises(InvalidInputError, match='"ts1" or "tsinf"'):
+        Imagination(5, "ts2")  # type: ignore[arg-type]
+    with pytest.raises(InvalidInputError, match="particles must be at least 1; got 0"):
+        Imagination(0)
+
+
+@pytest.mark.parametrize(
+    ("obs", "actions"),
+    [((2,), (1, 3, 4, 1)), ((2, 2), (3, 3, 4, 1)), ((1, 2), (3, 4, 1)), ((1, 3), (1, 3, 4, 1))],
+)
+def test_shapes_are_checked(
+    three_members: DynamicsModel, obs: tuple[int, ...], actions: tuple[int, ...]
+) -> None:
+    with pytest.raises(InvalidInputError, match="obs must be"):
+        imagined_returns(
+            three_members, torch.zeros(obs), torch.zeros(actions), Imagination(3), seeded()
+        )
