@@ -31,6 +31,7 @@ from agents.collect import RandomBehaviour, Recorder, require_finite
 from agents.mpc_checkpoint import Snapshot, Spaces, read_snapshot, write_snapshot
 from agents.mpc_settings import MPCSettings
 from agents.planners import PlannerState
+from agents.value import Value, fit_value
 from mbrl_bilevel.dynamics import DynamicsModel, fit_dynamics
 from mbrl_bilevel.errors import CheckpointError, InvalidInputError
 from mbrl_bilevel.methods import get_method
@@ -70,6 +71,7 @@ class MPC:
         formats = (["stdout"] if verbose else []) + (["tensorboard"] if tensorboard_log else [])
         self.logger: Logger = configure(str(tensorboard_log) if tensorboard_log else None, formats)
         self.model: DynamicsModel | None = None
+        self.value: Value | None = None
         self.last_fit: FitResult | None = None
         self.experience = Recorder()
         self.num_timesteps = 0
@@ -203,6 +205,7 @@ class MPC:
                 noise=dict(self._noise.bit_generator.state),
                 experience=self.experience.transitions() if len(self.experience) else None,
                 model=self.model,
+                value=self.value,
             ),
         )
 
@@ -236,9 +239,12 @@ class MPC:
         return agent
 
     def refit(self) -> FitResult:
-        """Fit a fresh model to all experience so far."""
+        """Fit a fresh model, and where episodes end a fresh value, to all experience so far."""
+        experience, self.value = self.experience.transitions(), None
+        if self.settings.value is not None and experience.terminated.any():
+            self.value = fit_value(experience, self.settings.value, self._generator)
         self.model, result = fit_dynamics(
-            self.experience.transitions(),
+            experience,
             get_method(self.settings.method),
             generator=self._generator,
             members=self.settings.members,
@@ -279,7 +285,7 @@ class MPC:
         model, imagination = self.model, self.settings.imagination
 
         def score(actions: torch.Tensor) -> torch.Tensor:
-            return imagined_returns(model, obs, actions, imagination, generator)
+            return imagined_returns(model, obs, actions, imagination, generator, self.value)
 
         action, memory, _ = self.settings.planner.plan(score, memory, generator)
         return action.numpy(), memory

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from agents.mpc_settings import MPCSettings
 from agents.planners import CEM, ICEM
+from agents.value import Value, ValueSettings, value_from_checkpoint, value_to_checkpoint
 from mbrl_bilevel.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from mbrl_bilevel.dynamics import DynamicsModel
 from mbrl_bilevel.dynamics_checkpoint import model_from_checkpoint, model_to_checkpoint
@@ -54,6 +55,7 @@ class Snapshot:
     noise: dict[str, Any]
     experience: Transitions | None
     model: DynamicsModel | None
+    value: Value | None
 
 
 def write_snapshot(path: str | Path, snapshot: Snapshot) -> None:
@@ -70,6 +72,7 @@ def write_snapshot(path: str | Path, snapshot: Snapshot) -> None:
         "noise": snapshot.noise,
         "has_experience": snapshot.experience is not None,
         "model": None,
+        "value": None,
     }
     if snapshot.experience is not None:
         for name, value in vars(snapshot.experience).items():
@@ -77,6 +80,9 @@ def write_snapshot(path: str | Path, snapshot: Snapshot) -> None:
     if snapshot.model is not None:
         parts, config["model"] = model_to_checkpoint(snapshot.model)
         tensors |= {f"model.{name}": value for name, value in parts.items()}
+    if snapshot.value is not None:
+        parts, config["value"] = value_to_checkpoint(snapshot.value)
+        tensors |= {f"value.{name}": value for name, value in parts.items()}
     save_checkpoint(path, _KIND, tensors, config)
 
 
@@ -97,9 +103,15 @@ def read_snapshot(
                 f"pass {name}= to load()"
             )
     _check_spaces(checkpoint, spaces)
-    model = None
+    model = experience = value = None
     if checkpoint.config.get("model") is not None:
         model = model_from_checkpoint(checkpoint, "model", termination, reward)
+        _check_widths(checkpoint, spaces, model.obs_dim, model.policy.inputs - model.obs_dim)
+    if checkpoint.config.get("value") is not None:
+        value = value_from_checkpoint(checkpoint, "value", spaces.obs_dim)
+    if checkpoint.setting("has_experience", bool):
+        experience = _experience(checkpoint)
+        _check_widths(checkpoint, spaces, experience.obs.shape[1], experience.action.shape[1])
     return Snapshot(
         settings=_settings_from_json(checkpoint),
         spaces=spaces,
@@ -110,8 +122,9 @@ def read_snapshot(
         fitted_on=checkpoint.setting("fitted_on", int),
         generator=checkpoint.require("generator", dtype=torch.uint8),
         noise=checkpoint.setting("noise", dict),
-        experience=_experience(checkpoint) if checkpoint.setting("has_experience", bool) else None,
+        experience=experience,
         model=model,
+        value=value,
     )
 
 
@@ -123,6 +136,15 @@ def _check_spaces(checkpoint: Checkpoint, spaces: Spaces) -> None:
                 f"checkpoint {checkpoint.path}: it is of another environment: its {name} is "
                 f"{saved.get(name)}, this env has {value}; load it with the env it was made for"
             )
+
+
+def _check_widths(checkpoint: Checkpoint, spaces: Spaces, obs_dim: int, actions: int) -> None:
+    """Of the model and of the experience: both must be of the environment's spaces."""
+    if (obs_dim, actions) != (spaces.obs_dim, len(spaces.action_low)):
+        raise CheckpointError(
+            f"checkpoint {checkpoint.path}: its parts do not fit each other; "
+            "restore a good copy or save it again"
+        )
 
 
 def _experience(checkpoint: Checkpoint) -> Transitions:
@@ -152,12 +174,14 @@ def _settings_to_json(settings: MPCSettings) -> dict[str, Any]:
 def _settings_from_json(checkpoint: Checkpoint) -> MPCSettings:
     config = dict(checkpoint.setting("settings", dict))
     try:
+        value = config.pop("value")
         planner = _PLANNERS[config.pop("planner_kind")](**config.pop("planner"))
         return MPCSettings(
             planner=planner,
             imagination=Imagination(**config.pop("imagination")),
             schedule=Schedule(**config.pop("schedule")),
             hidden=tuple(config.pop("hidden")),
+            value=None if value is None else ValueSettings(**value),
             **config,
         )
     except (KeyError, TypeError, ValueError) as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from agents.planners import CEM, ICEM
+from agents.value import ValueSettings
 from mbrl_bilevel.errors import InvalidInputError
 from mbrl_bilevel.fit import Schedule
 from mbrl_bilevel.methods import get_method
@@ -18,17 +19,20 @@ class MPCSettings:
     ``method``: how its model is trained (``mbrl_bilevel.methods``). ``learning_starts`` random
     steps come first; then the model is fitted from scratch every ``refit_every`` steps, to all
     experience. While learning, Gaussian noise of ``exploration`` half-ranges is added to actions.
+    ``value``: how the value beyond the horizon is fitted, for tasks whose episodes can terminate;
+    None plans without.
     """
 
     method: str = "bilevel"
-    planner: CEM = ICEM(horizon=20, population=80, iterations=4, elite_fraction=0.15)
+    planner: CEM = ICEM(horizon=15, population=64, iterations=3, elite_fraction=0.15)
     imagination: Imagination = Imagination()
     members: int = 5
     hidden: tuple[int, ...] = (200, 200)
     schedule: Schedule = Schedule(steps=1500)
     learning_starts: int = 250
     refit_every: int = 250
-    exploration: float = 0.1
+    exploration: float = 0.2
+    value: ValueSettings | None = ValueSettings()
 
     def __post_init__(self) -> None:
         get_method(self.method)

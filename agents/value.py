@@ -7,13 +7,21 @@ temporal differences in rounds of regression, V(s) ← r + γ(1 − terminated)�
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from mbrl_bilevel.checkpoint import Checkpoint
 from mbrl_bilevel.data import FitData, cross_fit, group_by_episode, groups_needed
-from mbrl_bilevel.errors import InvalidInputError
+from mbrl_bilevel.dynamics_checkpoint import (
+    load_normaliser,
+    load_policy,
+    normaliser_tensors,
+    policy_tensors,
+)
+from mbrl_bilevel.errors import CheckpointError, InvalidInputError
 from mbrl_bilevel.fit import Schedule, fit
 from mbrl_bilevel.losses import MSE
 from mbrl_bilevel.normaliser import Normaliser
@@ -24,10 +32,11 @@ from mbrl_bilevel.types import Transitions
 
 @dataclass(frozen=True)
 class ValueSettings:
-    """``discount`` γ of the tail, ``rounds`` of ``steps`` gradient steps each, ``members`` networks
+    """``discount`` γ of the tail, ``pessimism`` in standard deviations of the members, ``rounds`` of ``steps`` gradient steps each, ``members`` networks
     of two ``width``-wide layers."""
 
     discount: float = 0.98
+    pessimism: float = 1.0
     rounds: int = 12
     steps: int = 100
     members: int = 5
@@ -42,17 +51,33 @@ class ValueSettings:
 
 @dataclass(frozen=True)
 class Value:
-    """``value(obs [..., O]) -> [...]``: the members' mean discounted return to go, raw units."""
+    """``value(obs [..., O]) -> [...]``: a cautious discounted return to go, in raw units.
+
+    The members' mean less ``pessimism`` of their standard deviations, never outside ``bounds``, the
+    returns that rewards like those seen can add up to. Outside the observations seen, ``low`` to
+    ``high`` [O] in normalised units, it is that of the nearest one inside: a network extrapolates
+    without limit, and plans would be drawn out there.
+    """
 
     policy: GaussianPolicy
     inputs: Normaliser
+    low: Tensor
+    high: Tensor
     scale: float
+    bounds: tuple[float, float]
+    pessimism: float
+
+    def __call__(self, obs: Tensor) -> Tensor:
+        each = self.members(obs)
+        return (each.mean(0) - self.pessimism * each.std(0, correction=0)).clamp(*self.bounds)
 
     @torch.inference_mode()
-    def __call__(self, obs: Tensor) -> Tensor:
-        flat = self.inputs.normalise(obs).reshape(1, -1, obs.shape[-1])
+    def members(self, obs: Tensor) -> Tensor:
+        """What each member says, [E, ...]."""
+        x = self.inputs.normalise(obs).clamp(self.low, self.high)
+        flat = x.reshape(1, -1, obs.shape[-1])
         mean = self.policy.dist(flat.expand(self.policy.members, -1, -1)).mean
-        return mean.mean(0).reshape(obs.shape[:-1]) * self.scale
+        return mean.reshape(-1, *obs.shape[:-1]) * self.scale
 
 
 def fit_value(
@@ -66,7 +91,10 @@ def fit_value(
     reward = torch.from_numpy(transitions.reward)
     goes_on = torch.from_numpy(1.0 - transitions.terminated.astype(np.float32))
     inputs = Normaliser.fit(obs)
-    scale = max(float(reward.abs().mean()) / (1.0 - settings.discount), 1e-6)
+    tail = 1.0 / (1.0 - settings.discount)
+    scale = max(float(reward.abs().mean()) * tail, 1e-6)
+    # Termination pays nothing from then on, so zero is always among what can happen.
+    bounds = (min(float(reward.min()), 0.0) * tail, max(float(reward.max()), 0.0) * tail)
     seed = int(torch.randint(2**62, (), generator=generator).item())
     groups = group_by_episode(transitions.episode, transitions.t, groups_needed(settings.members))
     folds = cross_fit(groups, settings.members, np.random.default_rng(seed)).without_outer()
@@ -77,11 +105,54 @@ def fit_value(
         members=settings.members,
         hidden=(settings.width, settings.width),
     )
-    value = Value(policy, inputs, scale)
     x = inputs.normalise(obs)
+    low, high = x.amin(0), x.amax(0)
+    value = Value(policy, inputs, low, high, scale, bounds, settings.pessimism)
     for _ in range(settings.rounds):
-        target = (reward + settings.discount * goes_on * value(next_obs)) / scale
+        after = value.members(next_obs).mean(0).clamp(*bounds)
+        target = (reward + settings.discount * goes_on * after) / scale
         data = FitData(x, target.clone().unsqueeze(1), folds)
         schedule = Schedule(steps=settings.steps, evaluate_every=settings.steps)
         fit(policy, MSE(), data, generator=generator, criterion=OneStepMSE(), schedule=schedule)
     return value
+
+
+def value_to_checkpoint(value: Value) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors and the settings that ``value_from_checkpoint`` needs."""
+    tensors = policy_tensors("policy", value.policy) | normaliser_tensors("inputs", value.inputs)
+    return tensors | {"low": value.low, "high": value.high}, {
+        "members": value.policy.members,
+        "hidden": list(value.policy.hidden),
+        "scale": value.scale,
+        "bounds": list(value.bounds),
+        "pessimism": value.pessimism,
+    }
+
+
+def value_from_checkpoint(checkpoint: Checkpoint, name: str, obs_dim: int) -> Value:
+    """The value stored under ``name``. Raises CheckpointError if a part is missing or misfits."""
+    config = checkpoint.setting(name, dict)
+    try:
+        policy = GaussianPolicy(
+            obs_dim,
+            1,
+            generator=torch.Generator(),
+            members=config["members"],
+            hidden=config["hidden"],
+        )
+        low, high = (float(end) for end in config["bounds"])
+        scale, pessimism = float(config["scale"]), float(config["pessimism"])
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise CheckpointError(
+            f"checkpoint {checkpoint.path}: its value settings are damaged: {error}"
+        ) from None
+    load_policy(checkpoint, f"{name}.policy", policy)
+    return Value(
+        policy,
+        load_normaliser(checkpoint, f"{name}.inputs", obs_dim),
+        checkpoint.require(f"{name}.low", (obs_dim,), torch.float32),
+        checkpoint.require(f"{name}.high", (obs_dim,), torch.float32),
+        scale,
+        (low, high),
+        pessimism,
+    )

@@ -18,14 +18,14 @@ from mbrl_bilevel.types import Rule
 def model_to_checkpoint(model: DynamicsModel) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors and the settings that ``model_from_checkpoint`` needs."""
     policy = model.policy
-    tensors = _policy_tensors("policy", policy)
-    tensors |= _normaliser_tensors("inputs", model.inputs)
-    tensors |= _normaliser_tensors("targets", model.targets)
+    tensors = policy_tensors("policy", policy)
+    tensors |= normaliser_tensors("inputs", model.inputs)
+    tensors |= normaliser_tensors("targets", model.targets)
     learned = None
     if isinstance(model.termination, LearnedTermination):
         classifier = model.termination.policy
-        tensors |= _policy_tensors("termination.policy", classifier)
-        tensors |= _normaliser_tensors("termination.inputs", model.termination.inputs)
+        tensors |= policy_tensors("termination.policy", classifier)
+        tensors |= normaliser_tensors("termination.inputs", model.termination.inputs)
         learned = {
             "inputs": classifier.inputs,
             "members": classifier.members,
@@ -79,14 +79,14 @@ def model_from_checkpoint(
         raise CheckpointError(
             f"checkpoint {checkpoint.path}: its model settings are damaged: {error}"
         ) from None
-    _load_policy(checkpoint, f"{name}.policy", policy)
+    load_policy(checkpoint, f"{name}.policy", policy)
     model_termination: Termination | None = termination
     if classifier is not None and termination is None:
-        _load_policy(checkpoint, f"{name}.termination.policy", classifier)
-        seen = _load_normaliser(checkpoint, f"{name}.termination.inputs", classifier.inputs)
+        load_policy(checkpoint, f"{name}.termination.policy", classifier)
+        seen = load_normaliser(checkpoint, f"{name}.termination.inputs", classifier.inputs)
         model_termination = LearnedTermination(classifier, seen)
-    inputs = _load_normaliser(checkpoint, f"{name}.inputs", policy.inputs)
-    targets = _load_normaliser(checkpoint, f"{name}.targets")
+    inputs = load_normaliser(checkpoint, f"{name}.inputs", policy.inputs)
+    targets = load_normaliser(checkpoint, f"{name}.targets")
     _check_targets(checkpoint, targets, policy.outputs, obs_dim, reward)
     return DynamicsModel(policy, inputs, targets, obs_dim, model_termination, reward, jump)
 
@@ -113,15 +113,18 @@ def _check_targets(
         )
 
 
-def _policy_tensors(name: str, policy: nn.Module) -> dict[str, Tensor]:
+def policy_tensors(name: str, policy: nn.Module) -> dict[str, Tensor]:
+    """The parameters of ``policy`` under ``name``."""
     return {f"{name}.{key}": value for key, value in policy.state_dict().items()}
 
 
-def _normaliser_tensors(name: str, normaliser: Normaliser) -> dict[str, Tensor]:
+def normaliser_tensors(name: str, normaliser: Normaliser) -> dict[str, Tensor]:
+    """The numbers of ``normaliser`` under ``name``."""
     return {f"{name}.{key}": value for key, value in vars(normaliser).items()}
 
 
-def _load_policy(checkpoint: Checkpoint, name: str, policy: nn.Module) -> None:
+def load_policy(checkpoint: Checkpoint, name: str, policy: nn.Module) -> None:
+    """Fill ``policy`` in. Raises CheckpointError if a parameter is missing or does not fit."""
     state = {
         key: checkpoint.require(f"{name}.{key}", tuple(value.shape), value.dtype)
         for key, value in policy.state_dict().items()
@@ -129,7 +132,8 @@ def _load_policy(checkpoint: Checkpoint, name: str, policy: nn.Module) -> None:
     policy.load_state_dict(state)
 
 
-def _load_normaliser(checkpoint: Checkpoint, name: str, width: int | None = None) -> Normaliser:
+def load_normaliser(checkpoint: Checkpoint, name: str, width: int | None = None) -> Normaliser:
+    """The normaliser under ``name``, of ``width`` if given. Raises CheckpointError if it is not."""
     shift = checkpoint.require(f"{name}.shift", (width,), torch.float32)
     shape = tuple(shift.shape)
     return Normaliser(

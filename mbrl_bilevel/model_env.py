@@ -6,6 +6,7 @@ member for the whole rollout, TS1 draws the member anew at every step.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -47,10 +48,12 @@ def imagined_returns(
     actions: Tensor,
     imagination: Imagination,
     generator: torch.Generator,
+    value: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
     """Mean imagined return of each candidate, [S, N], from obs [S, O] and actions [S, N, H, A].
 
-    A reward counts with the probability that the episode has not ended before it. NaN and infinity
+    A reward counts with the probability that the episode has not ended before it, and so does the
+    ``value`` of the last state ([..., O] -> [...]), where one is given. NaN and infinity
     are left in the result: planners score them as −inf and count them. Raises InvalidInputError for
     shapes that do not fit, or particles that the members do not divide.
     """
@@ -70,6 +73,8 @@ def imagined_returns(
         state, reward, terminated = _step_particles(model, state, action, imagination, generator)
         total += alive * reward
         alive = alive * (1.0 - terminated)
+    if value is not None:
+        total += alive * value(state)
     # A known reward may not look at the state; one that stopped being finite still counts.
     total = torch.where(state.isfinite().all(-1), total, torch.nan)
     return total.mean(0).reshape(starts, candidates)

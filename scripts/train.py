@@ -23,6 +23,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 from agents.mpc import MPC, MPCSettings
 from agents.planners import CEM, ICEM
+from agents.value import ValueSettings
 from envs.make import make_env
 from envs.rules import load_rule, termination_rule
 from mbrl_bilevel.errors import InvalidInputError
@@ -56,16 +57,18 @@ class Args(RunArgs):
     """Random steps before the first model."""
     refit_every: int = 250
     """Real steps between two fits of the model, each from scratch on all experience."""
-    exploration: float = 0.1
+    exploration: float = 0.2
     """Noise added to planned actions while learning, in half-ranges of the action space."""
     planner: Literal["icem", "cem"] = "icem"
     """Which planner."""
-    horizon: int = 20
+    horizon: int = 15
     """Steps planned ahead."""
-    population: int = 80
+    population: int = 64
     """Candidate action sequences in a planner's first iteration."""
-    iterations: int = 4
+    iterations: int = 3
     """Refinements of a plan."""
+    no_value: bool = False
+    """Plan without a terminal value; it is used only where episodes can terminate."""
     particles: int = 5
     """Imagined trajectories of each candidate; a multiple of --members."""
     propagation: Literal["ts1", "tsinf"] = "tsinf"
@@ -111,6 +114,7 @@ class Args(RunArgs):
             learning_starts=self.learning_starts,
             refit_every=self.refit_every,
             exploration=self.exploration,
+            value=None if self.no_value else ValueSettings(),
         )
 
 

@@ -87,7 +87,8 @@ def never(obs: torch.Tensor, action: torch.Tensor, next_obs: torch.Tensor) -> to
 
 @pytest.fixture(scope="module")
 def trained() -> MPC:
-    return MPC(PointMass(), TINY).learn(70)
+    schedule = Schedule(steps=200, batch_size=64, learning_rate=1e-2)
+    return MPC(PointMass(), replace(TINY, hidden=(16,), schedule=schedule)).learn(90)
 
 
 @pytest.fixture(autouse=True)
@@ -123,7 +124,7 @@ def test_learns_a_point_mass(method: str) -> None:
         regrets.append(best_return(start, 12) - total)
         aimless.append(best_return(start, 12) + 12 * start**2)
     assert min(regrets) > -1e-6  # the optimum is the optimum
-    assert np.mean(regrets) < 0.15  # standing still costs 6
+    assert np.mean(regrets) < 0.4  # standing still costs more than 4
     assert np.mean(aimless) > 4.0
 
 
@@ -139,13 +140,14 @@ def test_sb3_evaluates_it(trained: MPC, envs: int) -> None:
 
 
 def test_vector_environments_are_planned_for_one_by_one(trained: MPC) -> None:
-    """Two rows in one call: each its own plan, close to what it would be alone."""
+    """Two rows in one call: each is driven to the middle from its own side."""
     obs = np.array([[-0.9], [0.9]])
     actions, state = trained.predict(obs, deterministic=True)
     assert actions.shape == (2, 1)
     assert state[0].shape[0] == state[1].shape[0] == 2
     swapped, _ = trained.predict(obs[::-1].copy(), deterministic=True)
-    assert not np.array_equal(actions, swapped)
+    assert actions[0] > 0.0 > actions[1]
+    assert swapped[1] > 0.0 > swapped[0]
 
 
 @dataclass
@@ -302,15 +304,15 @@ def test_actions_fit_the_space(kind: Any) -> None:
 
 def test_exploration_is_noise_of_the_given_size(trained: MPC) -> None:
     """The same search, with and without: the difference is the noise, where nothing is clipped."""
-    trained_noise = []
-    _, state = trained.predict(np.array([[0.1]] * 40))
-    plain, _ = trained.predict(np.array([[0.1]] * 40), state, None, True)
-    noisy, _ = trained.predict(np.array([[0.1]] * 40), state, None, False)
-    inside = (np.abs(noisy) < 1) & (np.abs(plain) < 0.7)
-    trained_noise = (noisy - plain)[inside]
-    assert inside.sum() > 15
-    assert 0.06 < np.std(trained_noise) < 0.15  # exploration = 0.1 half-ranges
-    assert len(np.unique(trained_noise)) == inside.sum()
+    obs = np.linspace(-0.3, 0.3, 400)[:, None]
+    _, state = trained.predict(obs)
+    plain, _ = trained.predict(obs, state, None, True)
+    noisy, _ = trained.predict(obs, state, None, False)
+    inside = np.abs(plain) < 0.6  # four standard deviations from the bounds
+    noise = (noisy - plain)[inside]
+    assert inside.sum() > 100
+    assert np.std(noise) == pytest.approx(0.1, rel=0.2)  # exploration = 0.1 half-ranges
+    assert abs(np.mean(noise)) < 0.03
 
 
 @pytest.mark.parametrize(
@@ -560,6 +562,9 @@ def test_saved_before_the_model_and_before_everything(tmp_path: Path) -> None:
     assert agent.model is not None
     assert early.model is not None
     assert np.array_equal(early.predict(np.ones(1))[0], agent.predict(np.ones(1))[0])
+    # The random actions before the model go on where they stopped, too.
+    mine, theirs = (each.experience.transitions() for each in (agent, early))
+    np.testing.assert_array_equal(mine.action, theirs.action)
 
 
 def test_a_plain_cem_comes_back(tmp_path: Path) -> None:

@@ -52,7 +52,9 @@ def test_function_space_is_exact_where_the_policy_is_free(
     found = {name: error for name, error in errors[solver].items() if name in FREE}
     assert len(found) >= 5
     assert max(found.values()) <= 1e-3
-    assert errors[solver]["heteroscedastic_linear"] <= 1e-2  # the mean is not free: a small bias
+    # The means are not free, but with these many rows they hardly move with φ.
+    assert errors[solver]["heteroscedastic_linear"] <= 1e-3
+    assert errors[solver]["mlp"] <= 1e-3
 
 
 def test_sampled_cross_term_is_close(errors: dict[str, dict[str, float]]) -> None:
