@@ -36,7 +36,7 @@ from mbrl_bilevel.dynamics import DynamicsModel, fit_dynamics
 from mbrl_bilevel.errors import CheckpointError, InvalidInputError
 from mbrl_bilevel.methods import get_method
 from mbrl_bilevel.model_env import imagined_returns
-from mbrl_bilevel.types import FitResult, Rule
+from mbrl_bilevel.types import FitResult, Rule, Transitions
 
 __all__ = ["MPC", "MPCSettings"]
 
@@ -77,6 +77,7 @@ class MPC:
         self.num_timesteps = 0
         self._episodes = 0
         self._fitted_on = 0
+        self._first_planned: int | None = None
         self._generator = torch.Generator().manual_seed(seed)
         self._noise = np.random.default_rng([seed, 1])
 
@@ -201,6 +202,7 @@ class MPC:
                 num_timesteps=self.num_timesteps,
                 episodes=self._episodes,
                 fitted_on=self._fitted_on,
+                first_planned=self._first_planned,
                 generator=self._generator.get_state(),
                 noise=dict(self._noise.bit_generator.state),
                 experience=self.experience.transitions() if len(self.experience) else None,
@@ -226,7 +228,7 @@ class MPC:
         saved = read_snapshot(path, _spaces(agent), termination, reward)
         agent.settings, agent.seed, agent.model = saved.settings, saved.seed, saved.model
         agent.num_timesteps, agent._episodes = saved.num_timesteps, saved.episodes
-        agent._fitted_on = saved.fitted_on
+        agent._fitted_on, agent._first_planned = saved.fitted_on, saved.first_planned
         try:
             agent._generator.set_state(saved.generator)
             agent._noise.bit_generator.state = saved.noise
@@ -240,9 +242,8 @@ class MPC:
 
     def refit(self) -> FitResult:
         """Fit a fresh model, and where episodes end a fresh value, to all experience so far."""
-        experience, self.value = self.experience.transitions(), None
-        if self.settings.value is not None and experience.terminated.any():
-            self.value = fit_value(experience, self.settings.value, self._generator)
+        experience = self.experience.transitions()
+        self.value = self._fit_value(experience)
         self.model, result = fit_dynamics(
             experience,
             get_method(self.settings.method),
@@ -260,6 +261,20 @@ class MPC:
             self.logger.record(f"model/{name}", value)
         self.logger.dump(self.num_timesteps)
         return result
+
+    def _fit_value(self, experience: Transitions) -> Value | None:
+        """Of the agent's own planning, once there is enough of it: random steps, which soon fail
+        from where planning goes on, would say that being there is bad."""
+        settings = self.settings.value
+        if settings is None or not experience.terminated.any():
+            return None
+        if self._first_planned is None:
+            # The next episode is the first without a random step.
+            self._first_planned = self._episodes
+        planned = experience[experience.episode >= self._first_planned]
+        if len(planned) >= settings.rows_needed() and planned.terminated.any():
+            experience = planned
+        return fit_value(experience, settings, self._generator)
 
     def _refit_if_due(self) -> None:
         first, every = self.settings.learning_starts, self.settings.refit_every

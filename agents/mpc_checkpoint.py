@@ -51,6 +51,7 @@ class Snapshot:
     num_timesteps: int
     episodes: int
     fitted_on: int
+    first_planned: int | None
     generator: Tensor
     noise: dict[str, Any]
     experience: Transitions | None
@@ -69,6 +70,7 @@ def write_snapshot(path: str | Path, snapshot: Snapshot) -> None:
         "num_timesteps": snapshot.num_timesteps,
         "episodes": snapshot.episodes,
         "fitted_on": snapshot.fitted_on,
+        "first_planned": snapshot.first_planned,
         "noise": snapshot.noise,
         "has_experience": snapshot.experience is not None,
         "model": None,
@@ -103,6 +105,9 @@ def read_snapshot(
                 f"pass {name}= to load()"
             )
     _check_spaces(checkpoint, spaces)
+    first_planned = None
+    if checkpoint.config.get("first_planned") is not None:
+        first_planned = checkpoint.setting("first_planned", int)
     model = experience = value = None
     if checkpoint.config.get("model") is not None:
         model = model_from_checkpoint(checkpoint, "model", termination, reward)
@@ -120,6 +125,7 @@ def read_snapshot(
         num_timesteps=checkpoint.setting("num_timesteps", int),
         episodes=checkpoint.setting("episodes", int),
         fitted_on=checkpoint.setting("fitted_on", int),
+        first_planned=first_planned,
         generator=checkpoint.require("generator", dtype=torch.uint8),
         noise=checkpoint.setting("noise", dict),
         experience=experience,

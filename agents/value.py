@@ -1,15 +1,17 @@
 """What a plan is worth beyond its horizon: a value function fitted to real experience.
 
-Planning with a terminal value: POLO (Lowrey et al. 2018, arXiv 1811.01848, eq. 3). Fitted by
-temporal differences in rounds of regression, V(s) ← r + γ(1 − terminated)·V(s') (Ernst et al. 2005).
+Planning with a terminal value: POLO (Lowrey et al. 2018, arXiv 1811.01848, eq. 3). The targets are
+returns to go, V(s_t) = Σ_k γᵏ r_{t+k}, bootstrapped where an episode was cut and not ended.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -32,21 +34,27 @@ from mbrl_bilevel.types import Transitions
 
 @dataclass(frozen=True)
 class ValueSettings:
-    """``discount`` γ of the tail, ``pessimism`` in standard deviations of the members, ``rounds`` of ``steps`` gradient steps each, ``members`` networks
-    of two ``width``-wide layers."""
+    """``discount`` γ; ``pessimism`` in standard deviations of the members; ``rounds`` of regression,
+    each of at most ``steps`` gradient steps; ``members`` networks of two ``width``-wide layers."""
 
-    discount: float = 0.98
+    discount: float = 0.99
     pessimism: float = 1.0
-    rounds: int = 12
-    steps: int = 100
+    rounds: int = 3
+    steps: int = 300
     members: int = 5
     width: int = 64
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.discount < 1.0:
             raise InvalidInputError(f"discount must be in [0, 1); got {self.discount}")
+        if not 0.0 <= self.pessimism < math.inf:
+            raise InvalidInputError(f"pessimism must be finite and >= 0; got {self.pessimism}")
         if min(self.rounds, self.steps, self.members, self.width) < 1:
             raise InvalidInputError("rounds, steps, members and width must be at least 1")
+
+    def rows_needed(self) -> int:
+        """Fewer rows than this cannot be split among the members."""
+        return 8 * groups_needed(self.members)
 
 
 @dataclass(frozen=True)
@@ -83,18 +91,15 @@ class Value:
 def fit_value(
     transitions: Transitions, settings: ValueSettings, generator: torch.Generator
 ) -> Value:
-    """The value of how the data was gathered, bootstrapped from round to round.
+    """The value of the behaviour that gathered ``transitions``.
 
-    A time limit is no end: a truncated step bootstraps like any other.
+    A time limit is no end: from a truncated step on, the value of the round before goes on (in the
+    first round, the mean reward for ever). Raises InvalidInputError for too few rows.
     """
     obs, next_obs = (torch.from_numpy(a) for a in (transitions.obs, transitions.next_obs))
-    reward = torch.from_numpy(transitions.reward)
-    goes_on = torch.from_numpy(1.0 - transitions.terminated.astype(np.float32))
+    reward, span = transitions.reward, 1.0 / (1.0 - settings.discount)
     inputs = Normaliser.fit(obs)
-    tail = 1.0 / (1.0 - settings.discount)
-    scale = max(float(reward.abs().mean()) * tail, 1e-6)
-    # Termination pays nothing from then on, so zero is always among what can happen.
-    bounds = (min(float(reward.min()), 0.0) * tail, max(float(reward.max()), 0.0) * tail)
+    x = inputs.normalise(obs)
     seed = int(torch.randint(2**62, (), generator=generator).item())
     groups = group_by_episode(transitions.episode, transitions.t, groups_needed(settings.members))
     folds = cross_fit(groups, settings.members, np.random.default_rng(seed)).without_outer()
@@ -105,16 +110,43 @@ def fit_value(
         members=settings.members,
         hidden=(settings.width, settings.width),
     )
-    x = inputs.normalise(obs)
-    low, high = x.amin(0), x.amax(0)
-    value = Value(policy, inputs, low, high, scale, bounds, settings.pessimism)
+    value = Value(
+        policy,
+        inputs,
+        low=x.amin(0),
+        high=x.amax(0),
+        scale=max(float(np.abs(reward).mean()) * span, 1e-6),
+        # Termination pays nothing from then on, so zero is always among what can happen.
+        bounds=(min(float(reward.min()), 0.0) * span, max(float(reward.max()), 0.0) * span),
+        pessimism=settings.pessimism,
+    )
+    tail = np.full(len(reward), reward.mean() * span)
     for _ in range(settings.rounds):
-        after = value.members(next_obs).mean(0).clamp(*bounds)
-        target = (reward + settings.discount * goes_on * after) / scale
-        data = FitData(x, target.clone().unsqueeze(1), folds)
-        schedule = Schedule(steps=settings.steps, evaluate_every=settings.steps)
+        target = torch.from_numpy(returns_to_go(transitions, tail, settings.discount)).float()
+        data = FitData(x, target.unsqueeze(1) / value.scale, folds)
+        schedule = Schedule(steps=settings.steps)
         fit(policy, MSE(), data, generator=generator, criterion=OneStepMSE(), schedule=schedule)
+        tail = value.members(next_obs).mean(0).clamp(*value.bounds).double().numpy()
     return value
+
+
+def returns_to_go(
+    transitions: Transitions, tail: npt.NDArray[np.float64], discount: float
+) -> npt.NDArray[np.float64]:
+    """Σ_k γᵏ r_{t+k} to the end of each row's episode, [N].
+
+    Where the last row of an episode did not terminate it, γ·``tail`` [N] of that row goes on.
+    """
+    order = np.lexsort((transitions.t, transitions.episode))
+    result = np.empty(len(order))
+    after, episode = 0.0, None
+    for row in order[::-1]:
+        if transitions.episode[row] != episode:
+            episode = transitions.episode[row]
+            after = 0.0 if transitions.terminated[row] else float(tail[row])
+        after = float(transitions.reward[row]) + discount * after
+        result[row] = after
+    return result
 
 
 def value_to_checkpoint(value: Value) -> tuple[dict[str, Tensor], dict[str, Any]]:

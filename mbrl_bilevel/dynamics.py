@@ -220,16 +220,8 @@ def fit_dynamics(
         hidden=hidden,
         scale=method.scale,
     )
-    result = fit(
-        policy,
-        method.loss(data.y.shape[1]),
-        data,
-        generator=generator,
-        outer=method.outer,
-        criterion=method.criterion,
-        schedule=schedule,
-        progress=progress,
-        log=log,
+    result = method.fit(
+        policy, data, generator=generator, schedule=schedule, progress=progress, log=log
     )
     known: Termination | None = termination
     if known is None and transitions.terminated.any():

@@ -127,7 +127,11 @@ class _Best:
 
 @dataclass
 class _OuterLoop:
-    """The outer level inside the loop: its problem on fresh inner rows, its state, its last report."""
+    """The outer level inside the loop: its problem, its state, its last report.
+
+    The inner rows are drawn anew for each update, or every ``outer.refresh`` updates where a linear
+    solution is handed on: it is a good start for the next solve only on the same rows.
+    """
 
     outer: Outer
     policy: Policy
@@ -139,19 +143,22 @@ class _OuterLoop:
 
     def __post_init__(self) -> None:
         # Checked on a generator of its own: a refusal comes before the first draw of training.
-        self.state: OuterState = self.outer.start(self._problem(torch.Generator().manual_seed(0)))
+        first = self.batches.draw(torch.Generator().manual_seed(0))
+        self.state: OuterState = self.outer.start(self._problem(first))
+        self.train = first
 
     def step(self) -> None:
+        if self.state.warm.solution is None or self.state.updates % self.outer.refresh == 0:
+            self.train = self.batches.draw(self.generator)
         self.state, self.report = self.outer.update(
-            self._problem(self.generator), self.state, self.generator
+            self._problem(self.train), self.state, self.generator
         )
 
     def finish(self) -> None:
-        finished = self.outer.finish(self._problem(self.generator))
+        finished = self.outer.finish(self._problem(self.batches.draw(self.generator)))
         self.report = {**self.report, **finished, "updates": float(self.state.updates)}
 
-    def _problem(self, generator: torch.Generator) -> Problem:
-        train = self.batches.draw(generator)
+    def _problem(self, train: Batch) -> Problem:
         return Problem(self.policy, self.loss, train, self.held_out, self.outer.objective)
 
 

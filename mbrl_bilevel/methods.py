@@ -7,27 +7,77 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+import torch
 
 from mbrl_bilevel.closed_form import ClosedForm, HeldOutVariance
+from mbrl_bilevel.data import FitData
 from mbrl_bilevel.errors import InvalidInputError
+from mbrl_bilevel.fit import Log, Schedule, fit
 from mbrl_bilevel.losses import MSE, NLL, Loss, PolicyGradient
-from mbrl_bilevel.objectives import Objective, OneStepMSE, OneStepNLL, ProfileNLL
+from mbrl_bilevel.objectives import Objective, OneStepMSE, OneStepNLL, ProfileNLL, WeightedMSE
 from mbrl_bilevel.outer import Outer
-from mbrl_bilevel.policies import Scale
+from mbrl_bilevel.policies import GaussianPolicy, Scale
 from mbrl_bilevel.rewards import Mahalanobis
-from mbrl_bilevel.temperature import HeldOutTemperature
+from mbrl_bilevel.temperature import HeldOutTemperature, SharedSpread
+from mbrl_bilevel.types import FitResult
 
 
 @dataclass(frozen=True)
 class Method:
-    """One row of the comparison. ``loss(D)`` builds the loss for D target dimensions afresh."""
+    """One row of the comparison. ``loss(D)`` builds the loss for D target dimensions afresh.
+
+    With a ``share`` above zero, the second half of the steps trains on U(x): the spread found in the
+    first half, shared with the temperature (``SharedSpread``).
+    """
 
     scale: Scale
     loss: Callable[[int], Loss]
     outer: Outer | None
     criterion: Objective
     summary: str
+    share: float = 0.0
+
+    def fit(
+        self,
+        policy: GaussianPolicy,
+        data: FitData,
+        *,
+        generator: torch.Generator,
+        schedule: Schedule | None = None,
+        progress: bool = False,
+        log: Log | None = None,
+    ) -> FitResult:
+        """Fit ``policy`` in place. Raises as ``mbrl_bilevel.fit.fit`` does."""
+        schedule, dim = schedule or Schedule(), data.y.shape[-1]
+        if self.share > 0.0:
+            schedule = replace(schedule, steps=-(-schedule.steps // 2))
+        first = fit(
+            policy,
+            self.loss(dim),
+            data,
+            generator=generator,
+            outer=self.outer,
+            criterion=self.criterion,
+            schedule=schedule,
+            progress=progress,
+            log=log,
+        )
+        if self.share == 0.0:
+            return first
+        weight = SharedSpread(policy, self.share)
+        return fit(
+            policy,
+            PolicyGradient(Mahalanobis(dim, function=weight)),
+            data,
+            generator=generator,
+            outer=self.outer,
+            criterion=WeightedMSE(weight),
+            schedule=schedule,
+            progress=progress,
+            log=log,
+        )
 
 
 METHODS: dict[str, Method] = {
@@ -36,15 +86,16 @@ METHODS: dict[str, Method] = {
         loss=lambda dim: PolicyGradient(Mahalanobis(dim, "diagonal")),
         outer=Outer(HeldOutTemperature()),
         criterion=ProfileNLL(),
-        summary="policy gradient on a Mahalanobis reward; U and the temperature λ(x) inferred on "
-        "held-out data",
+        summary="policy gradient on a Mahalanobis reward; U(x) and the temperature λ(x), which share "
+        "the spread, inferred on held-out data",
+        share=0.5,
     ),
     "bilevel-constant": Method(
         scale="constant",
         loss=lambda dim: PolicyGradient(Mahalanobis(dim, "diagonal")),
         outer=Outer(ClosedForm()),
         criterion=ProfileNLL(),
-        summary="the same with a constant temperature",
+        summary="the same with a constant U and temperature",
     ),
     "nll": Method(
         scale="network",

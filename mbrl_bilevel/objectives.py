@@ -131,6 +131,17 @@ class OneStepMSE:
         return batch.mean((mean - batch.y).square().mean(-1))
 
 
+@dataclass(frozen=True)
+class WeightedMSE:
+    """Mean squared error per target dimension, weighted by ``weight(x [E, B, X]) -> [E, B, D]``."""
+
+    weight: Callable[[Tensor], Tensor]
+
+    def __call__(self, policy: Policy, batch: Batch) -> Tensor:
+        mean = _mean(policy.dist(batch.x), "WeightedMSE")
+        return batch.mean(((mean - batch.y).square() * self.weight(batch.x)).mean(-1))
+
+
 def _mean(dist: Distribution, objective: str) -> Tensor:
     if not isinstance(dist, DiagonalGaussian | FullGaussian):
         raise UnsupportedCombinationError(

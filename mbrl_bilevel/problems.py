@@ -217,15 +217,20 @@ class _MatchedPrecision(nn.Module):
         return 0.5 * torch.exp(-2.0 * self._bounds.bound(raw))
 
 
-def _heteroscedastic(generator: torch.Generator, rows: int = 60_000) -> Entry:
+def _heteroscedastic(generator: torch.Generator) -> Entry:
     """log σ linear in x, and a U(x) of the same form. The mean is shared: weighted least squares.
 
-    The policy is not free, so function space leaves out how the mean moves with φ: a product of two
-    differences between samples, whose share falls as 1/rows (1e-2 at 500 rows a level, 1e-4 here).
+    The policy is not free, so function space leaves out how the mean moves with φ: the product of
+    two differences between the samples, which falls as 1/rows. Inputs are bounded, as the weights
+    u(x) are exponential in x and a few far rows would make up the whole fit.
     """
+    x = 2.0 * torch.rand(1, 40_000, 2, generator=generator, dtype=torch.float64) - 1.0
+    return _heteroscedastic_at(x, generator)
+
+
+def _heteroscedastic_at(x: Tensor, generator: torch.Generator) -> Entry:
     slope = _normal(generator, 2, 1)
-    x = _normal(generator, 1, rows, 2)
-    noise = torch.exp(0.5 * x[..., :1] - 0.5) * _normal(generator, 1, rows, 1)
+    noise = torch.exp(0.5 * x[..., :1] - 0.5) * _normal(generator, 1, x.shape[1], 1)
     policy = GaussianPolicy(
         2, 1, generator=generator, members=1, hidden=(), scale="network"
     ).double()
@@ -304,7 +309,7 @@ def _mlp(generator: torch.Generator) -> Entry:
 
 def _misspecified_scale(generator: torch.Generator) -> Entry:
     """U(x) asks for a σ(x) that a policy with one constant σ cannot give."""
-    entry = _heteroscedastic(generator, rows=4000)
+    entry = _heteroscedastic_at(_normal(generator, 1, 4000, 2), generator)
     policy = GaussianPolicy(2, 1, generator=generator, members=1, hidden=()).double()
     problem = replace(entry.problem, policy=policy)
     return Entry(problem, well_specified=False, free=False)

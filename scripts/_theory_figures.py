@@ -52,7 +52,7 @@ def draw_convergence(path: Path, rows: Sequence[Row], name: str) -> Path:
     handles: list[Any] = []
     for axis, problem in zip(axes.flat, problems, strict=False):
         handles = _convergence(axis, [r for r in rows if r["problem"] == problem], name)
-        axis.set_title(problem.replace("_", ", "), fontsize=10)
+        axis.set_title(_title(problem), fontsize=10)
         axis.set_xlabel("outer step")
     for axis in axes[:, 0]:
         axis.set_ylabel(_WHAT[name])
@@ -60,6 +60,11 @@ def draw_convergence(path: Path, rows: Sequence[Row], name: str) -> Path:
         axis.axis("off")
     axes.flat[len(problems)].legend(handles=handles, loc="center", frameon=False, fontsize=9)
     return _save(figure, path)
+
+
+def _title(problem: str) -> str:
+    dim, _, form = problem.partition("_")
+    return f"{dim[:-1]}-D {form.replace('_', ' ')}".strip()
 
 
 def _convergence(axis: Any, rows: Sequence[Row], name: str) -> list[Any]:
@@ -73,7 +78,9 @@ def _convergence(axis: Any, rows: Sequence[Row], name: str) -> list[Any]:
         shown = np.where(values > floor, values, np.nan)
         label = solver.replace("_", " ")
         if solver == "closed_form":
-            (handle,) = axis.plot([1], [floor], "v", color=tint, label=f"{label} (one step)")
+            (handle,) = axis.plot(
+                [1], [max(values[1], floor)], "v", color=tint, label=f"{label} (one step)"
+            )
         else:
             (handle,) = axis.plot(shown, color=tint, linestyle=dashes, linewidth=width, label=label)
         handles.append(handle)

@@ -260,7 +260,9 @@ def _moment_loss(method: str, covariance: Tensor) -> tuple[Loss, Outer | None]:
     if method == "PG, U = U*":
         reward.set_matrix(optimal("full", covariance).float())
     loss = PolicyGradient(reward, LeaveOneOut(8))
-    return loss, Outer() if method == "PG, U learned" else None
+    # Often, and in long steps: thirty epochs of a linear model are few for the defaults.
+    outer = Outer(optimiser=partial(torch.optim.Adam, lr=0.05), every=10)
+    return loss, outer if method == "PG, U learned" else None
 
 
 def _fit_data(train: Batch, held_out: Batch) -> FitData:

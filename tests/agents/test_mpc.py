@@ -41,6 +41,7 @@ TINY = MPCSettings(
     schedule=Schedule(steps=20, batch_size=32, evaluate_every=10),
     learning_starts=60,
     refit_every=30,
+    exploration=0.1,
 )
 
 
