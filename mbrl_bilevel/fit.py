@@ -130,7 +130,8 @@ class _OuterLoop:
     """The outer level inside the loop: its problem, its state, its last report.
 
     The inner rows are drawn anew for each update, or every ``outer.refresh`` updates where a linear
-    solution is handed on: it is a good start for the next solve only on the same rows.
+    solution is handed on: it is a good start for the next solve only on the same rows. φ's learning
+    rate falls by a cosine too: θ, whose own falls to zero, could not follow it in the end.
     """
 
     outer: Outer
@@ -139,6 +140,7 @@ class _OuterLoop:
     held_out: Batch
     batches: Minibatches
     generator: torch.Generator
+    steps: int
     report: Report = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -146,6 +148,10 @@ class _OuterLoop:
         first = self.batches.draw(torch.Generator().manual_seed(0))
         self.state: OuterState = self.outer.start(self._problem(first))
         self.train = first
+        updates = max(1, math.ceil((self.steps - self.outer.warmup) / self.outer.every))
+        self.cosine = self.state.optimiser and torch.optim.lr_scheduler.CosineAnnealingLR(
+            self.state.optimiser, updates
+        )
 
     def step(self) -> None:
         if self.state.warm.solution is None or self.state.updates % self.outer.refresh == 0:
@@ -153,6 +159,8 @@ class _OuterLoop:
         self.state, self.report = self.outer.update(
             self._problem(self.train), self.state, self.generator
         )
+        if self.cosine is not None:
+            self.cosine.step()
 
     def finish(self) -> None:
         finished = self.outer.finish(self._problem(self.batches.draw(self.generator)))
@@ -211,6 +219,7 @@ class _Loop:
                 self.data.sample(folds.outer),
                 Minibatches(self.data, self.outer.batch_size),
                 self.generator,
+                schedule.steps,
             )
 
     def train_step(self, step: int) -> None:

@@ -26,10 +26,10 @@ from mbrl_bilevel.errors import DivergedError, InvalidInputError
 from mbrl_bilevel.implicit import FisherImplicit
 from mbrl_bilevel.objectives import Objective, OneStepNLL
 
-#: φ -> its optimiser, such as ``partial(torch.optim.Adam, lr=0.02)``.
+#: φ -> its optimiser, such as ``partial(torch.optim.Adam, lr=0.2)``.
 MakeOptimiser = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 
-_ADAM: MakeOptimiser = partial(torch.optim.Adam, lr=0.02)
+_ADAM: MakeOptimiser = partial(torch.optim.Adam, lr=0.2)
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,8 @@ class Outer:
     """The outer level: which ``solver``, for which ``objective``, and how often.
 
     It runs ``every`` inner steps after ``warmup`` of them. ``optimiser`` steps φ along the
-    hypergradient, which is never clipped per element; it is made once and kept in the state.
+    hypergradient, which is never clipped per element; it is made once and kept in the state. The
+    inner level must be able to follow: with a smaller ``every`` goes a smaller learning rate.
     ``batch_size`` inner rows a member are drawn for each update, or every ``refresh`` updates by a
     solver that starts from its last linear solution (on HalfCheetah it then takes a fifth fewer
     iterations; on rows drawn each time the old solution saves none). The report says
@@ -59,7 +60,7 @@ class Outer:
     solver: Solver = field(default_factory=FisherImplicit)
     objective: Objective = field(default_factory=OneStepNLL)
     optimiser: MakeOptimiser = _ADAM
-    every: int = 25
+    every: int = 50
     warmup: int = 0
     tol: float = 1e-2
     batch_size: int = 256

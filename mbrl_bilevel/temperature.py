@@ -21,6 +21,8 @@ from mbrl_bilevel.rewards import Mahalanobis
 
 #: How much more a dimension's own map is held back than the shared one.
 _OWN_RIDGE = 5.0
+#: The mean squared norm that features are scaled to, about what a trained layer of 200 has.
+_SIZE = 40.0
 
 
 @dataclass(frozen=True)
@@ -28,8 +30,10 @@ class HeldOutTemperature:
     """ClosedForm for U while the mean is trained; then λ(x), cross-fitted, on the kept policy.
 
     log σ(x) is linear in the detached features of each member's last hidden layer: a map that all
-    dimensions share plus a map of each one's own, both with a ridge penalty. A member's map is fitted to the residuals of the *other* members at their own held-out rows, and judged at its own
-    held-out rows, which nobody's fit of it has seen. All members stop at one step and are shrunk
+    dimensions share plus a map of each one's own, both with a ``ridge`` penalty on the size of what
+    they add, which fades with the number of rows as a Gaussian prior does. A member's map is fitted to
+    the residuals of the *other* members at their own held-out rows, and judged at its own held-out
+    rows, which nobody's fit of it has seen. All members stop at one step and are shrunk
     towards the constant by one factor, those that make the pooled judging rows most likely: factor
     zero, the constant, is among them, so short data falls back to it. A single member fits on the
     first half of its held-out rows, by order, and judges on the second.
@@ -39,7 +43,7 @@ class HeldOutTemperature:
 
     steps: int = 300
     learning_rate: float = 3e-3
-    ridge: float = 0.1
+    ridge: float = 1.0
     rows: int = 20_000
     shrinkage: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
     closed_form: ClosedForm = field(default_factory=ClosedForm)
@@ -85,16 +89,17 @@ class HeldOutTemperature:
         own = torch.zeros_like(policy.temper_weight, requires_grad=True)
         shared = torch.zeros_like(own[..., :1], requires_grad=True)
         bias = torch.zeros_like(policy.raw_scale, requires_grad=True)
+        ridge = self.ridge * _SIZE * policy.members / rows.fits.sum().clamp(min=1.0)
         optimiser = torch.optim.Adam([own, shared, bias], lr=self.learning_rate)
         constant = rows.judge(own, bias, 0.0)
         best, kept, factor = constant, (own.detach().clone(), bias.detach().clone()), 0.0
         for step in range(self.steps):
             optimiser.zero_grad(set_to_none=True)
             penalty = shared.square().sum() + _OWN_RIDGE * own.square().sum()
-            loss = rows.fit_loss(own + shared, bias) + self.ridge * penalty
+            loss = rows.fit_loss(own + shared, bias) + ridge * penalty
             loss.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
-            if (step + 1) % 10:
+            if (step + 1) % 20:
                 continue
             for shrunk in self.shrinkage:
                 found = rows.judge(own + shared, bias, shrunk)
@@ -102,7 +107,7 @@ class HeldOutTemperature:
                     best, factor = found, shrunk
                     kept = ((own + shared).detach(), bias.detach().clone())
         with torch.no_grad():
-            policy.temper_weight.copy_(factor * kept[0])
+            policy.temper_weight.copy_(factor * rows.unit * kept[0])
             policy.raw_scale.add_(factor * kept[1])
         gain = constant - best
         return {**report, "temperature_factor": factor, "temperature_gain": gain}
@@ -141,11 +146,13 @@ def _given_u(problem: Problem) -> bool:
 
 @dataclass(frozen=True)
 class _Rows:
-    """R held-out rows of all members: each member's features [E, R, F], the squared residual [R, D]
-    of the member that held the row out, and who fits and who judges on it, [E, R]."""
+    """R held-out rows of all members: each member's features [E, R, F] times its ``unit`` [E, 1, 1],
+    which brings them to one size, the squared residual [R, D] of the member that held the row out,
+    and who fits and who judges on it, [E, R]."""
 
     policy: GaussianPolicy
     features: Tensor
+    unit: Tensor
     squared: Tensor
     fits: Tensor
     judges: Tensor
@@ -163,11 +170,14 @@ class _Rows:
         thinned = torch.linspace(0, len(x) - 1, min(limit, len(x))).long()
         x, squared, owner = x[thinned], squared[thinned], owner[thinned]
         features = policy.network.features(x.expand(members, -1, -1))
+        size = features.square().sum(-1).mean(1).clamp(min=1e-8)
+        unit = (_SIZE / size).sqrt().reshape(members, 1, 1)
         if members == 1:
             judges = (torch.arange(len(x)) >= len(x) // 2).unsqueeze(0)
         else:
             judges = owner == torch.arange(members).unsqueeze(1)
-        return _Rows(policy, features, squared, (~judges).to(x.dtype), judges.to(x.dtype))
+        fits = (~judges).to(x.dtype)
+        return _Rows(policy, unit * features, unit, squared, fits, judges.to(x.dtype))
 
     def fit_loss(self, weight: Tensor, bias: Tensor) -> Tensor:
         nll = self._nll(weight, bias)

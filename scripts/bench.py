@@ -16,13 +16,14 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
-import numpy as np
 import torch
+from _bench_outer import fisher_vector_product, outer_solve, train_bilevel_fisher
+from _bench_pair import ACTION, INPUTS, OBS, TARGETS, Pair, Sizes, make_data, make_policy
 from _run import Result, RunArgs, RunFolder, launch
 from torch import Tensor, nn
 
 from agents.planners import ICEM
-from mbrl_bilevel.data import FitData, Minibatches, cross_fit, group_by_episode, groups_needed
+from mbrl_bilevel.data import FitData, Minibatches
 from mbrl_bilevel.dynamics import DynamicsModel
 from mbrl_bilevel.errors import InvalidInputError
 from mbrl_bilevel.fit import Schedule, fit
@@ -31,28 +32,8 @@ from mbrl_bilevel.methods import get_method
 from mbrl_bilevel.model_env import Imagination, imagined_returns
 from mbrl_bilevel.networks import EnsembleLinear
 from mbrl_bilevel.normaliser import Normaliser
-from mbrl_bilevel.policies import GaussianPolicy, Scale
+from mbrl_bilevel.policies import GaussianPolicy
 from mbrl_bilevel.types import FitResult
-
-#: The shapes of HalfCheetah-v5; a target is (Δobservation, reward).
-_OBS, _ACTION = 17, 6
-_INPUTS, _TARGETS = _OBS + _ACTION, _OBS + 1
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """How much work the rows do; the defaults are those of the agent and of ``fit``.
-
-    ``steps`` gradient steps of ``batch_size`` rows make one fit, on ``rows`` of data.
-    """
-
-    members: int = 5
-    hidden: tuple[int, ...] = (200, 200)
-    planner: ICEM = ICEM(horizon=20, population=80, iterations=4, elite_fraction=0.15)
-    rows: int = 5000
-    batch_size: int = Schedule.batch_size
-    steps: int = Schedule.steps
-
 
 _QUICK = Sizes(
     members=2,
@@ -64,35 +45,18 @@ _QUICK = Sizes(
 )
 
 
-@dataclass(frozen=True)
-class Pair:
-    """Two ways to do the same work: one call of either does ``amount`` of it, counted in ``unit``.
-
-    ``check`` raises AssertionError unless both compute the same; it is not timed. Where a call is
-    ``slow`` (many seconds), it is warmed up once and repeated five times at most.
-    """
-
-    ours: Callable[[], object]
-    peer: Callable[[], object]
-    check: Callable[[], None]
-    peer_name: str
-    amount: float
-    unit: str
-    slow: bool = False
-
-
 def plan(sizes: Sizes, seed: int) -> Pair:
     """A whole iCEM plan in a probabilistic ensemble, one particle per member."""
     generator = torch.Generator().manual_seed(seed)
-    policy = _policy(sizes, generator, "network")
-    shift = torch.randn(_INPUTS, generator=generator)
+    policy = make_policy(sizes, generator, "network")
+    shift = torch.randn(INPUTS, generator=generator)
     inputs = Normaliser(shift, torch.full_like(shift, 1.5), shift > torch.inf)
-    targets = Normaliser(0.1 * shift[:_TARGETS], inputs.scale[:_TARGETS], shift[:_TARGETS].isnan())
-    model = DynamicsModel(policy, inputs, targets, _OBS)
+    targets = Normaliser(0.1 * shift[:TARGETS], inputs.scale[:TARGETS], shift[:TARGETS].isnan())
+    model = DynamicsModel(policy, inputs, targets, OBS)
     eager = EagerDynamics([_alone(policy, e) for e in range(sizes.members)], inputs, targets)
-    obs = torch.randn(1, _OBS, generator=generator)
+    obs = torch.randn(1, OBS, generator=generator)
     planner, imagination = sizes.planner, Imagination(particles=sizes.members)
-    start = planner.initial_state(1, torch.full((_ACTION,), -1.0), torch.ones(_ACTION))
+    start = planner.initial_state(1, torch.full((ACTION,), -1.0), torch.ones(ACTION))
 
     def ours(actions: Tensor, random: torch.Generator) -> Tensor:
         return imagined_returns(model, obs, actions, imagination, random)
@@ -105,7 +69,7 @@ def plan(sizes: Sizes, seed: int) -> Pair:
         return lambda: planner.plan(lambda actions: score(actions, random), start, random)
 
     def check() -> None:
-        actions = torch.rand(1, 50, planner.horizon, _ACTION, generator=generator) * 2.0 - 1.0
+        actions = torch.rand(1, 50, planner.horizon, ACTION, generator=generator) * 2.0 - 1.0
         state = generator.get_state()
         expected = peer(actions, generator)
         torch.testing.assert_close(
@@ -125,8 +89,8 @@ def plan(sizes: Sizes, seed: int) -> Pair:
 def train_nll(sizes: Sizes, seed: int) -> Pair:
     """``fit`` by likelihood, on the same minibatches as the peer."""
     generator = torch.Generator().manual_seed(seed)
-    data = _data(sizes, seed)
-    policy = _policy(sizes, generator, "network")
+    data = make_data(sizes, seed)
+    policy = make_policy(sizes, generator, "network")
     networks = [_alone(policy, e) for e in range(sizes.members)]
     steps = min(sizes.steps, 100)
     schedule = Schedule(steps, sizes.batch_size, evaluate_every=steps)
@@ -134,7 +98,7 @@ def train_nll(sizes: Sizes, seed: int) -> Pair:
     def check() -> None:
         random = torch.Generator().manual_seed(seed)
         short = Schedule(5, sizes.batch_size, evaluate_every=1)
-        fresh = _policy(sizes, random, "network")
+        fresh = make_policy(sizes, random, "network")
         copies = [_alone(fresh, e) for e in range(sizes.members)]
         state = random.get_state()
         expected = train_eagerly(copies, data, short, random)
@@ -159,7 +123,7 @@ def train_bilevel(sizes: Sizes, seed: int) -> Pair:
 
     1 / ratio is the time of bilevel in units of that of maximum likelihood.
     """
-    data = _data(sizes, seed)
+    data = make_data(sizes, seed)
 
     def trainer(name: str) -> Callable[[], FitResult]:
         method = get_method(name)
@@ -170,10 +134,10 @@ def train_bilevel(sizes: Sizes, seed: int) -> Pair:
 
         def train() -> FitResult:
             generator = torch.Generator().manual_seed(seed)
-            policy = _policy(sizes, generator, method.scale)
+            policy = make_policy(sizes, generator, method.scale)
             return fit(
                 policy,
-                method.loss(_TARGETS),
+                method.loss(TARGETS),
                 mine,
                 generator=generator,
                 outer=method.outer,
@@ -199,6 +163,9 @@ ROWS: dict[str, Callable[[Sizes, int], Pair]] = {
     "plan": plan,
     "train-nll": train_nll,
     "train-bilevel": train_bilevel,
+    "train-bilevel-fisher": train_bilevel_fisher,
+    "fisher-vector-product": fisher_vector_product,
+    "outer-solve": outer_solve,
 }
 
 
@@ -268,6 +235,7 @@ def measure(pair: Pair, repeats: int) -> dict[str, object]:
         "repeats": repeats,
         "ours_seconds": _spread(times[0]),
         "peer_seconds": _spread(times[1]),
+        **pair.facts(),
     }
 
 
@@ -290,14 +258,14 @@ class EagerDynamics:
         states = [obs.expand(len(actions), -1) for _ in self.networks]
         totals = [obs.new_zeros(len(actions)) for _ in self.networks]
         for h in range(actions.shape[1]):
-            noise = torch.randn(len(self.networks), 1, _TARGETS, generator=generator)
+            noise = torch.randn(len(self.networks), 1, TARGETS, generator=generator)
             for e, network in enumerate(self.networks):
                 x = (torch.cat([states[e], actions[:, h]], -1) - inputs.shift) / inputs.scale
                 mean, raw = network(x).chunk(2, -1)
                 sample = mean + _eager_log_std(raw).exp() * noise[e]
                 target = sample * targets.scale + targets.shift
-                states[e] = states[e] + target[:, :_OBS]
-                totals[e] = totals[e] + target[:, _OBS]
+                states[e] = states[e] + target[:, :OBS]
+                totals[e] = totals[e] + target[:, OBS]
         return torch.stack(totals).mean(0)
 
 
@@ -329,17 +297,6 @@ def train_eagerly(
     return torch.stack(losses)
 
 
-def _policy(sizes: Sizes, generator: torch.Generator, scale: Scale) -> GaussianPolicy:
-    return GaussianPolicy(
-        _INPUTS,
-        _TARGETS,
-        generator=generator,
-        members=sizes.members,
-        hidden=sizes.hidden,
-        scale=scale,
-    )
-
-
 def _alone(policy: GaussianPolicy, member: int) -> nn.Sequential:
     """One member's network as a user would build it, with the same weights."""
     linear: list[nn.Module] = []
@@ -360,29 +317,16 @@ def _eager_log_std(raw: Tensor) -> Tensor:
     return 13.0 * torch.sigmoid(raw + math.log(10.0 / 3.0)) - 10.0
 
 
-def _data(sizes: Sizes, seed: int) -> FitData:
-    """Normalised rows of HalfCheetah's shapes, from a smooth map with noise, in 20 episodes."""
-    random = np.random.default_rng(seed)
-    x = random.standard_normal((sizes.rows, _INPUTS))
-    y = np.tanh(x @ random.standard_normal((_INPUTS, _TARGETS)) / math.sqrt(_INPUTS))
-    y += 0.1 * random.standard_normal(y.shape)
-    length = math.ceil(sizes.rows / 20)
-    row = np.arange(sizes.rows)
-    groups = group_by_episode(row // length, row % length, groups_needed(sizes.members))
-    folds = cross_fit(groups, sizes.members, random)
-    return FitData(torch.from_numpy(x).float(), torch.from_numpy(y).float(), folds)
-
-
 def _spread(times: Sequence[float]) -> dict[str, float]:
     return {"min": min(times), "median": statistics.median(times), "max": max(times)}
 
 
 def _table(rows: Sequence[dict[str, Any]]) -> str:
     """The rows for a human, one line each."""
-    lines = [f"{'row':<16}{'ours':>12}{'peer':>12}{'ratio':>8}  {'threads':>7}  unit; peer"]
+    lines = [f"{'row':<22}{'ours':>12}{'peer':>12}{'ratio':>8}  {'threads':>7}  unit; peer"]
     for row in rows:
         lines.append(
-            f"{row['name']:<16}{row['ours']:>12,.0f}{row['peer']:>12,.0f}{row['ratio']:>8.2f}"
+            f"{row['name']:<22}{row['ours']:>12,.0f}{row['peer']:>12,.0f}{row['ratio']:>8.2f}"
             f"  {row['threads']:>7}  {row['unit']}; {row['peer_name']}"
         )
     return "\n".join(lines)

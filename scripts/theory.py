@@ -146,7 +146,7 @@ def check_hypergradients(args: Args, key: Mapping[str, Any]) -> Row:
 
 def match_moments(args: Args, key: Mapping[str, Any]) -> Row:
     """Errors of mean and covariance, epoch by epoch, of one training by ``fit`` in two dimensions."""
-    rows, epochs = (args.n, args.epochs) if not args.quick else (min(args.n, 1000), 3)
+    rows, epochs = (args.n, args.epochs) if not args.quick else (min(args.n, 1000), 40)
     seed = args.seed + key["repeat"]
     train, held_out, mean, covariance = linear_gaussian(rows, 2, seed)
     generator = torch.Generator().manual_seed(seed)
@@ -260,8 +260,8 @@ def _moment_loss(method: str, covariance: Tensor) -> tuple[Loss, Outer | None]:
     if method == "PG, U = U*":
         reward.set_matrix(optimal("full", covariance).float())
     loss = PolicyGradient(reward, LeaveOneOut(8))
-    # Often, and in long steps: thirty epochs of a linear model are few for the defaults.
-    outer = Outer(optimiser=partial(torch.optim.Adam, lr=0.05), every=10)
+    # Many short steps: the inner problem is easy to follow here.
+    outer = Outer(optimiser=partial(torch.optim.Adam, lr=0.05), every=5)
     return loss, outer if method == "PG, U learned" else None
 
 

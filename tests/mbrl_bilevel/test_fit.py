@@ -6,12 +6,14 @@ import gc
 import math
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from mbrl_bilevel.bilevel import Hypergradient, Problem, Warm
 from mbrl_bilevel.closed_form import ClosedForm, ClosedFormGradient, HeldOutVariance
 from mbrl_bilevel.data import FitData, Folds, cross_fit
 from mbrl_bilevel.errors import DivergedError, InvalidInputError, UnsupportedCombinationError
@@ -273,7 +275,9 @@ def test_no_memory_is_kept_over_many_outer_steps() -> None:
             gc.collect()
             counts.append(sum(type(o) is Tensor for o in gc.get_objects()))
 
-    outer = Outer(FISHER, every=1, batch_size=32)
+    # An outer step for each inner one: short, so that the inner level can follow.
+    slow = partial(torch.optim.Adam, lr=0.01)
+    outer = Outer(FISHER, optimiser=slow, every=1, batch_size=32)
     fit(
         policy(),
         PolicyGradient(Mahalanobis(2), LeaveOneOut(2)),
@@ -348,3 +352,50 @@ def test_the_named_methods_train() -> None:
         )
         assert all(math.isfinite(value) for value in result.criterion)
         assert OneStepMSE()(made, rows.sample(rows.folds.stop)).max().item() < 0.5
+
+
+class _Recorder:
+    """A solver that keeps which inner rows it saw, and hands on a solution if ``warm``."""
+
+    def __init__(self, warm: bool) -> None:
+        self.warm, self.seen = warm, list[Tensor]()
+
+    def check(self, problem: Problem) -> None: ...
+
+    def hypergradient(
+        self, problem: Problem, warm: Warm, generator: torch.Generator
+    ) -> Hypergradient:
+        self.seen.append(problem.train.x)
+        solution = torch.ones(2, 1) if self.warm else None
+        return Hypergradient((torch.zeros(2),), {}, Warm(solution))
+
+
+@pytest.mark.parametrize("warm", [True, False])
+def test_inner_rows_are_kept_while_a_linear_solution_is_handed_on(warm: bool) -> None:
+    recorder = _Recorder(warm)
+    outer = Outer(recorder, every=1, refresh=3)
+    run(policy(), PolicyGradient(Mahalanobis(2)), outer, steps=7)
+    same = [torch.equal(a, b) for a, b in pairwise(recorder.seen)]
+    assert same == ([True, True, False, True, True, False] if warm else [False] * 6)
+
+
+def test_phi_comes_to_rest_with_theta() -> None:
+    """A φ at full speed would walk away in the end from a θ whose learning rate is zero."""
+
+    class Push(_Recorder):
+        def hypergradient(
+            self, problem: Problem, warm: Warm, generator: torch.Generator
+        ) -> Hypergradient:
+            assert isinstance(problem.loss, PolicyGradient)
+            assert isinstance(problem.loss.reward, Mahalanobis)
+            self.seen.append(problem.loss.reward.log_u.detach().clone())
+            return Hypergradient((torch.ones(2),), {})
+
+    push = Push(False)
+    outer = Outer(push, optimiser=partial(torch.optim.SGD, lr=0.1), every=3, warmup=6)
+    run(policy(), PolicyGradient(Mahalanobis(2)), outer, steps=66)
+    steps = torch.stack(push.seen).diff(dim=0).abs()[:, 0]
+    assert len(steps) == 19
+    assert steps[0].item() == pytest.approx(0.1)
+    assert bool((steps.diff() < 0.0).all())
+    assert steps[-1].item() < 0.03 * 0.1

@@ -1,0 +1,167 @@
+"""λ(x) from held-out residuals: recovered where noise depends on x, constant where it does not."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from mbrl_bilevel.bilevel import Problem
+from mbrl_bilevel.closed_form import ClosedForm, held_out_second_moment
+from mbrl_bilevel.data import FitData, cross_fit
+from mbrl_bilevel.errors import InvalidInputError, UnsupportedCombinationError
+from mbrl_bilevel.fit import Schedule, fit
+from mbrl_bilevel.losses import PolicyGradient
+from mbrl_bilevel.methods import METHODS
+from mbrl_bilevel.objectives import ProfileNLL
+from mbrl_bilevel.outer import Outer
+from mbrl_bilevel.policies import GaussianPolicy, Scale
+from mbrl_bilevel.rewards import Mahalanobis
+from mbrl_bilevel.temperature import HeldOutTemperature, SharedSpread
+
+ROWS = 3000
+
+
+def noisy(slope: float, seed: int = 0) -> FitData:
+    """y = sin(2x) + σ(x)·noise with log σ(x) = −1.5 + slope·x, x uniform in [−1, 1]."""
+    generator = torch.Generator().manual_seed(seed)
+    x = 2.0 * torch.rand(ROWS, 2, generator=generator) - 1.0
+    std = torch.exp(-1.5 + slope * x[:, :1])
+    y = torch.sin(2.0 * x[:, :1]) + std * torch.randn(ROWS, 1, generator=generator)
+    folds = cross_fit(np.arange(ROWS) // 10, 3, np.random.default_rng(seed))
+    return FitData(x, y, folds)
+
+
+def fitted(data: FitData, scale: Scale = "tempered", seed: int = 1) -> tuple[GaussianPolicy, dict]:
+    generator = torch.Generator().manual_seed(seed)
+    policy = GaussianPolicy(2, 1, generator=generator, members=3, hidden=(32, 32), scale=scale)
+    result = fit(
+        policy,
+        PolicyGradient(Mahalanobis(1)),
+        data,
+        generator=generator,
+        outer=Outer(HeldOutTemperature() if scale == "tempered" else ClosedForm()),
+        criterion=ProfileNLL(),
+        schedule=Schedule(steps=600, learning_rate=1e-2),
+    )
+    return policy, dict(result.outer)
+
+
+def test_it_recovers_noise_that_depends_on_x() -> None:
+    policy, report = fitted(noisy(slope=1.0))
+    x = torch.stack([torch.linspace(-0.9, 0.9, 7), torch.zeros(7)], dim=1).expand(3, -1, -1)
+    truth = -1.5 + x[..., :1]
+    assert (policy.dist(x).log_std - truth).abs().max() < 0.35  # it runs from −2.4 to −0.6
+    assert report["temperature_gain"] > 0.05
+    # With log σ = −1.5 + x and x uniform in ±1, a constant loses ½ log E σ² − E log σ = ½ log(sinh(2)/2).
+    assert report["temperature_gain"] == pytest.approx(0.5 * np.log(np.sinh(2.0) / 2.0), abs=0.1)
+
+
+def test_even_noise_stays_almost_constant() -> None:
+    policy, report = fitted(noisy(slope=0.0))
+    x = torch.rand(3, 200, 2, generator=torch.Generator().manual_seed(5)) * 2.0 - 1.0
+    assert policy.dist(x).log_std.std() < 0.08
+    assert report["temperature_gain"] < 0.01
+
+
+def test_the_mean_is_that_of_a_constant_reward() -> None:
+    """λ(x) comes after, on detached features: the mean is bitwise the same with and without it."""
+    data = noisy(slope=1.0)
+    x = data.x[:50].expand(3, -1, -1)
+    tempered, constant = fitted(data)[0], fitted(data, "constant")[0]
+    assert torch.equal(tempered.dist(x).mean, constant.dist(x).mean)
+    assert not torch.equal(tempered.dist(x).log_std, constant.dist(x).log_std)
+
+
+def test_at_factor_zero_it_is_the_closed_form() -> None:
+    data = noisy(slope=0.0)
+    generator = torch.Generator().manual_seed(0)
+    policy = GaussianPolicy(2, 1, generator=generator, members=3, hidden=(8,), scale="tempered")
+    loss = PolicyGradient(Mahalanobis(1))
+    train, held_out = data.sample(data.folds.train), data.sample(data.folds.outer)
+    # One tiny step cannot beat the constant by ten steps' reading: none is taken.
+    HeldOutTemperature(steps=1).finish(Problem(policy, loss, train, held_out))
+    moment = held_out_second_moment(policy, held_out)
+    torch.testing.assert_close(
+        policy.dist(held_out.x).std, moment.sqrt().expand(3, held_out.x.shape[1], 1)
+    )
+    torch.testing.assert_close(loss.reward.u, 0.5 / moment[0])  # type: ignore[union-attr]
+
+
+def test_a_single_member_judges_on_rows_it_did_not_fit() -> None:
+    data = noisy(slope=1.0)
+    one = FitData(data.x, data.y, cross_fit(np.arange(ROWS) // 10, 1, np.random.default_rng(0)))
+    generator = torch.Generator().manual_seed(0)
+    policy = GaussianPolicy(2, 1, generator=generator, members=1, hidden=(32,), scale="tempered")
+    report = fit(
+        policy,
+        PolicyGradient(Mahalanobis(1)),
+        one,
+        generator=generator,
+        outer=Outer(HeldOutTemperature()),
+        schedule=Schedule(steps=300),
+    ).outer
+    assert report["temperature_gain"] > 0.03
+
+
+def test_shared_spread_weighs_by_the_share() -> None:
+    policy, _ = fitted(noisy(slope=1.0))
+    x = torch.rand(3, 40, 2, generator=torch.Generator().manual_seed(2)) * 2.0 - 1.0
+    log_std = policy.dist(x).log_std
+    base = 0.5 * torch.exp(-2.0 * policy.bounded_log_std(policy.raw_scale))
+    even, full = SharedSpread(policy, 0.0)(x), SharedSpread(policy, 1.0, limit=1e9)(x)
+    torch.testing.assert_close(even, base.expand_as(log_std))
+    torch.testing.assert_close(full, 0.5 * torch.exp(-2.0 * log_std))
+    tight = SharedSpread(policy, 1.0, limit=1.1)(x) / base
+    assert tight.max() <= 1.1 + 1e-5
+    assert tight.min() >= 1.0 / 1.1 - 1e-5
+
+
+def test_shared_spread_is_frozen() -> None:
+    policy, _ = fitted(noisy(slope=1.0))
+    share = SharedSpread(policy, 0.5)
+    x = torch.zeros(3, 4, 2)
+    before = share(x).clone()
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter.add_(1.0)
+    assert torch.equal(share(x), before)
+
+
+def test_the_second_half_is_weighted_and_keeps_the_likelihood() -> None:
+    """Method.fit with a share: σ(x) is still what held-out residuals say, at the new mean."""
+    data = noisy(slope=1.0)
+    generator = torch.Generator().manual_seed(1)
+    policy = GaussianPolicy(2, 1, generator=generator, members=3, hidden=(32, 32), scale="tempered")
+    result = METHODS["bilevel"].fit(
+        policy, data, generator=generator, schedule=Schedule(steps=1000, learning_rate=1e-2)
+    )
+    assert result.steps <= 500  # the second half's own
+    x = torch.stack([torch.linspace(-0.9, 0.9, 7), torch.zeros(7)], dim=1).expand(3, -1, -1)
+    assert (policy.dist(x).log_std - (-1.5 + x[..., :1])).abs().max() < 0.4
+    assert (policy.dist(x).mean - torch.sin(2.0 * x[..., :1])).abs().max() < 0.3
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"steps": 0},
+        {"rows": 1},
+        {"learning_rate": 0.0},
+        {"shrinkage": (0.5,)},
+        {"shrinkage": (0.0,)},
+    ],
+)
+def test_settings_out_of_range_are_refused(wrong: dict[str, object]) -> None:
+    with pytest.raises(InvalidInputError):
+        HeldOutTemperature(**wrong)  # type: ignore[arg-type]
+
+
+def test_a_policy_without_a_temperature_is_refused() -> None:
+    data = noisy(slope=0.0)
+    generator = torch.Generator().manual_seed(0)
+    policy = GaussianPolicy(2, 1, generator=generator, members=3, hidden=(8,))
+    train, held_out = data.sample(data.folds.train), data.sample(data.folds.outer)
+    problem = Problem(policy, PolicyGradient(Mahalanobis(1)), train, held_out)
+    with pytest.raises(UnsupportedCombinationError, match="tempered"):
+        HeldOutTemperature().check(problem)

@@ -1,0 +1,151 @@
+"""A quick run of theory: its keys, and the thresholds it is there to show."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.append(str(ROOT / "scripts"))  # where a script finds its neighbours
+
+from _run import launch  # noqa: E402
+from _tractable import (  # noqa: E402
+    build,
+    condensed,
+    descent,
+    linear_gaussian,
+    outer_hessian,
+    settle,
+    true_covariance,
+)
+from theory import Args, main  # noqa: E402
+
+from mbrl_bilevel.bilevel import Problem  # noqa: E402
+from mbrl_bilevel.positive import Form  # noqa: E402
+from mbrl_bilevel.problems import hypergradient, solvers  # noqa: E402
+
+FORMS: tuple[Form, ...] = ("scaled_identity", "diagonal", "full")
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("theory") / "run"
+    launch(Args, main, ["--quick", "--quiet", "--out", str(folder)])
+    return folder
+
+
+def metrics(out: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((out / "metrics.json").read_text())
+    return found
+
+
+def test_every_solver_recovers_u(out: Path) -> None:
+    errors = metrics(out)["u_star_relative_error"]
+    assert set(errors) == {"closed_form", "fisher_implicit_sampled", *solvers()}
+    for solver, by_problem in errors.items():
+        assert set(by_problem) == {"1d", "2d_full"}
+        limit = 0.05 if solver == "fisher_implicit_sampled" else 1e-3
+        assert max(by_problem.values()) <= limit, solver
+    to_truth = metrics(out)["u_star_relative_error_to_truth"]
+    assert max(max(e.values()) for e in to_truth.values()) <= 0.05
+
+
+def test_it_converges_at_the_predicted_rate(out: Path) -> None:
+    found, predicted = (
+        metrics(out)[key] for key in ("convergence_rate", "predicted_convergence_rate")
+    )
+    for solver in ("exact_implicit", "fisher_implicit", "function_space"):
+        # Heavy ball on the steepest direction decays as k·rate^k, a little slower.
+        assert found[solver]["1d"] == pytest.approx(predicted["1d"], abs=0.005)
+        assert found[solver]["2d_full"] == pytest.approx(predicted["2d_full"], abs=0.05)
+
+
+def test_hypergradients(out: Path) -> None:
+    found = metrics(out)
+    errors = found["hypergradient_relative_error"]
+    assert max(errors["exact_implicit"].values()) <= 1e-5
+    well = found["well_specified"]
+    assert well == ["gaussian_1d", "categorical_2"]
+    for solver in ("fisher_implicit", "function_space"):
+        assert max(errors[solver][name] for name in well) <= 1e-3
+        assert errors[solver]["misspecified_rbf"] > 1e-2  # a bias is told, not hidden
+
+
+def test_moments_and_figures(out: Path) -> None:
+    curves = {row["method"]: row for row in metrics(out)["moments"]}
+    assert {len(row["mean_error"]) for row in curves.values()} == {41}
+    assert curves["PG, U = U*"]["covariance_error"][-1] < 0.3
+    assert curves["PG, U = I"]["covariance_error"][-1] > 0.6
+    names = {path.name for path in (out / "figures").iterdir()}
+    assert names == {"u_star.png", "outer_objective.png", "moments.png", "hypergradients.png"}
+
+
+def test_a_finished_run_is_not_run_again(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (out / "rows.jsonl").read_bytes()
+    launch(Args, main, ["--quick", "--resume", "--out", str(out)])
+    assert (out / "rows.jsonl").read_bytes() == before
+    assert json.loads(capsys.readouterr().out)["u_star_exact_solvers"] <= 1e-3
+
+
+@pytest.mark.parametrize("wrong", [("--n", "5"), ("--epochs", "0"), ("--dims", "0")])
+def test_bad_options(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], wrong: tuple[str, str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        launch(Args, main, ["--out", str(tmp_path / "a"), *wrong])
+    assert caught.value.code == 2
+    assert wrong[0] in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_condensed_rows_give_the_same_hypergradient(form: Form) -> None:
+    """Inner objective, outer objective and all derivatives are those of the whole sample."""
+    setting = build(3, form, 500, 0)
+    train, held_out, _, _ = linear_gaussian(500, 3, 0)
+    assert condensed(train).x.shape == (1, 6, 2)
+    whole = Problem(setting.problem.policy, setting.problem.loss, train, held_out)
+    assert settle(setting.problem) < 1e-9
+    for name in ("exact_implicit", "function_space"):
+        torch.testing.assert_close(
+            hypergradient(solvers()[name], whole),
+            hypergradient(solvers()[name], setting.problem),
+            rtol=1e-8,
+            atol=1e-10,
+        )
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_outer_hessian_is_the_slope_of_the_hypergradient(form: Form) -> None:
+    setting = build(3, form, 500, 0)
+    moment = 0.5 * torch.linalg.inv(setting.optimum) if form == "full" else None
+    if moment is None:
+        moment = 0.5 * torch.diag(1.0 / setting.optimum.diagonal())
+    setting.reward.set_matrix(setting.optimum)
+    columns = []
+    for parameter in setting.reward.parameters():
+        for index in range(parameter.numel()):
+            flat = parameter.data.view(-1)
+            sides = []
+            for step in (1e-4, -1e-4):
+                flat[index] += step
+                settle(setting.problem)
+                sides.append(hypergradient(solvers()["exact_implicit"], setting.problem))
+                flat[index] -= step
+            columns.append((sides[0] - sides[1]) / 2e-4)
+    found = torch.linalg.eigvalsh(torch.stack(columns, dim=1))
+    # Ours is ordered column by column, theirs diagonal first: the eigenvalues are the same.
+    torch.testing.assert_close(
+        found, torch.linalg.eigvalsh(outer_hessian(form, moment)), rtol=1e-5, atol=1e-6
+    )
+    assert 0.0 < descent(form, moment).rate < 1.0
+
+
+def test_the_true_covariance_is_one() -> None:
+    for dim in (1, 2, 10):
+        assert torch.linalg.eigvalsh(true_covariance(dim)).min() > 0.0
