@@ -226,7 +226,8 @@ class MPC:
         """
         agent = cls(env, termination=termination, reward=reward)
         saved = read_snapshot(path, _spaces(agent), termination, reward)
-        agent.settings, agent.seed, agent.model = saved.settings, saved.seed, saved.model
+        agent.settings, agent.seed = saved.settings, saved.seed
+        agent.model, agent.value = saved.model, saved.value
         agent.num_timesteps, agent._episodes = saved.num_timesteps, saved.episodes
         agent._fitted_on, agent._first_planned = saved.fitted_on, saved.first_planned
         try:

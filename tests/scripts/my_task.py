@@ -1,0 +1,48 @@
+"""An environment of a user's own, for the tests of --import-module: a point on a line."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+
+
+class Line(gym.Env[Any, Any]):
+    """x' = x + 0.1·a, reward −x², ends beyond |x| > 2. With ``sick`` it returns NaN at step 5."""
+
+    def __init__(self, sick: bool = False, actions: str = "box") -> None:
+        self.observation_space = gym.spaces.Box(-10.0, 10.0, (2,), np.float64)
+        self.action_space = (
+            gym.spaces.Box(-1.0, 1.0, (1,), np.float32)
+            if actions == "box"
+            else gym.spaces.Discrete(3)
+        )
+        self.sick, self.x, self.t = sick, 0.0, 0
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.x, self.t = float(self.np_random.uniform(-1.0, 1.0)), 0
+        return self._obs(), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self.t += 1
+        self.x += 0.1 * float(action[0])
+        if self.sick and self.t == 5:
+            return np.array([np.nan, 0.0]), 0.0, False, False, {}
+        return self._obs(), -(self.x**2), abs(self.x) > 2.0, False, {}
+
+    def _obs(self) -> Any:
+        return np.array([self.x, np.sin(self.x)])
+
+
+gym.register("Line-v0", entry_point=Line, max_episode_steps=20)
+gym.register("SickLine-v0", entry_point=Line, max_episode_steps=20, kwargs={"sick": True})
+gym.register(
+    "ChoiceLine-v0", entry_point=Line, max_episode_steps=20, kwargs={"actions": "discrete"}
+)
+
+
+def off(obs: Any, action: Any, next_obs: Any) -> Any:
+    """The rule of its termination."""
+    return next_obs[..., 0].abs() > 2.0

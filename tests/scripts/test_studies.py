@@ -1,0 +1,140 @@
+"""compare and train end to end on a tiny task: rows, resuming, determinism, and bad input."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
+sys.path.append(str(SCRIPTS))
+sys.path.append(str(Path(__file__).resolve().parent))  # where my_task.py is
+
+import compare  # noqa: E402
+import train  # noqa: E402
+from _run import launch  # noqa: E402
+
+OWN = ["--import-module", "my_task", "--env-id", "Line-v0", "--quiet"]
+NET = ["--members", "2", "--hidden", "16"]
+COMPARE = [*OWN, *NET, "--n-train", "200", "--seeds", "2", "--train-steps", "60", "--n-test", "200"]
+TRAIN = [
+    *[*OWN, *NET, "--particles", "2", "--steps", "160", "--eval-every", "80"],
+    *["--eval-episodes", "2", "--learning-starts", "60", "--refit-every", "50"],
+    *["--train-steps", "60", "--horizon", "4", "--population", "12", "--iterations", "2"],
+]
+#: Times differ from run to run; nothing else may.
+TIMES = ("train_seconds", "wall_seconds")
+
+
+def metrics(out: Path) -> Any:
+    def drop(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {k: drop(v) for k, v in value.items() if k not in TIMES}
+        return [drop(v) for v in value] if isinstance(value, list) else value
+
+    return drop(json.loads((out / "metrics.json").read_text()))
+
+
+def test_compare_fills_a_row_for_each_and_repeats_itself(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        launch(compare.Args, compare.main, [*COMPARE, "--out", str(tmp_path / name)])
+    found = metrics(tmp_path / "a")
+    assert found == metrics(tmp_path / "b")
+    keys = {(r["method"], r["seed"], r["n_train"], r["dataset"]) for r in found["rows"]}
+    assert keys == {
+        (method, seed, 200, "Line-v0") for method in ("bilevel", "nll", "mse") for seed in (0, 1)
+    }
+    for row in found["rows"]:
+        assert {"rmse", "nll", "crps", "calibration_error"} <= row.keys()
+        assert row["rmse"] > 0.0
+    # A repeat is a new split and a new initialisation.
+    by_seed = [r["rmse"] for r in found["rows"] if r["method"] == "mse"]
+    assert by_seed[0] != by_seed[1]
+    for line in found["summary"]:
+        assert line["nll"]["low"] <= line["nll"]["mean"] <= line["nll"]["high"]
+    for figure in ("errors", "open_loop", "calibration"):
+        assert (tmp_path / "a" / "figures" / f"{figure}.png").stat().st_size > 5_000
+
+
+def test_compare_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    launch(compare.Args, compare.main, [*COMPARE, "--out", str(whole)])
+    launch(compare.Args, compare.main, [*COMPARE, "--out", str(cut)])
+    # As a stop would leave it: three rows, the third torn, and no metrics.
+    lines = (cut / "rows.jsonl").read_text().splitlines(keepends=True)
+    (cut / "rows.jsonl").write_text("".join(lines[:2]) + lines[2][:40])
+    for name in ("metrics.json", "summary.json"):
+        (cut / name).unlink()
+    launch(compare.Args, compare.main, [*COMPARE, "--out", str(cut), "--resume"])
+    assert metrics(cut) == metrics(whole)
+
+
+def test_train_learns_saves_and_goes_on_as_if_never_stopped(tmp_path: Path) -> None:
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    launch(train.Args, train.main, [*TRAIN, "--out", str(whole)])
+    found = metrics(whole)
+    assert [point["step"] for point in found["returns"]] == [80, 160]
+    assert found["final_return"] == found["returns"][-1]["mean"]
+    assert found["env_steps"] == 160
+    # Stopped right after the first evaluation: the run ends at 80 steps, then is asked for 160.
+    launch(train.Args, train.main, [*TRAIN, "--steps", "80", "--out", str(cut)])
+    for name in ("metrics.json", "summary.json"):
+        (cut / name).unlink()
+    config = json.loads((cut / "config.json").read_text())
+    config["args"]["steps"] = 160
+    (cut / "config.json").write_text(json.dumps(config))
+    launch(train.Args, train.main, [*TRAIN, "--out", str(cut), "--resume"])
+    assert metrics(cut) == found
+
+
+def test_train_takes_a_rule_of_the_users_own(tmp_path: Path) -> None:
+    rule = ["--termination", "my_task:off", "--model", "nll", "--planner", "cem"]
+    launch(train.Args, train.main, [*TRAIN, *rule, "--steps", "80", "--out", str(tmp_path / "a")])
+    assert metrics(tmp_path / "a")["env_steps"] == 80
+
+
+@pytest.mark.parametrize(
+    ("script", "options", "told"),
+    [
+        (train, ["--env-id", "HalfCheeta-v5"], "HalfCheetah-v5"),
+        (compare, ["--env-id", "Reecher-v5"], "Reacher-v5"),
+        (train, ["--import-module", "my_task", "--env-id", "ChoiceLine-v0"], "Discrete"),
+        (train, ["--import-module", "no_such_module"], "no_such_module"),
+        (train, ["--steps", "-5"], "--steps"),
+        (train, ["--model", "bilvel"], "bilevel"),
+        (train, ["--members", "3"], "--particles"),
+        (compare, ["--methods", "nl"], "nll"),
+        (compare, ["--n-train", "7"], "--n-train"),
+        (compare, ["--seeds", "0"], "--seeds"),
+        (train, ["--termination", "my_task"], "module:function"),
+        (train, ["--import-module", "my_task", "--env-id", "SickLine-v0", *NET], "NaN"),
+        (compare, ["--import-module", "my_task", "--env-id", "SickLine-v0"], "NaN"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(
+    script: Any, options: list[str], told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    if script is train and "--members" in options and "--hidden" in options:
+        options = [*options, "--particles", "2"]
+    with pytest.raises(SystemExit) as stop:
+        launch(script.Args, script.main, [*options, "--quiet", "--out", str(out)])
+    err = capsys.readouterr().err.strip()
+    assert stop.value.code == 2
+    assert "\n" not in err
+    assert told in err
+    assert not (out / "metrics.json").exists()
+
+
+def test_an_unwritable_out_is_one_line_and_exit_code_2(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("kept")
+    with pytest.raises(SystemExit) as stop:
+        launch(train.Args, train.main, ["--quiet", "--out", str(tmp_path / "file" / "run")])
+    assert stop.value.code == 2
+    assert "\n" not in capsys.readouterr().err.strip()
+    assert (tmp_path / "file").read_text() == "kept"
