@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,7 @@ from mbrl_bilevel.errors import InvalidInputError
 from mbrl_bilevel.evaluation import LEVELS, evaluate_one_step, evaluate_open_loop, interval
 from mbrl_bilevel.fit import Schedule
 from mbrl_bilevel.methods import get_method
+from mbrl_bilevel.model_env import Imagination
 from mbrl_bilevel.types import Transitions
 
 #: Metrics that are summarised, and whether a lower value is better.
@@ -196,7 +197,12 @@ def _open_loop(args: Args, model: DynamicsModel, test: Transitions, seed: int) -
 
 def _returns(args: Args, model: DynamicsModel, method: str, seed: int) -> dict[str, Any]:
     env = make_env(args.env_id, import_module=args.import_module)
-    settings = replace(MPCSettings(), method=method, members=args.members, hidden=args.hidden)
+    settings = MPCSettings(
+        method=method,
+        members=args.members,
+        hidden=args.hidden,
+        imagination=Imagination(particles=args.members),
+    )
     agent = MPC(env, settings, termination=termination_rule(env), seed=seed)
     agent.model = model
     agent.env.seed(seed)

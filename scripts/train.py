@@ -125,15 +125,15 @@ def main(args: Args, run: RunFolder) -> Result:
     rule = load_rule(args.termination) if args.termination else termination_rule(env)
     saved = run.checkpoints / "agent.safetensors"
     agent = _agent(args, run, env, rule, saved)
-    with_bar = run.bar(args.steps, "train", initial=agent.num_timesteps)
+    bar = run.bar(args.steps, "train", initial=agent.num_timesteps)
     while True:
         if agent.num_timesteps and run.rows.find(step=agent.num_timesteps) is None:
-            run.rows.append({"step": agent.num_timesteps} | _evaluate(args, agent, rule))
-            _log(run, agent, list(run.rows)[-1])
-            with_bar.set_postfix_str(f"return {list(run.rows)[-1]['mean']:.1f}")
+            row = run.rows.append({"step": agent.num_timesteps} | _evaluate(args, agent))
+            _log(run, agent, row)
+            bar.set_postfix_str(f"return {row['mean']:.1f}")
         if agent.num_timesteps >= args.steps:
             break
-        agent.learn(min(args.eval_every, args.steps - agent.num_timesteps), _Tick(with_bar.update))
+        agent.learn(min(args.eval_every, args.steps - agent.num_timesteps), _Tick(bar.update))
         agent.save(saved)
     returns = list(run.rows)
     figure = draw_returns(
@@ -163,7 +163,7 @@ def _agent(
     return MPC(monitored, args.settings(), termination=rule, seed=args.seed)
 
 
-def _evaluate(args: Args, agent: MPC, rule: Rule | None) -> dict[str, Any]:
+def _evaluate(args: Args, agent: MPC) -> dict[str, Any]:
     """Episodes side by side, planned in one batch, from starts that training never sees."""
 
     def make() -> Any:

@@ -23,8 +23,10 @@ from stable_baselines3.common.callbacks import (
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
+from agents import mpc
 from agents.mpc import MPC, MPCSettings
 from agents.planners import CEM, ICEM
+from agents.value import ValueSettings
 from mbrl_bilevel.errors import CheckpointError, InvalidInputError
 from mbrl_bilevel.fit import Schedule
 from mbrl_bilevel.methods import METHODS
@@ -42,6 +44,7 @@ TINY = MPCSettings(
     learning_starts=60,
     refit_every=30,
     exploration=0.1,
+    value=ValueSettings(rounds=2, steps=20, members=2, width=8),
 )
 
 
@@ -305,7 +308,7 @@ def test_actions_fit_the_space(kind: Any) -> None:
 
 def test_exploration_is_noise_of_the_given_size(trained: MPC) -> None:
     """The same search, with and without: the difference is the noise, where nothing is clipped."""
-    obs = np.linspace(-0.3, 0.3, 400)[:, None]
+    obs = np.linspace(-0.3, 0.3, 800)[:, None]
     _, state = trained.predict(obs)
     plain, _ = trained.predict(obs, state, None, True)
     noisy, _ = trained.predict(obs, state, None, False)
@@ -530,6 +533,10 @@ def test_a_loaded_agent_goes_on_as_if_it_had_not_been_saved(method: str, tmp_pat
     other = MPC.load(tmp_path / "agent", PointMass(ends=1.4))
     assert other.settings == settings
     assert (other.seed, other.num_timesteps) == (3, 64)
+    assert agent.value is not None
+    assert other.value is not None
+    spots = torch.linspace(-1.5, 1.5, 9)[:, None]
+    assert torch.equal(other.value(spots), agent.value(spots))
     for value, name in ((v, n) for n, v in vars(agent.experience.transitions()).items()):
         np.testing.assert_array_equal(getattr(other.experience.transitions(), name), value)
     states: list[Any] = [None, None]
@@ -549,6 +556,39 @@ def test_a_loaded_agent_goes_on_as_if_it_had_not_been_saved(method: str, tmp_pat
     assert other.model is not None
     for name, value in agent.model.policy.state_dict().items():
         assert torch.equal(other.model.policy.state_dict()[name], value)
+    assert torch.equal(other.value(spots), agent.value(spots))
+
+
+def test_a_loaded_agent_goes_on_with_the_value_of_its_planned_episodes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which episodes were planned is part of the file: the next value is fitted to those alone."""
+    fitted_to: list[Array] = []
+    fit_value = mpc.fit_value
+
+    def spied(transitions: Any, *rest: Any) -> Any:
+        fitted_to.append(np.unique(transitions.episode))
+        return fit_value(transitions, *rest)
+
+    monkeypatch.setattr(mpc, "fit_value", spied)
+    settings = replace(TINY, exploration=2.0, refit_every=60)
+    agent = MPC(PointMass(ends=0.9), settings, seed=3).learn(121)
+    first = agent._first_planned
+    assert first is not None
+    agent.save(tmp_path / "agent")
+    other = MPC.load(tmp_path / "agent", PointMass(ends=0.9))
+    assert [episodes.min() for episodes in fitted_to] == [0, 0]  # too few planned rows yet
+    assert other._first_planned == first > 0
+    spots = torch.linspace(-1.0, 1.0, 7)[:, None]
+    values = []
+    for each in (agent, other):
+        each.learn(60)
+        assert each.value is not None
+        values.append(each.value(spots))
+    mine, theirs = fitted_to[2:]
+    np.testing.assert_array_equal(mine, theirs)
+    assert mine.min() == first
+    assert torch.equal(*values)
 
 
 @pytest.mark.filterwarnings("ignore:learn")

@@ -14,7 +14,16 @@ from hypothesis import strategies as st
 from scipy.linalg import solve_discrete_are
 from torch import Tensor
 
-from agents.planners import CEM, ICEM, PlanInfo, PlannerState, Score, coloured_noise
+from agents.planners import (
+    CEM,
+    ICEM,
+    PlanInfo,
+    PlannerState,
+    Score,
+    _elite_weight,
+    _refit,
+    coloured_noise,
+)
 from mbrl_bilevel.errors import InvalidInputError
 
 PLANNERS = [CEM, ICEM]
@@ -187,6 +196,72 @@ def test_a_refit_is_the_elites_moments_with_momentum() -> None:
     torch.testing.assert_close(info.std[0], std)
     torch.testing.assert_close(info.best_score[0], elites[0].sum())
     torch.testing.assert_close(info.elite_score[0], elites.sum((-1, -2)).mean())
+
+
+def test_where_all_scores_tie_the_plan_stays_unbiased_and_the_mean_is_executed() -> None:
+    def constant(actions: Tensor) -> Tensor:
+        return torch.ones(actions.shape[:2])
+
+    score, seen = recorded(constant)
+    planner = CEM(horizon=3, population=40, iterations=1, momentum=0.0)
+    action, state, info = plan_once(planner, score, 2, [-1.0], [1.0])
+    torch.testing.assert_close(action, seen[0].mean(1)[:, 0])
+    torch.testing.assert_close(state.mean[:, 0], seen[0].mean(1)[:, 1])
+    torch.testing.assert_close(info.std, seen[0].std(1, correction=0))
+    # An arbitrary pick of K = 4 would be off by a standard error of 0.25, not by 0.08.
+    many = CEM(horizon=3, population=2000, iterations=3, elite_fraction=0.002, momentum=0.0)
+    _, state, _ = plan_once(many, constant, 8, [-1.0], [1.0])
+    assert state.mean.abs().max() < 0.08
+
+    score, seen = recorded(constant)
+    icem = ICEM(horizon=3, population=40, iterations=3)
+    generator, state = seeded(), icem.initial_state(2, [-1.0], [1.0])
+    for _ in range(2):  # with and without elites kept from the step before
+        action, state, _ = icem.plan(score, state, generator)
+        before_last = seen[-2].mean(1)
+        # The last iteration's μ, which competes in slot 0 and wins the tie.
+        assert torch.equal(action, seen[-1][:, 0, 0])
+        assert (action - before_last[:, 0]).abs().max() < 0.1
+
+
+def test_candidates_tied_with_the_worst_elite_share_what_the_better_ones_leave() -> None:
+    nothing = -torch.inf
+    scores = torch.tensor(
+        [
+            [5.0, 1.0, 4.0, 1.0, 1.0, 0.0],  # two better, three tied for one place
+            [2.0, 2.0, 2.0, 2.0, 2.0, 2.0],
+            [3.0, 3.0, 3.0, 1.0, 0.0, nothing],  # a tie, all of it among the elites
+            [0.0, 7.0, nothing, nothing, nothing, nothing],  # fewer finite than elites
+            [nothing] * 6,
+        ]
+    )
+    third = 1.0 / 3.0
+    expected = [
+        [1.0, third, 1.0, third, third, 0.0],
+        [0.5] * 6,
+        [1.0, 1.0, 1.0, 0.0, 0.0, 0.0],
+        [1.0, 1.0, 0.0, 0.0, 0.0, 0.0],
+        [0.0] * 6,
+    ]
+    weight = _elite_weight(scores, scores.topk(3, 1).values)
+    torch.testing.assert_close(weight, torch.tensor(expected))
+    torch.testing.assert_close(weight.sum(1), torch.tensor([3.0, 3.0, 3.0, 2.0, 0.0]))
+
+
+@pytest.mark.parametrize("elites", [1, 7, 30])
+def test_without_ties_the_elites_alone_have_weight(elites: int) -> None:
+    scores = torch.stack([torch.randperm(30, generator=seeded(s)) for s in range(5)]).float()
+    top = scores.topk(elites, 1)
+    expected = torch.zeros(5, 30).scatter(1, top.indices, 1.0)
+    assert torch.equal(_elite_weight(scores, top.values), expected)
+    # μ and σ are then those of the plain refit to the K best.
+    candidates = torch.randn(5, 30, 4, 2, generator=seeded(9))
+    mean, std = torch.randn(2, 5, 4, 2, generator=seeded(8)).unbind(0)
+    found = _refit(mean, std.abs(), candidates, expected, 0.2)
+    best = candidates[torch.arange(5)[:, None], top.indices]
+    torch.testing.assert_close(found[0], 0.2 * mean + 0.8 * best.mean(1))
+    moved = 0.2 * std.abs() + 0.8 * best.std(1, correction=0)
+    torch.testing.assert_close(found[1], moved if elites > 1 else std.abs())
 
 
 def test_icem_keeps_elites_adds_the_mean_and_executes_the_best() -> None:

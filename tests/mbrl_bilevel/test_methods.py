@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from mbrl_bilevel import methods
 from mbrl_bilevel.data import FitData, cross_fit
 from mbrl_bilevel.errors import InvalidInputError
-from mbrl_bilevel.fit import Schedule, fit
+from mbrl_bilevel.fit import Schedule
 from mbrl_bilevel.methods import METHODS, get_method
+from mbrl_bilevel.objectives import WeightedMSE
 from mbrl_bilevel.policies import GaussianPolicy
+from mbrl_bilevel.temperature import SharedSpread
+from mbrl_bilevel.types import FitResult
+
+
+def test_the_methods_are_these() -> None:
+    assert tuple(METHODS) == ("bilevel", "bilevel-constant", "nll", "mse")
+    assert [name for name in METHODS if METHODS[name].share > 0.0] == ["bilevel"]
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -42,20 +52,46 @@ def test_every_method_trains(name: str) -> None:
     folds = cross_fit(torch.arange(600).numpy() // 10, 2, np.random.default_rng(0))
     data = FitData(x, y, folds if method.outer is not None else folds.without_outer())
     policy = GaussianPolicy(2, 2, generator=g, members=2, hidden=(16,), scale=method.scale)
-    result = fit(
-        policy,
-        method.loss(2),
-        data,
-        generator=g,
-        outer=method.outer,
-        criterion=method.criterion,
-        schedule=Schedule(steps=400, learning_rate=1e-2, batch_size=64),
-    )
+    schedule = Schedule(steps=400, learning_rate=1e-2, batch_size=64)
+    result = method.fit(policy, data, generator=g, schedule=schedule)
     dist = policy.dist(x.expand(2, -1, -1))
     nll = -dist.log_prob(y.expand(2, -1, -1)).mean() / 2
     # The truth has log(.3 √(2πe)) = 0.215 nats a dimension, the marginal 1.0.
     assert nll < 0.35
     assert all(math.isfinite(value) for value in result.criterion)
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("steps", [400, 401])
+def test_only_a_shared_spread_is_trained_in_halves(
+    name: str, steps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second half goes on from the first, on the same data, with the U(x) that it left."""
+    calls: list[tuple[Any, Any, FitData, dict[str, Any]]] = []
+
+    def spy(policy: Any, loss: Any, data: FitData, **rest: Any) -> FitResult:
+        calls.append((policy, loss, data, rest))
+        return FitResult((float(len(calls)),), (0,), 0, False, {}, {})
+
+    monkeypatch.setattr(methods, "fit", spy)
+    method, g = METHODS[name], torch.Generator().manual_seed(0)
+    x, y = torch.randn(60, 2, generator=g), torch.randn(60, 3, generator=g)
+    data = FitData(x, y, cross_fit(np.arange(60) // 3, 2, np.random.default_rng(0)))
+    policy = GaussianPolicy(2, 3, generator=g, members=2, hidden=(4,), scale=method.scale)
+    result = method.fit(policy, data, generator=g, schedule=Schedule(steps=steps))
+    assert result.criterion == (float(len(calls)),)
+    for called, _, given, rest in calls:
+        assert called is policy
+        assert given is data
+        assert rest["outer"] is method.outer
+    if method.share == 0.0:
+        assert [rest["schedule"].steps for *_, rest in calls] == [steps]
+        assert calls[0][3]["criterion"] is method.criterion
+        return
+    assert [rest["schedule"].steps for *_, rest in calls] == [(steps + 1) // 2] * 2
+    assert calls[0][3]["criterion"] is method.criterion
+    assert isinstance(calls[1][3]["criterion"], WeightedMSE)
+    assert isinstance(calls[1][1].reward.function, SharedSpread)
 
 
 @pytest.mark.parametrize("name", METHODS)

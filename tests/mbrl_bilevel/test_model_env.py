@@ -181,6 +181,44 @@ def test_candidates_share_their_noise(
     assert torch.equal(found, again)
 
 
+def test_a_terminal_value_counts_where_the_episode_is_alive(
+    three_members: DynamicsModel, plans: tuple[Tensor, Tensor]
+) -> None:
+    """Against imagined states and their survival, one particle and step at a time."""
+
+    def value(obs: Tensor) -> Tensor:
+        return 3.0 + obs[..., 0] - 0.5 * obs[..., 1].square()
+
+    obs, actions = plans
+    follow = Imagination(3, sample=False)
+    found = imagined_returns(three_members, obs, actions, follow, seeded(), value)
+    rewards = imagined_returns(three_members, obs, actions, follow, seeded())
+    flat = actions.reshape(20, 6, 1)
+    states, _ = imagined_trajectories(
+        three_members, obs.repeat_interleave(5, 0), flat, follow, seeded()
+    )
+    alive = torch.sigmoid(flat[..., 0] - states[..., 0]).prod(2)
+    added = (alive * value(states[:, :, -1])).mean(0).reshape(4, 5)
+    assert added.abs().max() > 1e-3
+    torch.testing.assert_close(found - rewards, added, rtol=1e-4, atol=1e-5)
+
+
+def test_no_value_lies_beyond_a_certain_end(linear_model: LinearModel) -> None:
+    model = linear_model(
+        torch.tensor([[[0.0, 0.0], [1.0, 0.0]]]),
+        torch.tensor([[0.0, 1.0]]),
+        torch.ones(1, 2),
+        1,
+        termination=lambda obs, action, next_obs: next_obs[..., 0] > 2.5,
+    )
+    actions = torch.tensor([1.0, 0.5, 0.25]).view(1, 3, 1, 1).expand(1, 3, 8, 1)
+    follow = Imagination(1, sample=False)
+    found = imagined_returns(
+        model, torch.zeros(1, 1), actions, follow, seeded(), lambda obs: 10.0 * obs[..., 0]
+    )
+    assert found.tolist() == [[3.0, 6.0, 8.0 + 20.0]]
+
+
 @pytest.mark.parametrize("propagation", ["ts1", "tsinf"])
 @pytest.mark.parametrize("sample", [True, False])
 def test_starts_side_by_side_are_starts_one_by_one(
