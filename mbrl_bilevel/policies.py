@@ -6,6 +6,7 @@ With ``hidden=()`` each is linear in x, with a bias. Every parameter has E as it
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -59,6 +60,13 @@ class _ScaledPolicy(nn.Module):
             # Not trained by the inner level: an outer solver sets it once the mean is there.
             features = self.network.sizes[-2]
             self.temper_weight = nn.Parameter(torch.zeros(members, features, scaled), False)
+            # The range of raw scales that the solver saw: log-linear maps grow without limit off the
+            # data, and so would an imagined rollout that draws from them.
+            self.temper_low: Tensor
+            self.temper_high: Tensor
+            unbounded = torch.full((members, 1, scaled), math.inf)
+            self.register_buffer("temper_low", -unbounded)
+            self.register_buffer("temper_high", unbounded)
         if scale == "network":
             # Scales start at one for every x. From random weights a likelihood first shrinks σ
             # where the untrained mean happens to be right, and a linear policy stays there.
@@ -71,7 +79,8 @@ class _ScaledPolicy(nn.Module):
         if self.scale == "tempered":
             features = self.network.features(x)
             located: Tensor = self.network.last(features)
-            return located, torch.baddbmm(self.raw_scale, features.detach(), self.temper_weight)
+            raw = torch.baddbmm(self.raw_scale, features.detach(), self.temper_weight)
+            return located, raw.clamp(self.temper_low, self.temper_high)
         output: Tensor = self.network(x)
         if self.scale == "network":
             return output[..., : self._located], output[..., self._located :]
@@ -83,6 +92,8 @@ class _ScaledPolicy(nn.Module):
             self.raw_scale.copy_(raw.expand(self.members, -1).unsqueeze(1))
             if self.scale == "tempered":
                 self.temper_weight.zero_()
+                self.temper_low.fill_(-math.inf)
+                self.temper_high.fill_(math.inf)
 
     def _check_settable(self, value: Tensor, name: str, shape: tuple[int, ...]) -> None:
         if self.scale == "network":

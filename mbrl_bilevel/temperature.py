@@ -36,7 +36,8 @@ class HeldOutTemperature:
     rows, which nobody's fit of it has seen. All members stop at one step and are shrunk
     towards the constant by one factor, those that make the pooled judging rows most likely: factor
     zero, the constant, is among them, so short data falls back to it. A single member fits on the
-    first half of its held-out rows, by order, and judges on the second.
+    first half of its held-out rows, by order, and judges on the second. σ(x) stays within what was
+    found on these rows, wherever x lies.
 
     ``steps`` of Adam at ``learning_rate`` on at most ``rows`` held-out rows.
     """
@@ -109,6 +110,7 @@ class HeldOutTemperature:
         with torch.no_grad():
             policy.temper_weight.copy_(factor * rows.unit * kept[0])
             policy.raw_scale.add_(factor * kept[1])
+            rows.bound(factor * kept[0])
         gain = constant - best
         return {**report, "temperature_factor": factor, "temperature_gain": gain}
 
@@ -178,6 +180,13 @@ class _Rows:
             judges = owner == torch.arange(members).unsqueeze(1)
         fits = (~judges).to(x.dtype)
         return _Rows(policy, unit * features, unit, squared, fits, judges.to(x.dtype))
+
+    def bound(self, weight: Tensor) -> None:
+        """Keep the policy's σ(x) within what its map says of the middle 98 % of these rows."""
+        raw = torch.baddbmm(self.policy.raw_scale, self.features, weight)
+        ordered, last = raw.sort(dim=1).values, raw.shape[1] - 1
+        self.policy.temper_low.copy_(ordered[:, [round(0.01 * last)]])
+        self.policy.temper_high.copy_(ordered[:, [round(0.99 * last)]])
 
     def fit_loss(self, weight: Tensor, bias: Tensor) -> Tensor:
         nll = self._nll(weight, bias)

@@ -104,6 +104,17 @@ def test_a_single_member_judges_on_rows_it_did_not_fit() -> None:
     assert report["temperature_gain"] > 0.03
 
 
+def test_off_the_data_it_stays_within_what_was_seen() -> None:
+    """A log-linear map alone would say σ = e^{slope·|x|}: imagined rollouts would run away."""
+    policy, _ = fitted(noisy(slope=1.0))
+    inside = torch.rand(3, 2000, 2, generator=torch.Generator().manual_seed(3)) * 2.0 - 1.0
+    seen = policy.dist(inside).log_std
+    far = policy.dist(50.0 * inside).log_std
+    assert (far <= seen.amax(1, keepdim=True) + 1e-5).all()
+    assert (far >= seen.amin(1, keepdim=True) - 1e-5).all()
+    assert seen.std() > 0.2
+
+
 def test_shared_spread_weighs_by_the_share() -> None:
     policy, _ = fitted(noisy(slope=1.0))
     x = torch.rand(3, 40, 2, generator=torch.Generator().manual_seed(2)) * 2.0 - 1.0
