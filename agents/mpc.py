@@ -15,12 +15,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback
-from stable_baselines3.common.env_util import is_wrapped
 from stable_baselines3.common.logger import Logger, configure
-from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.type_aliases import MaybeCallback
 from stable_baselines3.common.vec_env import (
-    DummyVecEnv,
     VecEnv,
     VecNormalize,
     unwrap_vec_normalize,
@@ -31,6 +28,7 @@ from agents.collect import RandomBehaviour, Recorder, require_finite
 from agents.mpc_checkpoint import Snapshot, Spaces, read_snapshot, write_snapshot
 from agents.mpc_settings import MPCSettings
 from agents.planners import PlannerState
+from agents.spaces import require_box, vector_env
 from agents.value import Value, fit_value
 from mbrl_bilevel.dynamics import DynamicsModel, fit_dynamics
 from mbrl_bilevel.errors import CheckpointError, InvalidInputError
@@ -63,9 +61,9 @@ class MPC:
         verbose: int = 0,
     ) -> None:
         self.settings = settings or MPCSettings()
-        self.env = _vector_env(env)
-        self.action_space = _box(self.env.action_space, "action")
-        self.observation_space = _box(self.env.observation_space, "observation")
+        self.env = vector_env(env)
+        self.action_space = require_box(self.env.action_space, "action")
+        self.observation_space = require_box(self.env.observation_space, "observation")
         self.termination, self.reward, self.seed = termination, reward, seed
         self.verbose = verbose
         formats = (["stdout"] if verbose else []) + (["tensorboard"] if tensorboard_log else [])
@@ -384,13 +382,6 @@ class _Run:
             self.agent.logger.dump(self.agent.num_timesteps)
 
 
-def _vector_env(env: gym.Env[Any, Any] | VecEnv) -> VecEnv:
-    if isinstance(env, VecEnv):
-        return env
-    watched = env if is_wrapped(env, Monitor) else Monitor(env)
-    return DummyVecEnv([lambda: watched])
-
-
 def _spaces(agent: MPC) -> Spaces:
     low, high = agent.action_space.low, agent.action_space.high
     return Spaces(int(agent.observation_space.shape[0]), low.tolist(), high.tolist())
@@ -405,17 +396,3 @@ def _hook(callback: MaybeCallback) -> BaseCallback:
     if isinstance(callback, list):
         callback = CallbackList(callback)
     return callback if isinstance(callback, BaseCallback) else ConvertCallback(callback)
-
-
-def _box(space: gym.Space[Any], what: str) -> gym.spaces.Box:
-    if not isinstance(space, gym.spaces.Box) or len(space.shape) != 1:
-        raise InvalidInputError(
-            f"the {what} space must be a one-dimensional Box; got {space}: "
-            "wrap the environment, for example with gymnasium.wrappers.FlattenObservation"
-        )
-    if what == "action" and not space.is_bounded():
-        raise InvalidInputError(
-            f"the action space must have finite bounds; got {space}: "
-            "wrap the environment with gymnasium.wrappers.RescaleAction or ClipAction"
-        )
-    return space

@@ -182,9 +182,12 @@ def _watching(run: RunFolder, parts: dict[str, list[str]], bar: Bar) -> Iterator
         seen = 0
         while True:
             last = over.wait(0.5)
-            count = len(run.rows) + sum(len(read_rows(run.path / name)) for name in parts)
+            done = {name: len(read_rows(run.path / name)) for name in parts}
+            count = len(run.rows) + sum(done.values())
             bar.update(count - seen)
             seen = count
+            # Written anew even where nothing was finished, so that the clock is seen to run.
+            bar.set_postfix_str(", ".join(f"{name} {n}" for name, n in done.items() if n))
             if last:
                 return
 
