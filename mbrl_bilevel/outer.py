@@ -26,10 +26,10 @@ from mbrl_bilevel.errors import DivergedError, InvalidInputError
 from mbrl_bilevel.implicit import FisherImplicit
 from mbrl_bilevel.objectives import Objective, OneStepNLL
 
-#: φ -> its optimiser, such as ``partial(torch.optim.Adam, lr=0.2)``.
+#: φ -> its optimiser, such as ``partial(torch.optim.Adam, lr=0.25)``.
 MakeOptimiser = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 
-_ADAM: MakeOptimiser = partial(torch.optim.Adam, lr=0.2)
+_ADAM: MakeOptimiser = partial(torch.optim.Adam, lr=0.25)
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Outer:
     solver: Solver = field(default_factory=FisherImplicit)
     objective: Objective = field(default_factory=OneStepNLL)
     optimiser: MakeOptimiser = _ADAM
-    every: int = 50
+    every: int = 75
     warmup: int = 0
     tol: float = 1e-2
     batch_size: int = 256

@@ -217,7 +217,15 @@ def test_when_it_is_due() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"every": 0}, {"warmup": -1}, {"batch_size": 0}, {"refresh": 0}, {"tol": 0.0}, {"tol": math.nan}]
+    "wrong",
+    [
+        {"every": 0},
+        {"warmup": -1},
+        {"batch_size": 0},
+        {"refresh": 0},
+        {"tol": 0.0},
+        {"tol": math.nan},
+    ],
 )
 def test_bad_settings(wrong: dict[str, float]) -> None:
     with pytest.raises(InvalidInputError, match=next(iter(wrong))):
