@@ -18,7 +18,7 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $(STAMP)
 
 demo: $(STAMP)  ## the main job: compare bilevel with NLL and MSE models, plan with each (Reacher-v5)
-	$(BIN)/python scripts/demo.py --out runs/demo
+	$(BIN)/python scripts/demo.py --out runs/demo --resume
 
 lint: $(STAMP)  ## ruff and mypy
 	$(BIN)/ruff check .

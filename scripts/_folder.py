@@ -176,7 +176,12 @@ def _make(script: str, out: Path | None) -> tuple[Path, bool]:
         new = not out.exists()
         if not new and not out.is_dir():
             raise InvalidInputError(f"--out: {out} is a file; give a folder")
-        out.mkdir(parents=True, exist_ok=True)
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InvalidInputError(
+                f"--out: {out} cannot be made ({error.strerror}); give a folder you can write to"
+            ) from error
         return out, new
     stem = f"runs/{script}-{time.strftime('%Y%m%d-%H%M%S')}"
     for suffix in ("", *(f"-{i}" for i in range(2, 1000))):  # other runs of the same second
