@@ -36,8 +36,11 @@ class RunArgs:
     """CPU threads for PyTorch; 0 leaves its default."""
 
     def __post_init__(self) -> None:
-        if self.seed < 0:
-            raise InvalidInputError(f"--seed must be 0 or more; got {self.seed}")
+        if not 0 <= self.seed < 2**62:
+            raise InvalidInputError(f"--seed must be 0 or more and below 2^62; got {self.seed}")
+        # As a path, '' is the working folder: a run would be strewn over it.
+        if self.out is not None and self.out == Path():
+            raise InvalidInputError("--out: give a folder of the run's own, not the working folder")
         if self.threads < 0:
             raise InvalidInputError(
                 f"--threads must be 0 (the default) or more; got {self.threads}"

@@ -5,6 +5,7 @@ config.json is written first and metrics.json last, both atomically: the latter 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
@@ -148,6 +149,10 @@ class RunFolder:
         trace: TracebackType | None,
     ) -> None:
         # A run refused before it did anything leaves no folder that would refuse the next try.
+        if isinstance(error, Exception) and self._fresh:
+            for name in ("checkpoints", "figures"):
+                with contextlib.suppress(OSError):  # not there, or not empty
+                    (self.path / name).rmdir()
         if (
             isinstance(error, Exception)
             and self._fresh

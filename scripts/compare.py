@@ -43,9 +43,9 @@ class Args(RunArgs):
     import_module: str | None = None
     """Module to import first; it registers an environment of your own."""
     methods: tuple[str, ...] = ("bilevel", "nll", "mse")
-    """How the models are trained."""
+    """How the models are trained: bilevel, bilevel-constant, nll, mse."""
     n_train: tuple[int, ...] = (1000,)
-    """Numbers of training transitions."""
+    """Numbers of training transitions, each at least 50."""
     seeds: int = 3
     """Repeats: --seed, --seed + 1, …"""
     members: int = 5
@@ -73,10 +73,20 @@ class Args(RunArgs):
             if getattr(self, name) < 1:
                 option = "--" + name.replace("_", "-")
                 raise InvalidInputError(f"{option} must be at least 1; got {getattr(self, name)}")
-        if min(self.n_train) < 50:
-            raise InvalidInputError(f"--n-train must be at least 50; got {min(self.n_train)}")
-        if min(self.horizons) < 1 or self.plan_episodes < 0:
-            raise InvalidInputError("--horizons must be positive and --plan-episodes not negative")
+        for name in ("methods", "n_train", "horizons", "hidden"):
+            values, option = getattr(self, name), "--" + name.replace("_", "-")
+            if not values or (name != "hidden" and len(set(values)) < len(values)):
+                raise InvalidInputError(f"{option}: give at least one value, and none twice")
+        for name, least in (("n_train", 50), ("horizons", 1), ("hidden", 1)):
+            if min(getattr(self, name)) < least:
+                option = "--" + name.replace("_", "-")
+                raise InvalidInputError(
+                    f"{option} must be at least {least}; got {getattr(self, name)}"
+                )
+        if self.plan_episodes < 0:
+            raise InvalidInputError(
+                f"--plan-episodes must not be negative; got {self.plan_episodes}"
+            )
         for method in self.methods:
             get_method(method)
 

@@ -44,7 +44,7 @@ class Args(RunArgs):
     agent: Literal["mpc"] = "mpc"
     """What acts: mpc plans in the learned model at every step."""
     model: str = "bilevel"
-    """How the model is trained; any of the methods of compare."""
+    """How the model is trained: bilevel, bilevel-constant, nll or mse."""
     steps: int = 3000
     """Real environment steps."""
     eval_every: int = 500
@@ -89,6 +89,13 @@ class Args(RunArgs):
             if getattr(self, name) < 1:
                 option = "--" + name.replace("_", "-")
                 raise InvalidInputError(f"{option} must be at least 1; got {getattr(self, name)}")
+        if not self.hidden or min(self.hidden) < 1:
+            raise InvalidInputError(f"--hidden must be at least 1 in each layer; got {self.hidden}")
+        if self.learning_starts >= self.steps:
+            raise InvalidInputError(
+                f"--learning-starts must be below --steps ({self.steps}), or there is never a model; "
+                f"got {self.learning_starts}"
+            )
         if self.particles % self.members:
             raise InvalidInputError(
                 f"--particles must be a multiple of --members ({self.members}); got {self.particles}"
