@@ -80,7 +80,7 @@ def test_help_lists_every_option_with_its_default(capsys: pytest.CaptureFixture[
         ("--pair 1 x", "--pair: 'x' is not a number"),
         ("--no-video", "unknown option --no-video; did you mean --video?"),
         ("--video yes", "unexpected argument 'yes'; --help lists the options"),
-        ("--seed -1", "--seed must be 0 or more; got -1"),
+        ("--seed -1", "--seed must be 0 or more and below 2^62; got -1"),
         ("--threads -1", "--threads must be 0 (the default) or more; got -1"),
     ],
 )
