@@ -297,12 +297,9 @@ def _elite_weight(scores: Tensor, elite_scores: Tensor) -> Tensor:
     the survivors would let the plan drift to the edge of what survives.
     """
     threshold = elite_scores[:, -1:]
-    # Fewer than K finite scores: each of them is an elite.
-    threshold = torch.where(threshold > -torch.inf, threshold, scores.new_tensor(torch.inf))
-    better = torch.where(threshold < torch.inf, scores > threshold, scores > -torch.inf).to(
-        scores.dtype
-    )
-    tied = (scores == threshold).to(scores.dtype)
+    better = (scores > threshold).to(scores.dtype)
+    # With fewer than K finite scores the threshold is −inf: each finite one is better, none is tied.
+    tied = ((scores == threshold) & (threshold > -torch.inf)).to(scores.dtype)
     left = elite_scores.shape[1] - better.sum(1, keepdim=True)
     return better + tied * left / tied.sum(1, keepdim=True).clamp(min=1)
 

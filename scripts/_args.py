@@ -46,6 +46,15 @@ class RunArgs:
                 f"--threads must be 0 (the default) or more; got {self.threads}"
             )
 
+    def require_at_least(self, least: int, *names: str) -> None:
+        """Raises InvalidInputError for the first of these options, or of its values, below that."""
+        for name in names:
+            value = getattr(self, name)
+            if min(value if isinstance(value, tuple) else (value,)) < least:
+                raise InvalidInputError(
+                    f"{option_name(name)} must be at least {least}; got {value}"
+                )
+
 
 A = TypeVar("A")
 
@@ -81,10 +90,11 @@ def _refuse_empty_lists(args: Any) -> None:
     for field in fields(args):
         default = field.default_factory() if callable(field.default_factory) else field.default
         if getattr(args, field.name) in ((), []) and default not in ((), []):
-            raise InvalidInputError(f"{_option(field.name)}: give at least one value")
+            raise InvalidInputError(f"{option_name(field.name)}: give at least one value")
 
 
-def _option(name: str) -> str:
+def option_name(name: str) -> str:
+    """A field of the arguments as it is typed: n_train -> --n-train."""
     return "--" + name.replace("_", "-")
 
 
@@ -92,7 +102,7 @@ def _unknown(token: str, args_type: Any) -> str:
     if not token.startswith("-"):
         return f"unexpected argument {token!r}; --help lists the options"
     given = token.partition("=")[0].replace("_", "-")
-    known = [_option(field.name) for field in fields(args_type)]
+    known = [option_name(field.name) for field in fields(args_type)]
     near = difflib.get_close_matches(given, known, n=1, cutoff=0.6)
     hint = f"did you mean {near[0]}?" if near else "--help lists the options"
     return f"unknown option {given}; {hint}"

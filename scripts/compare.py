@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from _args import option_name
 from _figures import draw_calibration, draw_errors, draw_open_loop
 from _run import Result, RunArgs, RunFolder, launch
 from stable_baselines3.common.evaluation import evaluate_policy
@@ -69,20 +70,15 @@ class Args(RunArgs):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("seeds", "members", "train_steps", "batch_size", "segment", "n_test"):
-            if getattr(self, name) < 1:
-                option = "--" + name.replace("_", "-")
-                raise InvalidInputError(f"{option} must be at least 1; got {getattr(self, name)}")
+        self.require_at_least(
+            1, "seeds", "members", "train_steps", "batch_size", "segment", "n_test"
+        )
         for name in ("methods", "n_train", "horizons", "hidden"):
-            values, option = getattr(self, name), "--" + name.replace("_", "-")
+            values, option = getattr(self, name), option_name(name)
             if not values or (name != "hidden" and len(set(values)) < len(values)):
                 raise InvalidInputError(f"{option}: give at least one value, and none twice")
-        for name, least in (("n_train", 50), ("horizons", 1), ("hidden", 1)):
-            if min(getattr(self, name)) < least:
-                option = "--" + name.replace("_", "-")
-                raise InvalidInputError(
-                    f"{option} must be at least {least}; got {getattr(self, name)}"
-                )
+        self.require_at_least(50, "n_train")
+        self.require_at_least(1, "horizons", "hidden")
         if self.plan_episodes < 0:
             raise InvalidInputError(
                 f"--plan-episodes must not be negative; got {self.plan_episodes}"

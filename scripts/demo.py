@@ -27,7 +27,7 @@ from _run import Bar, Result, RunArgs, RunFolder, launch
 from agents.mpc import MPCSettings
 from envs.make import make_env
 from envs.oracle import Oracle
-from mbrl_bilevel.errors import BilevelError, InvalidInputError
+from mbrl_bilevel.errors import BilevelError
 from mbrl_bilevel.methods import get_method
 
 SCRIPTS = Path(__file__).resolve().parent
@@ -58,10 +58,9 @@ class Args(RunArgs):
         super().__post_init__()
         for method in self.methods:
             get_method(method)
-        for name in ("steps", "eval_every", "eval_episodes", "seeds", "reference_episodes"):
-            if getattr(self, name) < 1:
-                option = "--" + name.replace("_", "-")
-                raise InvalidInputError(f"{option} must be at least 1; got {getattr(self, name)}")
+        self.require_at_least(
+            1, "steps", "eval_every", "eval_episodes", "seeds", "reference_episodes"
+        )
 
 
 def main(args: Args, run: RunFolder) -> Result:

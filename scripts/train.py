@@ -85,10 +85,7 @@ class Args(RunArgs):
     def __post_init__(self) -> None:
         super().__post_init__()
         get_method(self.model)
-        for name in ("steps", "eval_every", "eval_episodes", "members", "particles"):
-            if getattr(self, name) < 1:
-                option = "--" + name.replace("_", "-")
-                raise InvalidInputError(f"{option} must be at least 1; got {getattr(self, name)}")
+        self.require_at_least(1, "steps", "eval_every", "eval_episodes", "members", "particles")
         if not self.hidden or min(self.hidden) < 1:
             raise InvalidInputError(f"--hidden must be at least 1 in each layer; got {self.hidden}")
         if self.learning_starts >= self.steps:
