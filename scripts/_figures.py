@@ -5,6 +5,7 @@ Lines are means over repeats, bands and bars their 95 % bootstrap intervals.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -151,7 +152,8 @@ def draw_overview(path: Path, rows: Sequence[Row], methods: Sequence[str]) -> Pa
 
 
 def _interval(rows: Sequence[Row], method: str, n: int, name: str) -> Mapping[str, Any]:
-    return interval([r[name] for r in rows if r["method"] == method and r["n_train"] == n])
+    found = [r[name] for r in rows if r["method"] == method and r["n_train"] == n]
+    return interval([math.nan if value is None else value for value in found])
 
 
 def _or(value: float | None, default: float) -> float:
@@ -161,7 +163,9 @@ def _or(value: float | None, default: float) -> float:
 def _band(
     axis: Any, x: Sequence[float], values: Sequence[Sequence[float]], label: str, tint: str
 ) -> None:
-    found = [interval(column) for column in zip(*values, strict=True)]
+    columns = list(zip(*values, strict=True))
+    whole = [i for i, column in enumerate(columns) if None not in column]
+    x, found = [x[i] for i in whole], [interval(columns[i]) for i in whole]
     axis.plot(x, [f["mean"] for f in found], marker="o", markersize=3, color=tint, label=label)
     if len(values) > 1:
         low, high = ([f[end] for f in found] for end in ("low", "high"))

@@ -19,7 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
-from _args import RunArgs
+from _args import RunArgs, option_name
 from _rows import Rows, strict
 
 from mbrl_bilevel.atomic import write_atomically
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 #: Options that may differ when a run is resumed: they do not change what it computes.
-FREE_ON_RESUME = ("out", "resume", "quiet", "threads")
+FREE_ON_RESUME = ("out", "resume", "quiet", "threads", "jobs")
 
 _PACKAGES = ("torch", "numpy", "gymnasium", "mujoco", "stable_baselines3", "mbrl_bilevel")
 _TRACES = ("config.json", "metrics.json", "summary.json", "rows.jsonl")
@@ -48,11 +48,13 @@ class Bar(Protocol):
 class RunFolder:
     """One run on disk. Made by launch(); a context manager.
 
-    ``path`` is the folder, ``rows`` what is finished in it.
+    ``path`` is the folder, ``rows`` what is finished in it, ``failed`` how many cells are not,
+    because they ended in an error.
     """
 
     path: Path
     rows: Rows
+    failed: int = 0
 
     def __init__(self, script: str, args: RunArgs) -> None:
         """Start a new run, or go on with the one in ``args.out`` if ``args.resume``.
@@ -102,10 +104,11 @@ class RunFolder:
 
     @property
     def summary(self) -> dict[str, Any] | None:
-        """The summary of a run that is finished; None while it is not."""
+        """The summary of a run that is finished; None while it is not, or where cells failed."""
         if not (self.path / "metrics.json").exists():
             return None
-        return _read_json(self.path / "summary.json")
+        summary = _read_json(self.path / "summary.json")
+        return None if summary.get("failed") else summary
 
     def write_json(self, name: str, document: Mapping[str, object]) -> None:
         """Write strict JSON atomically; see strict() for NaN. Raises OSError."""
@@ -116,7 +119,8 @@ class RunFolder:
         self, metrics: Mapping[str, object], summary: Mapping[str, object]
     ) -> dict[str, Any]:
         """Write the metrics, which marks the run as finished; gives the summary back as JSON."""
-        kept = strict({"out": self.path, **summary})
+        failed = {"failed": self.failed} if self.failed else {}
+        kept = strict({"out": self.path, **failed, **summary})
         self.write_json("summary.json", kept)
         self.write_json("metrics.json", metrics)
         return kept
@@ -272,7 +276,7 @@ def _check_same(path: Path, script: str, args: RunArgs) -> None:
 
 
 def _said(name: str, options: dict[str, Any]) -> str:
-    option = "--" + name.replace("_", "-")
+    option = option_name(name)
     return f"{option} {json.dumps(options[name])}" if name in options else f"no {option}"
 
 

@@ -34,10 +34,15 @@ class Rows:
         return iter(list(self._rows))
 
     def find(self, **key: object) -> Row | None:
-        """The first row with all these values, or None: ``rows.find(method="nll", seed=0)``."""
+        """The first row with all these values, or None: ``rows.find(method="nll", seed=0)``.
+
+        A row with an ``error`` is not found: what it stands for is still to be done.
+        """
         wanted = strict(key)
         for row in self._rows:
-            if all(name in row and row[name] == value for name, value in wanted.items()):
+            if "error" not in row and all(
+                name in row and row[name] == value for name, value in wanted.items()
+            ):
                 return row
         return None
 

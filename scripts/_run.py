@@ -53,6 +53,10 @@ def launch(
             if summary is None:
                 summary = _run(main, args, run)
         print(json.dumps(summary, allow_nan=False), flush=True)
+        if run.failed:
+            raise BilevelError(
+                f"{run.failed} of the runs failed; try them again with --resume --out {run.path}"
+            )
 
 
 def launch_tool(

@@ -6,15 +6,19 @@ the same rows, the same network and the same number of gradient steps.
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import torch
 from _args import option_name
 from _figures import draw_calibration, draw_errors, draw_open_loop
+from _pool import Cells, Done, run_cells
+from _rows import Row
 from _run import Result, RunArgs, RunFolder, launch
 from stable_baselines3.common.evaluation import evaluate_policy
 
@@ -49,6 +53,8 @@ class Args(RunArgs):
     """Numbers of training transitions, each at least 50."""
     seeds: int = 3
     """Repeats: --seed, --seed + 1, …"""
+    jobs: int = 1
+    """Processes, each with one thread; the rows are the same whatever their number."""
     members: int = 5
     """Ensemble members."""
     hidden: tuple[int, ...] = (200, 200)
@@ -64,14 +70,14 @@ class Args(RunArgs):
     n_test: int = 4000
     """Test transitions at most, from whole episodes of their own."""
     horizons: tuple[int, ...] = (1, 5, 10, 20)
-    """Steps ahead of the open-loop test; those no test episode is long enough for are left out."""
+    """Steps ahead of the open-loop test; null where no test episode is long enough."""
     plan_episodes: int = 0
     """Episodes to plan with each model; their mean is the row's return."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.require_at_least(
-            1, "seeds", "members", "train_steps", "batch_size", "segment", "n_test"
+            1, "seeds", "jobs", "members", "train_steps", "batch_size", "segment", "n_test"
         )
         for name in ("methods", "n_train", "horizons", "hidden"):
             values, option = getattr(self, name), option_name(name)
@@ -96,11 +102,8 @@ def main(args: Args, run: RunFolder) -> Result:
         for n in args.n_train
         for method in args.methods
     ]
-    pools = _Pools(args)
-    for key in run.progress(keys, "compare"):
-        if run.rows.find(**key) is None:
-            run.rows.append(key | _row(args, run, pools, **key))
-    rows = [row for key in keys if (row := run.rows.find(**key)) is not None]
+    cells = Cells(keys, fit_cell, (*METRICS, "coverage", "k", "k_nrmse", "k_coverage_90"))
+    rows = run_cells(run, args, cells, "compare", args.jobs)
     summary = list(_summarise(rows, args))
     figures = [
         draw_errors(run.figures, rows, args.methods),
@@ -122,25 +125,16 @@ def main(args: Args, run: RunFolder) -> Result:
     return Result(metrics, {"summary": short, "figures": [str(path) for path in figures]})
 
 
-class _Pools:
-    """The data of one repeat at a time: a training pool and a test set of other episodes."""
-
-    def __init__(self, args: Args) -> None:
-        self._args, self._seed = args, -1
-        self._data: tuple[Transitions, Transitions] | None = None
-
-    def get(self, seed: int) -> tuple[Transitions, Transitions]:
-        """(training pool, test set) of that repeat, collected afresh."""
-        if self._data is None or seed != self._seed:
-            args = self._args
-            env = make_env(args.env_id, import_module=args.import_module)
-            random = np.random.default_rng([seed, 0])
-            behaviour = RandomBehaviour(env.action_space, random)  # type: ignore[arg-type]
-            steps = max(2 * max(args.n_train), 10_000) + 2 * args.n_test
-            everything = collect(env, behaviour, steps, seed=seed)
-            env.close()
-            self._data, self._seed = _by_episode(everything, args.n_test, random), seed
-        return self._data
+@lru_cache(maxsize=2)
+def _collected(args: Args, seed: int) -> tuple[Transitions, Transitions]:
+    """(training pool, test set of other episodes) of one repeat, collected afresh."""
+    env = make_env(args.env_id, import_module=args.import_module)
+    random = np.random.default_rng([seed, 0])
+    behaviour = RandomBehaviour(env.action_space, random)  # type: ignore[arg-type]
+    steps = max(2 * max(args.n_train), 10_000) + 2 * args.n_test
+    everything = collect(env, behaviour, steps, seed=seed)
+    env.close()
+    return _by_episode(everything, args.n_test, random)
 
 
 def _by_episode(
@@ -157,12 +151,12 @@ def _by_episode(
     return everything[~in_test], everything[in_test]
 
 
-def _row(
-    args: Args, run: RunFolder, pools: _Pools, method: str, dataset: str, seed: int, n_train: int
-) -> dict[str, Any]:
-    pool, test = pools.get(seed)
+def fit_cell(args: Args, key: Row) -> Done:
+    """One model: its row, and the curves of its training."""
+    method, seed, n_train = key["method"], key["seed"], key["n_train"]
+    pool, test = _collected(args, seed)
     data = sample_segments(pool, n_train, args.segment, np.random.default_rng([seed, n_train]))
-    env = make_env(dataset, import_module=args.import_module)
+    env = make_env(args.env_id, import_module=args.import_module)
     schedule = Schedule(
         steps=args.train_steps, batch_size=args.batch_size, learning_rate=args.learning_rate
     )
@@ -176,9 +170,6 @@ def _row(
         hidden=args.hidden,
         schedule=schedule,
         termination=termination_rule(env),
-        log=lambda name, value, step: run.tensorboard.add_scalar(
-            f"{name}/{method}/{n_train}/{seed}", value, step
-        ),
     )
     seconds = time.perf_counter() - started
     one = evaluate_one_step(model, test)
@@ -188,17 +179,25 @@ def _row(
     if args.plan_episodes:
         row |= _returns(args, model, method, seed)
     env.close()
-    return row
+    return Done(row, fitted.history)
 
 
 def _open_loop(args: Args, model: DynamicsModel, test: Transitions, seed: int) -> dict[str, Any]:
+    """At each of the horizons; None at those that no test episode is long enough for."""
     longest = int(np.bincount(test.episode).max())
     steps = [k for k in args.horizons if k <= longest]
-    if not steps:
-        return {"k": [], "k_nrmse": [], "k_coverage_90": []}
-    generator = torch.Generator().manual_seed(seed)
-    found = evaluate_open_loop(model, test, generator=generator, steps=steps)
-    return {"k": steps, "k_nrmse": found.nrmse, "k_coverage_90": found.coverage_90}
+    errors: dict[int, float] = {}
+    covered: dict[int, float] = {}
+    if steps:
+        generator = torch.Generator().manual_seed(seed)
+        found = evaluate_open_loop(model, test, generator=generator, steps=steps)
+        errors = dict(zip(steps, found.nrmse, strict=True))
+        covered = dict(zip(steps, found.coverage_90, strict=True))
+    return {
+        "k": args.horizons,
+        "k_nrmse": [errors.get(k) for k in args.horizons],
+        "k_coverage_90": [covered.get(k) for k in args.horizons],
+    }
 
 
 def _returns(args: Args, model: DynamicsModel, method: str, seed: int) -> dict[str, Any]:
@@ -230,7 +229,7 @@ def _summarise(rows: Sequence[dict[str, Any]], args: Args) -> Iterator[dict[str,
         for method in args.methods:
             mine = [r for r in rows if r["method"] == method and r["n_train"] == n]
             line: dict[str, Any] = {"method": method, "n_train": n}
-            yield line | {name: interval([r[name] for r in mine]) for name in names}
+            yield line | {name: interval(_numbers(r[name] for r in mine)) for name in names}
 
 
 def _paired(rows: Sequence[dict[str, Any]], args: Args) -> Iterator[dict[str, Any]]:
@@ -244,8 +243,19 @@ def _paired(rows: Sequence[dict[str, Any]], args: Args) -> Iterator[dict[str, An
                     {r["seed"]: r[name] for r in rows if r["method"] == m and r["n_train"] == n}
                     for m in (first, other)
                 )
-                line[name] = interval([ours[seed] - theirs[seed] for seed in sorted(ours)])
+                both = sorted(ours.keys() & theirs.keys())  # a repeat may have failed for one
+                pairs = zip(
+                    _numbers(ours[seed] for seed in both),
+                    _numbers(theirs[seed] for seed in both),
+                    strict=True,
+                )
+                line[name] = interval([a - b for a, b in pairs])
             yield line
+
+
+def _numbers(values: Iterable[float | None]) -> list[float]:
+    """As rows.jsonl gives them back: what was not finite is null there."""
+    return [math.nan if value is None else value for value in values]
 
 
 if __name__ == "__main__":

@@ -1,0 +1,181 @@
+"""The cells of a study (a method, a size, a seed each) run side by side, each finished row kept.
+
+The rows are the same whatever the number of processes: a cell depends on its key alone, and each
+process computes with one thread.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+from _args import RunArgs
+from _folder import RunFolder
+from _rows import Row
+
+from mbrl_bilevel.errors import BilevelError, InvalidInputError
+
+R = TypeVar("R", bound=RunArgs)
+
+#: Curves for TensorBoard: name -> (step, value) pairs.
+Curves = Mapping[str, Sequence[tuple[int, float]]]
+
+
+@dataclass(frozen=True)
+class Done:
+    """A finished cell: what its row holds beside the key, and its ``curves`` for TensorBoard."""
+
+    row: Mapping[str, object]
+    curves: Curves = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Cells(Generic[R]):
+    """``work(args, key) -> Done`` for each of ``keys``; a module-level function of the script.
+
+    ``columns`` are what every finished row holds beside its key: numbers, or lists of them.
+    """
+
+    keys: Sequence[Row]
+    work: Callable[[R, Row], Done]
+    columns: Sequence[str] = ()
+
+
+def run_cells(run: RunFolder, args: R, cells: Cells[R], desc: str, jobs: int) -> list[Row]:
+    """The finished rows in the order of the keys, of this call and of those before it.
+
+    A cell that fails by a BilevelError is told in a line on stderr and left in rows.jsonl with its
+    ``error``; the others go on, and it is tried again under --resume. ``run.failed`` counts them.
+    Raises the first failure if every cell failed.
+    """
+    _finished(run, cells)  # a row that was edited is told now, not after hours of work
+    todo = [key for key in cells.keys if run.rows.find(**key) is None]
+    bar = run.bar(len(cells.keys), desc, initial=len(cells.keys) - len(todo))
+    failures: list[tuple[Row, BilevelError]] = []
+    told = 0
+    for key, outcome in _outcomes(args, cells.work, todo, jobs):
+        if isinstance(outcome, BilevelError):
+            failures.append((key, outcome))
+        else:
+            run.rows.append(key | dict(outcome.row))
+            _draw(run, key, outcome.curves)
+        if len(run.rows):  # if nothing works, it is the options or the data: one error says it all
+            _tell(run, failures[told:])
+            told = len(failures)
+        bar.update(1)
+    bar.close()
+    rows = _finished(run, cells)
+    if failures and not rows:
+        raise failures[0][1]
+    run.failed = len(failures)
+    return rows
+
+
+def _tell(run: RunFolder, failures: Sequence[tuple[Row, BilevelError]]) -> None:
+    for key, error in failures:
+        run.rows.append(key | {"error": str(error)})
+        print(f"failed: {_named(key)}: {error}", file=sys.stderr, flush=True)
+
+
+def _finished(run: RunFolder, cells: Cells[R]) -> list[Row]:
+    """Raises InvalidInputError for a row whose columns are not what this script wrote."""
+    rows = [row for key in cells.keys if (row := run.rows.find(**key)) is not None]
+    for row in rows:
+        for name in cells.columns:
+            if name not in row or not _numeric(row[name]):
+                raise InvalidInputError(
+                    f"{run.path / 'rows.jsonl'}: a row was edited, its {name!r} is missing or no "
+                    "number; delete that line, then --resume"
+                )
+    return rows
+
+
+def _numeric(value: object) -> bool:
+    if isinstance(value, list):
+        return all(map(_numeric, value))
+    return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
+
+
+def _outcomes(
+    args: R, work: Callable[[R, Row], Done], todo: Sequence[Row], jobs: int
+) -> Iterator[tuple[Row, Done | BilevelError]]:
+    if jobs == 1 or len(todo) < 2:
+        _one_thread()
+        for key in todo:
+            yield key, _attempt(work, args, key)
+        return
+    with _processes(min(jobs, len(todo))) as executor:
+        futures = {executor.submit(_attempt, work, args, key): key for key in todo}
+        for done in as_completed(futures):
+            yield futures[done], _result(done)
+
+
+def _attempt(work: Callable[[R, Row], Done], args: R, key: Row) -> Done | BilevelError:
+    try:
+        return work(args, key)
+    except BilevelError as error:
+        return error
+
+
+def _result(done: Future[Done | BilevelError]) -> Done | BilevelError:
+    try:
+        return done.result()
+    except BrokenProcessPool:
+        return BilevelError(
+            "a worker process was killed, perhaps for want of memory; use fewer --jobs, then --resume"
+        )
+
+
+@contextmanager
+def _processes(jobs: int) -> Iterator[ProcessPoolExecutor]:
+    """A pool that is gone with this block, and with this process, however either ends."""
+    context = multiprocessing.get_context("spawn")
+    executor = ProcessPoolExecutor(jobs, mp_context=context, initializer=_start_worker)
+    try:
+        yield executor
+    except BaseException:
+        for process in multiprocessing.active_children():
+            process.kill()
+        raise
+    finally:
+        executor.shutdown(cancel_futures=True)
+
+
+def _start_worker() -> None:
+    # Ctrl-C reaches the whole group: the parent decides what becomes of the workers.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
+    _one_thread()
+
+
+def _leave_with(parent: Any) -> None:
+    """A parent killed by -9 cannot end its workers: they end themselves."""
+    parent.join()
+    os._exit(1)
+
+
+def _one_thread() -> None:
+    import torch
+
+    torch.set_num_threads(1)
+
+
+def _draw(run: RunFolder, key: Row, curves: Curves) -> None:
+    for name, points in curves.items():
+        for step, value in points:
+            run.tensorboard.add_scalar(f"{name}/{_named(key, '/')}", value, step)
+
+
+def _named(key: Row, between: str = " ") -> str:
+    return between.join(str(value) for value in key.values())
