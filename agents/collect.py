@@ -172,6 +172,6 @@ def require_finite(what: str, value: Array, episode: int, t: int) -> None:
     if not finite:
         when = "reset" if t < 0 else f"step {t}"
         raise InvalidInputError(
-            f"the environment returned a {what} with NaN or infinity (episode {episode}, {when}); "
+            f"the environment returned NaN or infinity in the {what} (episode {episode}, {when}); "
             "mend the environment before training on it"
         )

@@ -10,6 +10,8 @@ import importlib
 import logging
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
@@ -17,6 +19,7 @@ import gymnasium as gym
 import mujoco
 import numpy as np
 
+from envs.guard import Guard
 from mbrl_bilevel.errors import InvalidInputError
 
 Env = gym.Env[Any, Any]
@@ -27,6 +30,7 @@ _reported: set[str] = set()
 # Wrappers that watch, show or cut an episode, but change neither what is observed nor what is done.
 _BYSTANDERS = frozenset(
     {
+        "envs.Guard",
         "gymnasium.Autoreset",
         "gymnasium.HumanRendering",
         "gymnasium.OrderEnforcing",
@@ -40,12 +44,19 @@ _BYSTANDERS = frozenset(
 )
 
 
-def make_env(env_id: str, *, import_module: str | None = None, **kwargs: Any) -> Env:
-    """The registered environment ``env_id``, with the spaces this project works on.
+def make_env(
+    env_id: str,
+    *,
+    import_module: str | None = None,
+    timeout: float | None = None,
+    **kwargs: Any,
+) -> Env:
+    """The registered environment ``env_id``, guarded, with the spaces this project works on.
 
     ``import_module`` is imported first (the working directory is searched too): it registers the
     user's own environments. ``kwargs`` go to ``gymnasium.make``. The observation space is a 1-D Box
-    [O], the action space a 1-D Box [A] with finite bounds.
+    [O], the action space a 1-D Box [A] with finite bounds. Where it raises, answers nonsense or
+    takes more than ``timeout`` seconds for one call, that is an EnvironmentFailedError (``Guard``).
 
     Raises ``InvalidInputError``: the module cannot be imported, the environment is unknown or
     cannot be made, or one of its spaces is of another kind.
@@ -54,21 +65,41 @@ def make_env(env_id: str, *, import_module: str | None = None, **kwargs: Any) ->
     if import_module is not None:
         import_user_module(import_module, f"--import-module {import_module!r}:")
     try:
-        env: Env = gym.make(env_id, **kwargs)
+        with _told_by_us():
+            env: Env = gym.make(env_id, **kwargs)
     except (gym.error.Error, ImportError) as error:  # ImportError: module:Name-v0, or MuJoCo v2, v3
         raise InvalidInputError(_cannot_make(env_id, error)) from error
     except TypeError as error:
         if "unexpected keyword argument" not in str(error):
-            raise
+            raise InvalidInputError(
+                f"--env-id {env_id!r}: it cannot be made ({' '.join(str(error).split())}); "
+                "mend the environment"
+            ) from error
         raise InvalidInputError(
             f"--env-id {env_id!r}: it does not take all of the arguments {sorted(kwargs)}; "
             f"leave out the one named here: {error}"
+        ) from error
+    except Exception as error:
+        said = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise InvalidInputError(
+            f"--env-id {env_id!r}: it cannot be made ({said}); mend the environment"
         ) from error
     problem = _space_problem(env)
     if problem is not None:
         env.close()
         raise InvalidInputError(f"--env-id {env_id!r}: {problem}")
-    return env
+    return Guard(env, timeout)
+
+
+@contextmanager
+def _told_by_us() -> Iterator[None]:
+    """Gymnasium says in colours what our one line says: that a version is old, or a name is near."""
+    before = gym.logger.min_level
+    gym.logger.min_level = gym.logger.ERROR
+    try:
+        yield
+    finally:
+        gym.logger.min_level = before
 
 
 def import_user_module(name: str, what: str) -> ModuleType:

@@ -82,9 +82,9 @@ def termination_rule(env: Env) -> Rule | None:
 def load_rule(spec: str) -> Rule:
     """The user's own rule from ``module:function``; the working directory is searched too.
 
-    The result is checked at each call: a tensor with one entry per transition.
-    Raises ``InvalidInputError``: not of this form, no such module, no such function, and from the
-    rule itself a result of the wrong type or shape.
+    The result is checked at each call: a tensor with one entry per transition, bool or a
+    probability. Raises ``InvalidInputError``: not of this form, no such module, no such function,
+    and from the rule itself where it raises, or its result has the wrong type, shape or range.
     """
     module_name, _, name = spec.partition(":")
     if not module_name or not name:
@@ -100,12 +100,24 @@ def load_rule(spec: str) -> Rule:
         )
 
     def checked(obs: Tensor, action: Tensor, next_obs: Tensor) -> Tensor:
-        result = function(obs, action, next_obs)
+        try:
+            result = function(obs, action, next_obs)
+        except Exception as error:
+            said = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+            raise InvalidInputError(
+                f"rule {spec!r}: it raised {said}; it gets PyTorch tensors obs [..., O], "
+                "action [..., A] and next_obs [..., O]"
+            ) from error
         if not isinstance(result, Tensor) or result.shape != next_obs.shape[:-1]:
             got = tuple(result.shape) if isinstance(result, Tensor) else type(result).__name__
             raise InvalidInputError(
                 f"rule {spec!r}: must return a tensor of shape {tuple(next_obs.shape[:-1])}, one "
                 f"entry per transition; got {got}"
+            )
+        if result.dtype != torch.bool and not bool(((result >= 0) & (result <= 1)).all()):
+            raise InvalidInputError(
+                f"rule {spec!r}: must return True or False, or a probability from 0 to 1; "
+                f"got {result.dtype} from {result.min().item():.4g} to {result.max().item():.4g}"
             )
         return result
 

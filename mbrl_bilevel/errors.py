@@ -19,3 +19,7 @@ class UnsupportedCombinationError(BilevelError, ValueError):
 
 class DivergedError(BilevelError):
     """Training produced NaN or infinity. The policy holds its last good state."""
+
+
+class EnvironmentFailedError(BilevelError):
+    """An environment raised, hung, or returned what its own spaces rule out."""

@@ -13,6 +13,9 @@ from torch import Tensor, nn
 
 from mbrl_bilevel.errors import InvalidInputError
 
+#: More parameters than this (4 GB of them) are taken for a slip, or for a hostile checkpoint.
+_MOST_PARAMETERS = 10**9
+
 
 class EnsembleLinear(nn.Module):
     """E affine maps side by side: ``x [E, B, in] -> [E, B, out]``.
@@ -39,7 +42,8 @@ class EnsembleMLP(nn.Module):
     """E perceptrons with SiLU between layers; no activation after the last layer.
 
     ``sizes`` is (inputs, hidden…, outputs); without hidden sizes the map is affine. Raises
-    InvalidInputError for sizes below one, and for an x that is not [E, B, inputs].
+    InvalidInputError for sizes below one, for more than 10⁹ parameters, and for an x that is not
+    [E, B, inputs].
     """
 
     def __init__(self, members: int, sizes: Sequence[int], generator: torch.Generator) -> None:
@@ -48,6 +52,12 @@ class EnsembleMLP(nn.Module):
             raise InvalidInputError(
                 f"members and sizes must be positive, with at least an input and an output size; "
                 f"got members={members}, sizes={tuple(sizes)}"
+            )
+        parameters = members * sum((a + 1) * b for a, b in pairwise(sizes))
+        if parameters > _MOST_PARAMETERS:
+            raise InvalidInputError(
+                f"{members} members of layers {tuple(sizes)} would have {parameters:,} parameters; "
+                f"ask for fewer members or smaller hidden layers ({_MOST_PARAMETERS:,} at most)"
             )
         self.members, self.sizes = members, tuple(sizes)
         self.layers = nn.ModuleList(

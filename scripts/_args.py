@@ -41,18 +41,29 @@ class RunArgs:
         # As a path, '' is the working folder: a run would be strewn over it.
         if self.out is not None and self.out == Path():
             raise InvalidInputError("--out: give a folder of the run's own, not the working folder")
-        if self.threads < 0:
-            raise InvalidInputError(
-                f"--threads must be 0 (the default) or more; got {self.threads}"
-            )
+        self.require_at_least(0, "threads", most=1024)
 
-    def require_at_least(self, least: int, *names: str) -> None:
-        """Raises InvalidInputError for the first of these options, or of its values, below that."""
+    def require_at_least(self, least: int, *names: str, most: float = 10**7) -> None:
+        """Raises InvalidInputError for the first of these options, or of its values, outside.
+
+        ``most`` is no recommendation: it is where a slip of the finger would fill the memory.
+        """
         for name in names:
             value = getattr(self, name)
-            if min(value if isinstance(value, tuple) else (value,)) < least:
+            values = value if isinstance(value, tuple) else (value,)
+            if values and not least <= min(values) <= max(values) <= most:
                 raise InvalidInputError(
-                    f"{option_name(name)} must be at least {least}; got {value}"
+                    f"{option_name(name)} must be at least {least} and at most {most:,}; got {value}"
+                )
+
+    def require_positive(self, *names: str, zero: bool = False, most: float = 1e6) -> None:
+        """Raises InvalidInputError for the first of these options that is not a positive number."""
+        for name in names:
+            value = getattr(self, name)
+            if not (0.0 < value <= most or (zero and value == 0.0)):
+                raise InvalidInputError(
+                    f"{option_name(name)} must be {'0 or ' if zero else ''}positive and at most "
+                    f"{most:,}; got {value}"
                 )
 
 
@@ -103,7 +114,7 @@ def _unknown(token: str, args_type: Any) -> str:
         return f"unexpected argument {token!r}; --help lists the options"
     given = token.partition("=")[0].replace("_", "-")
     known = [option_name(field.name) for field in fields(args_type)]
-    near = difflib.get_close_matches(given, known, n=1, cutoff=0.6)
+    near = difflib.get_close_matches(given, known, n=1, cutoff=0.7)
     hint = f"did you mean {near[0]}?" if near else "--help lists the options"
     return f"unknown option {given}; {hint}"
 

@@ -10,6 +10,7 @@ import json
 import os
 import platform
 import subprocess
+import sys
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
@@ -71,6 +72,8 @@ class RunFolder:
         self._fresh = not any((self.path / name).exists() for name in _TRACES)
         try:
             if self._fresh:
+                if args.resume and not args.quiet:
+                    print(f"{self.path} holds no run yet: starting one", file=sys.stderr)
                 self.write_json("config.json", _config(script, args))
             elif args.resume:
                 _check_same(self.path, script, args)
@@ -109,6 +112,11 @@ class RunFolder:
             return None
         summary = _read_json(self.path / "summary.json")
         return None if summary.get("failed") else summary
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """The metrics of a run that is finished."""
+        return _read_json(self.path / "metrics.json")
 
     def write_json(self, name: str, document: Mapping[str, object]) -> None:
         """Write strict JSON atomically; see strict() for NaN. Raises OSError."""

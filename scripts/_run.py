@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from _args import RunArgs, parse
 from _folder import Bar, RunFolder
@@ -59,6 +59,18 @@ def launch(
             )
 
 
+def run_inside(script: str, args: R, main: Callable[[R, RunFolder], Result]) -> dict[str, Any]:
+    """Fill the run folder ``args.out`` inside another run, unless it is finished; its metrics.
+
+    Raises what ``main`` raises; the folder then goes on from there under --resume.
+    """
+    with RunFolder(script, args) as run:
+        if run.summary is None:
+            result = main(args, run)
+            run.finish(result.metrics, result.summary)
+        return run.metrics
+
+
 def launch_tool(
     args_type: type[A],
     main: Callable[[A], Mapping[str, object]],
@@ -92,6 +104,12 @@ def _run(main: Callable[[R, RunFolder], Result], args: R, run: RunFolder) -> dic
         raise KeyboardInterrupt(
             f"finished rows kept: {len(run.rows)}; go on with --resume --out {run.path}"
         ) from None
+    except BilevelError as error:
+        if not len(run.rows):
+            raise
+        raise BilevelError(
+            f"{error} (finished rows kept: {len(run.rows)}; go on with --resume --out {run.path})"
+        ) from error
     except OSError as error:
         if error.errno is not None and error.filename is None:  # a full disk names no file
             error.filename = str(run.path)
@@ -123,6 +141,10 @@ def _exit_codes() -> Iterator[None]:
         _leave(130, f"stopped: {stop}" if stop.args else "stopped")
     except BilevelError as error:
         _leave(2, f"error: {error}")
+    except (MemoryError, RuntimeError) as error:
+        if not (isinstance(error, MemoryError) or "can't allocate memory" in str(error)):
+            raise
+        _leave(2, "error: out of memory; ask for less data, fewer members or smaller layers")
     except OSError as error:
         if error.errno not in _OUTER_ERRORS:
             raise

@@ -182,8 +182,7 @@ class Args(RunArgs):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.repeats < 1:
-            raise InvalidInputError(f"--repeats must be at least 1; got {self.repeats}")
+        self.require_at_least(1, "repeats")
         for name in self.only:
             if name not in ROWS:
                 near = difflib.get_close_matches(name, ROWS, n=1, cutoff=0.3)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import torch
 from _args import option_name
@@ -47,6 +48,8 @@ class Args(RunArgs):
     """Gymnasium environment with Box observations and actions."""
     import_module: str | None = None
     """Module to import first; it registers an environment of your own."""
+    env_timeout: float | None = None
+    """Seconds that one call of the environment may take; none: no limit."""
     methods: tuple[str, ...] = ("bilevel", "nll", "mse")
     """How the models are trained: bilevel, bilevel-constant, nll, mse."""
     n_train: tuple[int, ...] = (1000,)
@@ -76,26 +79,24 @@ class Args(RunArgs):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.require_at_least(
-            1, "seeds", "jobs", "members", "train_steps", "batch_size", "segment", "n_test"
-        )
+        self.require_at_least(1, "train_steps", "batch_size", "segment", "n_test")
+        self.require_at_least(1, "seeds", "jobs", "members", "hidden", "horizons", most=100_000)
+        self.require_at_least(0, "plan_episodes", most=100_000)
+        self.require_positive("learning_rate")
+        if self.env_timeout is not None:
+            self.require_positive("env_timeout")
         for name in ("methods", "n_train", "horizons", "hidden"):
             values, option = getattr(self, name), option_name(name)
             if not values or (name != "hidden" and len(set(values)) < len(values)):
                 raise InvalidInputError(f"{option}: give at least one value, and none twice")
         self.require_at_least(50, "n_train")
-        self.require_at_least(1, "horizons", "hidden")
-        if self.plan_episodes < 0:
-            raise InvalidInputError(
-                f"--plan-episodes must not be negative; got {self.plan_episodes}"
-            )
         for method in self.methods:
             get_method(method)
 
 
 def main(args: Args, run: RunFolder) -> Result:
     """Fill in the rows that are missing, then summarise and draw."""
-    make_env(args.env_id, import_module=args.import_module).close()
+    _make(args).close()
     keys: list[dict[str, Any]] = [
         {"method": method, "dataset": args.env_id, "seed": seed, "n_train": n}
         for seed in range(args.seed, args.seed + args.seeds)
@@ -125,10 +126,14 @@ def main(args: Args, run: RunFolder) -> Result:
     return Result(metrics, {"summary": short, "figures": [str(path) for path in figures]})
 
 
+def _make(args: Args) -> gym.Env[Any, Any]:
+    return make_env(args.env_id, import_module=args.import_module, timeout=args.env_timeout)
+
+
 @lru_cache(maxsize=2)
 def _collected(args: Args, seed: int) -> tuple[Transitions, Transitions]:
     """(training pool, test set of other episodes) of one repeat, collected afresh."""
-    env = make_env(args.env_id, import_module=args.import_module)
+    env = _make(args)
     random = np.random.default_rng([seed, 0])
     behaviour = RandomBehaviour(env.action_space, random)  # type: ignore[arg-type]
     steps = max(2 * max(args.n_train), 10_000) + 2 * args.n_test
@@ -156,7 +161,7 @@ def fit_cell(args: Args, key: Row) -> Done:
     method, seed, n_train = key["method"], key["seed"], key["n_train"]
     pool, test = _collected(args, seed)
     data = sample_segments(pool, n_train, args.segment, np.random.default_rng([seed, n_train]))
-    env = make_env(args.env_id, import_module=args.import_module)
+    env = _make(args)
     schedule = Schedule(
         steps=args.train_steps, batch_size=args.batch_size, learning_rate=args.learning_rate
     )
@@ -201,7 +206,7 @@ def _open_loop(args: Args, model: DynamicsModel, test: Transitions, seed: int) -
 
 
 def _returns(args: Args, model: DynamicsModel, method: str, seed: int) -> dict[str, Any]:
-    env = make_env(args.env_id, import_module=args.import_module)
+    env = _make(args)
     settings = MPCSettings(
         method=method,
         members=args.members,

@@ -23,7 +23,6 @@ from mbrl_bilevel.bilevel import Solver
 from mbrl_bilevel.brute_force import relative_error
 from mbrl_bilevel.closed_form import ClosedForm
 from mbrl_bilevel.data import FitData, Folds
-from mbrl_bilevel.errors import InvalidInputError
 from mbrl_bilevel.estimators import LeaveOneOut
 from mbrl_bilevel.fit import Schedule, fit
 from mbrl_bilevel.implicit import FisherImplicit, Neumann
@@ -66,13 +65,8 @@ class Args(RunArgs):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, least in (("n", 100), ("epochs", 1), ("repeats", 1)):
-            if getattr(self, name) < least:
-                raise InvalidInputError(
-                    f"--{name} must be at least {least}; got {getattr(self, name)}"
-                )
-        if min(self.dims) < 1:
-            raise InvalidInputError(f"--dims must be positive; got {min(self.dims)}")
+        self.require_at_least(100, "n")
+        self.require_at_least(1, "epochs", "repeats", "dims", most=1000)
 
 
 def main(args: Args, run: RunFolder) -> Result:

@@ -6,16 +6,19 @@ from there after any stop, and ends with the same metrics.
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import gymnasium as gym
 import numpy as np
 from _figures import draw_returns
-from _run import Result, RunArgs, RunFolder, launch
+from _pool import Cells, Done, run_cells
+from _rows import Row
+from _run import Result, RunArgs, RunFolder, launch, run_inside
+from _shelf import Shelf
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
@@ -26,7 +29,8 @@ from agents.planners import CEM, ICEM
 from agents.value import ValueSettings
 from envs.make import make_env
 from envs.rules import load_rule, termination_rule
-from mbrl_bilevel.errors import InvalidInputError
+from mbrl_bilevel.errors import CheckpointError, InvalidInputError
+from mbrl_bilevel.evaluation import interval
 from mbrl_bilevel.fit import Schedule
 from mbrl_bilevel.methods import get_method
 from mbrl_bilevel.model_env import Imagination
@@ -41,6 +45,8 @@ class Args(RunArgs):
     """Gymnasium environment with Box observations and actions."""
     import_module: str | None = None
     """Module to import first; it registers an environment of your own."""
+    env_timeout: float | None = None
+    """Seconds that one call of the environment may take; none: no limit."""
     agent: Literal["mpc"] = "mpc"
     """What acts: mpc plans in the learned model at every step."""
     model: str = "bilevel"
@@ -81,13 +87,31 @@ class Args(RunArgs):
     """Gradient steps of a fit at most."""
     learning_rate: float = 1e-3
     """Adam's step size at the start of the cosine."""
+    seeds: int = 1
+    """Repeats: --seed, --seed + 1, …; each fills the folder seed-N inside --out."""
+    jobs: int = 1
+    """Processes for several seeds, each with one thread; the rows are the same whatever their number."""
+    keep_checkpoints: int = 2
+    """Saved agents to keep, the newest; the best one is kept beside them."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         get_method(self.model)
-        self.require_at_least(1, "steps", "eval_every", "eval_episodes", "members", "particles")
-        if not self.hidden or min(self.hidden) < 1:
-            raise InvalidInputError(f"--hidden must be at least 1 in each layer; got {self.hidden}")
+        self.require_at_least(1, "steps", "eval_every", most=10**9)
+        self.require_at_least(1, "seeds", "jobs", "keep_checkpoints", most=100_000)
+        self.require_at_least(1, "learning_starts", "refit_every", "train_steps")
+        self.require_at_least(1, "eval_episodes", "horizon", "iterations", most=10_000)
+        self.require_at_least(1, "particles", "members", "hidden", most=100_000)
+        self.require_at_least(2, "population", most=10**6)
+        if self.population * self.particles > 10**7:
+            raise InvalidInputError(
+                "--population times --particles are states to imagine at once: at most 10,000,000; "
+                f"got {self.population} x {self.particles}"
+            )
+        self.require_positive("learning_rate")
+        self.require_positive("exploration", zero=True)
+        if self.env_timeout is not None:
+            self.require_positive("env_timeout")
         if self.learning_starts >= self.steps:
             raise InvalidInputError(
                 f"--learning-starts must be below --steps ({self.steps}), or there is never a model; "
@@ -123,22 +147,71 @@ class Args(RunArgs):
 
 
 def main(args: Args, run: RunFolder) -> Result:
+    """One agent, or several seeds of it, each in a run folder of its own inside this one."""
+    return _one(args, run) if args.seeds == 1 else _several(args, run)
+
+
+def _several(args: Args, run: RunFolder) -> Result:
+    keys = [{"seed": seed} for seed in range(args.seed, args.seed + args.seeds)]
+    cells = Cells(keys, train_seed, ("final_return", "steps", "means"))
+    rows = run_cells(run, replace(args, out=run.path), cells, "train", args.jobs)
+    curves = [
+        [{"step": k, "mean": mean} for k, mean in zip(row["steps"], row["means"], strict=True)]
+        for row in rows
+    ]
+    returns = [
+        {"step": points[0]["step"], **_spread([point["mean"] for point in points])}
+        for points in zip(*curves, strict=True)
+    ]
+    figure = draw_returns(
+        run.figures / "returns.png", {args.model: curves}, {}, f"{args.env_id}, {args.agent}"
+    )
+    final = interval([row["final_return"] for row in rows])
+    metrics = {
+        "returns": returns,
+        "final_return": final["mean"],
+        "final": final,
+        "env_steps": args.steps * len(rows),
+        "wall_seconds": sum(row["wall_seconds"] for row in rows),
+        "rows": rows,
+    }
+    return Result(metrics, {"final_return": final, "figure": str(figure)})
+
+
+def _spread(values: list[float]) -> dict[str, Any]:
+    return {"std": float(np.std(values)), **interval(values)}
+
+
+def train_seed(args: Args, key: Row) -> Done:
+    """One seed of several, in its own folder, where it goes on after a stop."""
+    assert args.out is not None
+    folder = args.out / f"seed-{key['seed']}"
+    own = replace(args, out=folder, seed=key["seed"], seeds=1, jobs=1, quiet=True, resume=True)
+    metrics = run_inside("train", own, _one)
+    means = [point["mean"] for point in metrics["returns"]]
+    steps = [point["step"] for point in metrics["returns"]]
+    kept = {name: metrics[name] for name in ("final_return", "wall_seconds")}
+    return Done({**kept, "steps": steps, "means": means, "folder": folder.name})
+
+
+def _one(args: Args, run: RunFolder) -> Result:
     """Learn in stretches; evaluate and save after each."""
     started = time.perf_counter()
-    env = make_env(args.env_id, import_module=args.import_module)
+    env = _make(args)
     rule = load_rule(args.termination) if args.termination else termination_rule(env)
-    saved = run.checkpoints / "agent.safetensors"
-    agent = _agent(args, run, env, rule, saved)
+    shelf = Shelf(run.checkpoints, args.keep_checkpoints)
+    agent = _agent(args, run, env, rule, shelf)
     bar = run.bar(args.steps, "train", initial=agent.num_timesteps)
     while True:
         if agent.num_timesteps and run.rows.find(step=agent.num_timesteps) is None:
             row = run.rows.append({"step": agent.num_timesteps} | _evaluate(args, agent))
             _log(run, agent, row)
             bar.set_postfix_str(f"return {row['mean']:.1f}")
+        shelf.tidy({row["step"]: row["mean"] for row in run.rows})
         if agent.num_timesteps >= args.steps:
             break
         agent.learn(min(args.eval_every, args.steps - agent.num_timesteps), _Tick(bar.update))
-        agent.save(saved)
+        agent.save(shelf.place(agent.num_timesteps))
     returns = list(run.rows)
     figure = draw_returns(
         run.figures / "returns.png", {args.model: [returns]}, {}, f"{args.env_id}, {args.agent}"
@@ -150,19 +223,34 @@ def main(args: Args, run: RunFolder) -> Result:
         "env_steps": agent.num_timesteps,
         "wall_seconds": time.perf_counter() - started,
     }
-    return Result(metrics, {"final_return": final, "agent": str(saved), "figure": str(figure)})
+    files = {"agent": str(shelf.place(args.steps)), "best": str(shelf.best)}
+    return Result(metrics, {"final_return": final, **files, "figure": str(figure)})
+
+
+def _make(args: Args) -> gym.Env[Any, Any]:
+    return make_env(args.env_id, import_module=args.import_module, timeout=args.env_timeout)
 
 
 def _agent(
-    args: Args, run: RunFolder, env: gym.Env[Any, Any], rule: Rule | None, saved: Path
+    args: Args, run: RunFolder, env: gym.Env[Any, Any], rule: Rule | None, shelf: Shelf
 ) -> MPC:
+    """The newest saved agent that is whole, or a new one."""
     monitored = Monitor(env)
-    if args.resume and saved.exists():
-        return MPC.load(saved, monitored, termination=rule)
+    damaged: CheckpointError | None = None
+    for path in shelf.newest_first() if args.resume else []:
+        try:
+            agent = MPC.load(path, monitored, termination=rule)
+        except CheckpointError as error:
+            damaged = error
+            print(f"passed over: {error}", file=sys.stderr, flush=True)
+        else:
+            return agent
+    if damaged is not None:
+        raise damaged
     if len(run.rows):
         raise InvalidInputError(
-            f"--resume: {saved} is missing although evaluations were made; start anew with "
-            "another --out"
+            f"--resume: {shelf.folder} holds no agent although evaluations were made; start anew "
+            "with another --out"
         )
     return MPC(monitored, args.settings(), termination=rule, seed=args.seed)
 
@@ -171,13 +259,17 @@ def _evaluate(args: Args, agent: MPC) -> dict[str, Any]:
     """Episodes side by side, planned in one batch, from starts that training never sees."""
 
     def make() -> Any:
-        return Monitor(make_env(args.env_id, import_module=args.import_module))
+        return Monitor(_make(args))
 
     envs = DummyVecEnv([make for _ in range(args.eval_episodes)])
     envs.seed(args.seed + 1_000_000)
     found: Any
     found, _ = evaluate_policy(agent, envs, args.eval_episodes, return_episode_rewards=True)
     envs.close()
+    if not np.isfinite(found).all():
+        raise InvalidInputError(
+            f"--env-id {args.env_id!r}: an evaluation returned {found}; mend the environment's reward"
+        )
     return {"mean": float(np.mean(found)), "std": float(np.std(found)), "returns": list(found)}
 
 

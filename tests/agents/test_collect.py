@@ -123,7 +123,7 @@ def test_a_fault_is_told_with_its_place(
     env = Drift(length=4, fault=fault)
     with (
         np.errstate(all="ignore"),
-        pytest.raises(InvalidInputError, match=f"{what} with NaN or infinity.*{where}") as error,
+        pytest.raises(InvalidInputError, match=f"NaN or infinity in the {what}.*{where}") as error,
     ):
         collect(env, lambda obs, t: np.zeros(1, dtype=np.float32), 30, seed=0)
     assert "\n" not in str(error.value)

@@ -81,7 +81,7 @@ def test_help_lists_every_option_with_its_default(capsys: pytest.CaptureFixture[
         ("--no-video", "unknown option --no-video; did you mean --video?"),
         ("--video yes", "unexpected argument 'yes'; --help lists the options"),
         ("--seed -1", "--seed must be 0 or more and below 2^62; got -1"),
-        ("--threads -1", "--threads must be 0 (the default) or more; got -1"),
+        ("--threads -1", "--threads must be at least 0 and at most 1,024; got -1"),
     ],
 )
 def test_a_bad_option_is_told_in_one_line(options: str, line: str) -> None:
