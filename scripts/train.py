@@ -28,6 +28,7 @@ from agents.mpc import MPC, MPCSettings
 from agents.planners import CEM, ICEM
 from agents.value import ValueSettings
 from envs.make import make_env
+from envs.offline import require_new_minari, save_minari
 from envs.rules import load_rule, termination_rule
 from mbrl_bilevel.errors import CheckpointError, InvalidInputError
 from mbrl_bilevel.evaluation import interval
@@ -91,6 +92,9 @@ class Args(RunArgs):
     """Repeats: --seed, --seed + 1, …; each fills the folder seed-N inside --out."""
     jobs: int = 1
     """Processes for several seeds, each with one thread; the rows are the same whatever their number."""
+    save_minari: str | None = None
+    """Id under which to write the experience as a Minari data set, such as me/hopper-v0; not with
+    several seeds."""
     keep_checkpoints: int = 2
     """Saved agents to keep, the newest; the best one is kept beside them."""
 
@@ -112,6 +116,8 @@ class Args(RunArgs):
         self.require_positive("exploration", zero=True)
         if self.env_timeout is not None:
             self.require_positive("env_timeout")
+        if self.save_minari is not None and self.seeds > 1:
+            raise InvalidInputError("--save-minari: one id is for one seed; leave out --seeds")
         if self.learning_starts >= self.steps:
             raise InvalidInputError(
                 f"--learning-starts must be below --steps ({self.steps}), or there is never a model; "
@@ -199,6 +205,8 @@ def _one(args: Args, run: RunFolder) -> Result:
     started = time.perf_counter()
     env = _make(args)
     rule = load_rule(args.termination) if args.termination else termination_rule(env)
+    if args.save_minari is not None:
+        require_new_minari(args.save_minari)
     shelf = Shelf(run.checkpoints, args.keep_checkpoints)
     agent = _agent(args, run, env, rule, shelf)
     bar = run.bar(args.steps, "train", initial=agent.num_timesteps)
@@ -223,6 +231,14 @@ def _one(args: Args, run: RunFolder) -> Result:
         "env_steps": agent.num_timesteps,
         "wall_seconds": time.perf_counter() - started,
     }
+    if args.save_minari is not None:
+        save_minari(
+            agent.experience.transitions(),
+            args.save_minari,
+            env,
+            algorithm_name=f"{args.agent}, model {args.model}",
+            description=f"experience of {args.steps} steps of training, seed {args.seed}",
+        )
     files = {"agent": str(shelf.place(args.steps)), "best": str(shelf.best)}
     return Result(metrics, {"final_return": final, **files, "figure": str(figure)})
 
