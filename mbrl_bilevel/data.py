@@ -68,8 +68,16 @@ class FitData:
                 "make them from groups of this very data"
             )
 
-    def sample(self, rows: tuple[IntArray, ...]) -> Batch:
-        """All the given rows, one set per member, padded with rows of weight zero."""
+    def sample(self, rows: tuple[IntArray, ...], most: int | None = None) -> Batch:
+        """The given rows, one set per member, padded with rows of weight zero.
+
+        Of a set with more than ``most`` rows, that many are taken, evenly spaced.
+        """
+        if most is not None:
+            rows = tuple(
+                r if len(r) <= most else r[np.linspace(0, len(r) - 1, most).round().astype(np.int64)]
+                for r in rows
+            )
         longest = max(1, *(len(r) for r in rows))
         index = np.zeros((len(rows), longest), dtype=np.int64)
         weight = np.zeros((len(rows), longest), dtype=np.float32)

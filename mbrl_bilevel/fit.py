@@ -28,6 +28,11 @@ from mbrl_bilevel.types import Batch, FitResult
 Log = Callable[[str, float, int], object]
 
 
+#: Rows at most that a member's early stopping, and its outer level, look at: the millionth tells
+#: nothing that the first twenty thousand did not, but each costs memory for all of its activations.
+HELD_OUT_ROWS = 20_000
+
+
 @dataclass(frozen=True)
 class Schedule:
     """How long and how fast: ``steps`` of Adam with a cosine from ``learning_rate`` to zero.
@@ -199,7 +204,7 @@ class _Loop:
                 "is empty: give folds with an outer part"
             )
         self.batches = Minibatches(self.data, schedule.batch_size)
-        self.stop_sample = self.data.sample(folds.stop)
+        self.stop_sample = self.data.sample(folds.stop, HELD_OUT_ROWS)
         self.parameters = [p for p in self.policy.parameters() if p.requires_grad]
         self.optimiser = torch.optim.AdamW(
             self.parameters,
@@ -216,7 +221,7 @@ class _Loop:
                 self.outer,
                 self.policy,
                 self.loss,
-                self.data.sample(folds.outer),
+                self.data.sample(folds.outer, HELD_OUT_ROWS),
                 Minibatches(self.data, self.outer.batch_size),
                 self.generator,
                 schedule.steps,

@@ -28,7 +28,7 @@ from agents.mpc import MPC, MPCSettings
 from agents.planners import CEM, ICEM
 from agents.value import ValueSettings
 from envs.make import make_env
-from envs.offline import require_new_minari, save_minari
+from envs.offline import load_minari, require_new_minari, save_minari
 from envs.rules import load_rule, termination_rule
 from mbrl_bilevel.errors import CheckpointError, InvalidInputError
 from mbrl_bilevel.evaluation import interval
@@ -205,7 +205,7 @@ def _one(args: Args, run: RunFolder) -> Result:
     started = time.perf_counter()
     env = _make(args)
     rule = load_rule(args.termination) if args.termination else termination_rule(env)
-    if args.save_minari is not None:
+    if args.save_minari is not None and not _is_written(args):
         require_new_minari(args.save_minari)
     shelf = Shelf(run.checkpoints, args.keep_checkpoints)
     agent = _agent(args, run, env, rule, shelf)
@@ -231,7 +231,7 @@ def _one(args: Args, run: RunFolder) -> Result:
         "env_steps": agent.num_timesteps,
         "wall_seconds": time.perf_counter() - started,
     }
-    if args.save_minari is not None:
+    if args.save_minari is not None and not _is_written(args):
         save_minari(
             agent.experience.transitions(),
             args.save_minari,
@@ -241,6 +241,15 @@ def _one(args: Args, run: RunFolder) -> Result:
         )
     files = {"agent": str(shelf.place(args.steps)), "best": str(shelf.best)}
     return Result(metrics, {"final_return": final, **files, "figure": str(figure)})
+
+
+def _is_written(args: Args) -> bool:
+    """Whether a run that was stopped at its very end had its Minari data set finished."""
+    assert args.save_minari is not None
+    try:
+        return args.resume and len(load_minari(args.save_minari)) >= args.steps
+    except InvalidInputError:
+        return False
 
 
 def _make(args: Args) -> gym.Env[Any, Any]:
