@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help demo test lint format install clean
+.PHONY: help demo test faults lint format install clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ —/'
@@ -31,6 +31,9 @@ format: $(STAMP)  ## rewrite the code in the house style
 
 test: lint  ## lint, types and the whole test suite
 	$(BIN)/python -m pytest
+
+faults: $(STAMP)  ## 200 kills -9, full disks, hostile files, at full length (about half an hour)
+	FAULTS=1 $(BIN)/python -m pytest tests/faults -s
 
 clean:  ## remove the virtual environment and caches (never runs/)
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache *.egg-info

@@ -231,7 +231,7 @@ class MPC:
         try:
             agent._generator.set_state(saved.generator)
             agent._noise.bit_generator.state = saved.noise
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        except (KeyError, TypeError, ValueError, RuntimeError, OverflowError) as error:
             raise CheckpointError(
                 f"checkpoint {path}: its random states are damaged: {error}"
             ) from None

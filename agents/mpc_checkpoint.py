@@ -107,7 +107,7 @@ def read_snapshot(
     _check_spaces(checkpoint, spaces)
     first_planned = None
     if checkpoint.config.get("first_planned") is not None:
-        first_planned = checkpoint.setting("first_planned", int)
+        first_planned = _count(checkpoint, "first_planned")
     model = experience = value = None
     if checkpoint.config.get("model") is not None:
         model = model_from_checkpoint(checkpoint, "model", termination, reward)
@@ -121,10 +121,10 @@ def read_snapshot(
         settings=_settings_from_json(checkpoint),
         spaces=spaces,
         rules=rules,
-        seed=checkpoint.setting("seed", int),
-        num_timesteps=checkpoint.setting("num_timesteps", int),
-        episodes=checkpoint.setting("episodes", int),
-        fitted_on=checkpoint.setting("fitted_on", int),
+        seed=_count(checkpoint, "seed"),
+        num_timesteps=_count(checkpoint, "num_timesteps"),
+        episodes=_count(checkpoint, "episodes"),
+        fitted_on=_count(checkpoint, "fitted_on"),
         first_planned=first_planned,
         generator=checkpoint.require("generator", dtype=torch.uint8),
         noise=checkpoint.setting("noise", dict),
@@ -132,6 +132,15 @@ def read_snapshot(
         model=model,
         value=value,
     )
+
+
+def _count(checkpoint: Checkpoint, name: str) -> int:
+    value = checkpoint.setting(name, int)
+    if not 0 <= value < 2**62:
+        raise CheckpointError(
+            f"checkpoint {checkpoint.path}: its {name} is {value}; restore a good copy or save it again"
+        )
+    return value
 
 
 def _check_spaces(checkpoint: Checkpoint, spaces: Spaces) -> None:

@@ -22,6 +22,10 @@ from mbrl_bilevel.errors import InvalidInputError
 Score = Callable[[Tensor], Tensor]
 
 
+#: More candidate actions than this are taken for a slip, or for a hostile checkpoint.
+_MOST_ACTIONS = 10**8
+
+
 @dataclass(frozen=True)
 class PlannerState:
     """What a planner remembers between two time steps, for each of S start states.
@@ -97,6 +101,9 @@ class CEM:
             ("decay", 1 <= self.decay < math.inf, "finite and at least 1"),
         ):
             _require(ok, name, getattr(self, name), wanted)
+        size = self.population * self.horizon
+        _require(size <= _MOST_ACTIONS, "population times horizon", size, "at most 100,000,000")
+        _require(self.iterations <= 10_000, "iterations", self.iterations, "at most 10,000")
 
     @property
     def num_elites(self) -> int:

@@ -75,7 +75,9 @@ class FitData:
         """
         if most is not None:
             rows = tuple(
-                r if len(r) <= most else r[np.linspace(0, len(r) - 1, most).round().astype(np.int64)]
+                r
+                if len(r) <= most
+                else r[np.linspace(0, len(r) - 1, most).round().astype(np.int64)]
                 for r in rows
             )
         longest = max(1, *(len(r) for r in rows))

@@ -37,8 +37,8 @@ class Imagination:
             raise InvalidInputError(
                 f'propagation must be "ts1" or "tsinf"; got {self.propagation!r}'
             )
-        if self.particles < 1:
-            raise InvalidInputError(f"particles must be at least 1; got {self.particles}")
+        if not 1 <= self.particles <= 100_000:
+            raise InvalidInputError(f"particles must be 1 to 100,000; got {self.particles}")
 
 
 @torch.inference_mode()

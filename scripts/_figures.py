@@ -75,7 +75,8 @@ def draw_open_loop(folder: Path, rows: Sequence[Row], methods: Sequence[str]) ->
     ):
         for i, method in enumerate(methods):
             mine = [r for r in rows if r["method"] == method and r["n_train"] == largest]
-            _band(axis, mine[0]["k"], [r[name] for r in mine], method, colour(method, i))
+            if mine:
+                _band(axis, mine[0]["k"], [r[name] for r in mine], method, colour(method, i))
         axis.set_xlabel("steps ahead")
         axis.set_title(title, fontsize=10)
         axis.grid(alpha=0.3)
@@ -91,7 +92,8 @@ def draw_calibration(folder: Path, rows: Sequence[Row], methods: Sequence[str]) 
     axis.plot([0, 1], [0, 1], color="black", linestyle=":", linewidth=1, label="calibrated")
     for i, method in enumerate(methods):
         mine = [r for r in rows if r["method"] == method and r["n_train"] == smallest]
-        _band(axis, LEVELS, [r["coverage"] for r in mine], method, colour(method, i))
+        if mine:
+            _band(axis, LEVELS, [r["coverage"] for r in mine], method, colour(method, i))
     axis.set_xlabel("nominal coverage")
     axis.set_ylabel("covered on test data")
     axis.set_title(f"calibration, n = {smallest}", fontsize=10)
@@ -139,7 +141,8 @@ def draw_overview(path: Path, rows: Sequence[Row], methods: Sequence[str]) -> Pa
     for axis, (name, title) in zip(axes[[1, 3]], lines, strict=True):
         for i, method in enumerate(methods):
             mine = [r for r in rows if r["method"] == method]
-            _band(axis, mine[0]["k"], [r[name] for r in mine], method, colour(method, i))
+            if mine:
+                _band(axis, mine[0]["k"], [r[name] for r in mine], method, colour(method, i))
         axis.set_xlabel("steps ahead")
         axis.set_title(title, fontsize=10)
     for axis in axes[2:]:
@@ -153,7 +156,7 @@ def draw_overview(path: Path, rows: Sequence[Row], methods: Sequence[str]) -> Pa
 
 def _interval(rows: Sequence[Row], method: str, n: int, name: str) -> Mapping[str, Any]:
     found = [r[name] for r in rows if r["method"] == method and r["n_train"] == n]
-    return interval([math.nan if value is None else value for value in found])
+    return interval([math.nan if value is None else value for value in found] or [math.nan])
 
 
 def _or(value: float | None, default: float) -> float:

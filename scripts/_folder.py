@@ -72,7 +72,7 @@ class RunFolder:
         self._fresh = not any((self.path / name).exists() for name in _TRACES)
         try:
             if self._fresh:
-                if args.resume and not args.quiet:
+                if args.resume:  # said even when quiet: a slip in --out must not pass for a resume
                     print(f"{self.path} holds no run yet: starting one", file=sys.stderr)
                 self.write_json("config.json", _config(script, args))
             elif args.resume:

@@ -233,6 +233,8 @@ def _summarise(rows: Sequence[dict[str, Any]], args: Args) -> Iterator[dict[str,
     for n in args.n_train:
         for method in args.methods:
             mine = [r for r in rows if r["method"] == method and r["n_train"] == n]
+            if not mine:  # all of its repeats failed
+                continue
             line: dict[str, Any] = {"method": method, "n_train": n}
             yield line | {name: interval(_numbers(r[name] for r in mine)) for name in names}
 
@@ -249,6 +251,8 @@ def _paired(rows: Sequence[dict[str, Any]], args: Args) -> Iterator[dict[str, An
                     for m in (first, other)
                 )
                 both = sorted(ours.keys() & theirs.keys())  # a repeat may have failed for one
+                if not both:
+                    continue
                 pairs = zip(
                     _numbers(ours[seed] for seed in both),
                     _numbers(theirs[seed] for seed in both),

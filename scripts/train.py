@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -192,7 +193,8 @@ def train_seed(args: Args, key: Row) -> Done:
     """One seed of several, in its own folder, where it goes on after a stop."""
     assert args.out is not None
     folder = args.out / f"seed-{key['seed']}"
-    own = replace(args, out=folder, seed=key["seed"], seeds=1, jobs=1, quiet=True, resume=True)
+    begun = (folder / "config.json").exists()
+    own = replace(args, out=folder, seed=key["seed"], seeds=1, jobs=1, quiet=True, resume=begun)
     metrics = run_inside("train", own, _one)
     means = [point["mean"] for point in metrics["returns"]]
     steps = [point["step"] for point in metrics["returns"]]
@@ -218,7 +220,10 @@ def _one(args: Args, run: RunFolder) -> Result:
         shelf.tidy({row["step"]: row["mean"] for row in run.rows})
         if agent.num_timesteps >= args.steps:
             break
-        agent.learn(min(args.eval_every, args.steps - agent.num_timesteps), _Tick(bar.update))
+        with warnings.catch_warnings():
+            # A stretch may end before --learning-starts: the next one goes on.
+            warnings.filterwarnings("ignore", message="learn\\(\\) ended")
+            agent.learn(min(args.eval_every, args.steps - agent.num_timesteps), _Tick(bar.update))
         agent.save(shelf.place(agent.num_timesteps))
     returns = list(run.rows)
     figure = draw_returns(

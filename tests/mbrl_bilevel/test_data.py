@@ -232,3 +232,26 @@ def test_data_of_other_shapes_is_refused(x: tuple[int, ...], y: tuple[int, ...])
 def test_folds_of_other_data_are_refused(row: int) -> None:
     with pytest.raises(InvalidInputError, match="of 30; make them from groups of this very data"):
         rows_as_data([[0, row]])
+
+
+def test_a_large_sample_is_thinned_evenly_and_a_small_one_is_whole() -> None:
+    x = torch.arange(100.0).unsqueeze(1)
+    rows = (np.arange(100), np.arange(40, 45))
+    data = FitData(x, x, Folds(rows, rows, rows))
+    whole, thinned = data.sample(rows), data.sample(rows, 10)
+    assert whole.x.shape == (2, 100, 1)
+    assert thinned.x[0, :, 0].tolist() == [
+        0.0,
+        11.0,
+        22.0,
+        33.0,
+        44.0,
+        55.0,
+        66.0,
+        77.0,
+        88.0,
+        99.0,
+    ]
+    assert thinned.weight is not None
+    assert thinned.weight.sum(1).tolist() == [10.0, 5.0]
+    assert thinned.x[1, :5, 0].tolist() == [40.0, 41.0, 42.0, 43.0, 44.0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import gymnasium as gym
@@ -9,9 +10,14 @@ import numpy as np
 
 
 class Line(gym.Env[Any, Any]):
-    """x' = x + 0.1·a, reward −x², ends beyond |x| > 2. With ``sick`` it returns NaN at step 5."""
+    """x' = x + 0.1·a, reward −x², ends beyond |x| > 2. With ``sick`` it returns NaN at step 5.
 
-    def __init__(self, sick: bool = False, actions: str = "box") -> None:
+    With ``after`` it does ``fault`` at that step of its life: "raise" or "hang".
+    """
+
+    def __init__(
+        self, sick: bool = False, actions: str = "box", fault: str = "", after: int = 0
+    ) -> None:
         self.observation_space = gym.spaces.Box(-10.0, 10.0, (2,), np.float64)
         self.action_space = (
             gym.spaces.Box(-1.0, 1.0, (1,), np.float32)
@@ -19,6 +25,7 @@ class Line(gym.Env[Any, Any]):
             else gym.spaces.Discrete(3)
         )
         self.sick, self.x, self.t = sick, 0.0, 0
+        self.fault, self.left = fault, after
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
         super().reset(seed=seed)
@@ -27,6 +34,11 @@ class Line(gym.Env[Any, Any]):
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         self.t += 1
+        self.left -= 1
+        if self.left == 0 and self.fault == "raise":
+            raise ValueError("wheel lost")
+        while self.left == 0 and self.fault == "hang":
+            time.sleep(0.01)
         self.x += 0.1 * float(action[0])
         if self.sick and self.t == 5:
             return np.array([np.nan, 0.0]), 0.0, False, False, {}
@@ -41,6 +53,10 @@ gym.register("SickLine-v0", entry_point=Line, max_episode_steps=20, kwargs={"sic
 gym.register(
     "ChoiceLine-v0", entry_point=Line, max_episode_steps=20, kwargs={"actions": "discrete"}
 )
+for name, fault in (("RaisingLine-v0", "raise"), ("HangingLine-v0", "hang")):
+    gym.register(
+        name, entry_point=Line, max_episode_steps=20, kwargs={"fault": fault, "after": 130}
+    )
 
 
 def off(obs: Any, action: Any, next_obs: Any) -> Any:

@@ -1,0 +1,102 @@
+"""What the fault tests share: damaged bytes, a tiny agent, scripts as processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from agents.mpc import MPC, MPCSettings
+from agents.planners import ICEM
+from envs.make import make_env
+from mbrl_bilevel.fit import Schedule
+from mbrl_bilevel.model_env import Imagination
+
+ROOT = Path(__file__).resolve().parents[2]
+TASKS = ROOT / "tests" / "scripts"  # where my_task.py is
+
+OWN = ["--import-module", "my_task", "--env-id", "Line-v0", "--members", "2", "--hidden", "16"]
+#: One tiny run of each script that resumes; a new script is one more entry.
+RUNS: dict[str, list[str]] = {
+    "train": [
+        *[*OWN, "--particles", "2", "--steps", "120", "--eval-every", "40", "--eval-episodes", "1"],
+        *["--learning-starts", "50", "--refit-every", "40", "--train-steps", "40"],
+        *["--horizon", "4", "--population", "12", "--iterations", "2"],
+    ],
+    "compare": [
+        *[*OWN, "--n-train", "200", "--seeds", "2", "--train-steps", "40", "--n-test", "200"],
+        *["--methods", "bilevel-constant", "nll", "mse"],
+    ],
+}
+#: Times and places differ from run to run; nothing else may.
+_FREE = ("train_seconds", "wall_seconds")
+
+
+def start(script: str, *options: str, cwd: Path, **more: Any) -> subprocess.Popen[str]:
+    """The script as a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "scripts" / f"{script}.py"), "--quiet", *options],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(TASKS), "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **more,
+    )
+
+
+def metrics(out: Path) -> Any:
+    """metrics.json without what may differ."""
+
+    def drop(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: drop(item) for key, item in value.items() if key not in _FREE}
+        return [drop(item) for item in value] if isinstance(value, list) else value
+
+    return drop(json.loads((out / "metrics.json").read_text()))
+
+
+def tiny_agent(seed: int = 0) -> MPC:
+    """An agent after 60 steps of Pendulum, with a model."""
+    settings = MPCSettings(
+        method="bilevel",
+        planner=ICEM(horizon=3, population=8, iterations=2),
+        imagination=Imagination(particles=2),
+        members=2,
+        hidden=(8,),
+        schedule=Schedule(steps=20),
+        learning_starts=40,
+        refit_every=100,
+    )
+    return MPC(make_env("Pendulum-v1"), settings, seed=seed).learn(60)
+
+
+def damaged(content: bytes, random: np.random.Generator) -> bytes:
+    """The same with one to three faults: bits flipped, parts cut, doubled, swapped or inserted."""
+    data = bytearray(content)
+    for _ in range(int(random.integers(1, 4))):
+        at = int(random.integers(0, max(1, len(data))))
+        # Headers are short and matter most: half of the faults fall there.
+        at = at % min(len(data) or 1, 400) if random.random() < 0.5 else at
+        size = int(random.integers(1, 40))
+        match int(random.integers(0, 6)):
+            case 0:
+                data[at : at + 1] = bytes(
+                    [(data[at] if data else 0) ^ (1 << int(random.integers(8)))]
+                )
+            case 1:
+                del data[at:]
+            case 2:
+                del data[at : at + size]
+            case 3:
+                data[at:at] = random.bytes(size)
+            case 4:
+                data[at:at] = data[at : at + size]
+            case 5:
+                data[at : at + size] = random.bytes(size)
+    return bytes(data)
