@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mbrl_bilevel.checkpoint import Checkpoint
+from mbrl_bilevel.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from mbrl_bilevel.dynamics import DynamicsModel, LearnedTermination, Termination
 from mbrl_bilevel.errors import CheckpointError
 from mbrl_bilevel.normaliser import Normaliser
 from mbrl_bilevel.policies import CategoricalPolicy, GaussianPolicy
 from mbrl_bilevel.types import Rule
+
+_MODEL = "dynamics model"
 
 
 def model_to_checkpoint(model: DynamicsModel) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -140,4 +143,64 @@ def load_normaliser(checkpoint: Checkpoint, name: str, width: int | None = None)
         shift,
         checkpoint.require(f"{name}.scale", shape, torch.float32),
         checkpoint.require(f"{name}.constant", shape, torch.bool),
+    )
+
+
+def save_model(path: str | Path, model: DynamicsModel) -> None:
+    """Write ``model`` to one file; rules are code, and not saved. Raises as save_checkpoint."""
+    tensors, config = model_to_checkpoint(model)
+    rules = {
+        "termination": model.termination is not None
+        and not isinstance(model.termination, LearnedTermination),
+        "reward": model.reward is not None,
+    }
+    named = {f"model.{name}": value for name, value in tensors.items()}
+    save_checkpoint(path, _MODEL, named, {"model": config, "rules": rules})
+
+
+def load_model(
+    path: str | Path, *, termination: Rule | None = None, reward: Rule | None = None
+) -> DynamicsModel:
+    """The model in ``path``; rules it was used with are asked for again.
+
+    Raises CheckpointError if the file is damaged or of another kind, or a rule is missing.
+    """
+    checkpoint = load_checkpoint(path, _MODEL)
+    rules, given = checkpoint.setting("rules", dict), {"termination": termination, "reward": reward}
+    for name, rule in given.items():
+        if rules.get(name) and rule is None:
+            raise CheckpointError(
+                f"checkpoint {path}: the model was used with a known {name}; pass {name}= to load_model"
+            )
+    return model_from_checkpoint(checkpoint, "model", termination, reward)
+
+
+def save_parameters(path: str | Path, module: nn.Module) -> None:
+    """Write the parameters and buffers of a policy, a reward or a whole loss to one file.
+
+    As with ``torch.nn.Module.state_dict``, whoever loads them makes the object first.
+    """
+    kind = f"parameters of {type(module).__name__}"
+    save_checkpoint(path, kind, module.state_dict(), {})
+
+
+def load_parameters(path: str | Path, module: nn.Module) -> None:
+    """Fill ``module`` in from what save_parameters wrote.
+
+    Raises CheckpointError, with ``module`` as it was, if the file is damaged, of another class, or
+    of other shapes.
+    """
+    checkpoint = load_checkpoint(path, f"parameters of {type(module).__name__}")
+    own = module.state_dict()
+    foreign = sorted(checkpoint.tensors.keys() - own.keys())
+    if foreign:
+        raise CheckpointError(
+            f"checkpoint {path}: it has {foreign[0]!r}, which this {type(module).__name__} has not; "
+            "make the object with the arguments it had"
+        )
+    module.load_state_dict(
+        {
+            name: checkpoint.require(name, tuple(value.shape), value.dtype)
+            for name, value in own.items()
+        }
     )

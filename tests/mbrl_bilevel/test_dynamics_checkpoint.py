@@ -14,10 +14,25 @@ from torch import Tensor
 
 from mbrl_bilevel.checkpoint import load_checkpoint, save_checkpoint
 from mbrl_bilevel.dynamics import DynamicsModel, LearnedTermination, fit_dynamics
-from mbrl_bilevel.dynamics_checkpoint import model_from_checkpoint, model_to_checkpoint
+from mbrl_bilevel.dynamics_checkpoint import (
+    load_model,
+    load_parameters,
+    model_from_checkpoint,
+    model_to_checkpoint,
+    save_model,
+    save_parameters,
+)
 from mbrl_bilevel.errors import CheckpointError
 from mbrl_bilevel.fit import Schedule
+from mbrl_bilevel.losses import PolicyGradient
 from mbrl_bilevel.methods import METHODS
+from mbrl_bilevel.policies import (
+    CategoricalPolicy,
+    FullGaussianPolicy,
+    GaussianPolicy,
+    MixturePolicy,
+)
+from mbrl_bilevel.rewards import RBF, Mahalanobis, NeuralReward, RewardMatrix
 from mbrl_bilevel.types import Rule, Transitions
 
 Config = dict[str, Any]
@@ -186,3 +201,66 @@ def test_a_model_that_is_not_there_is_told(tmp_path: Path) -> None:
         model_from_checkpoint(load_checkpoint(path, "test"), "model", None, None)
     with pytest.raises(CheckpointError, match="no 'other'"):
         model_from_checkpoint(load_checkpoint(path, "test"), "other", None, None)
+
+
+@pytest.mark.parametrize("method", ["bilevel", "nll"])
+def test_a_model_in_a_file_predicts_bit_for_bit_the_same(method: str, tmp_path: Path) -> None:
+    model, path = fitted(method), tmp_path / "model.safetensors"
+    save_model(path, model)
+    again = load_model(path)
+    generator = torch.Generator().manual_seed(0)
+    obs, action = torch.randn(7, 2, generator=generator), torch.randn(7, 1, generator=generator)
+    for name, value in vars(model.predict(obs, action)).items():
+        assert torch.equal(value, getattr(again.predict(obs, action), name))
+
+
+def test_a_model_asks_for_its_rules_again(tmp_path: Path) -> None:
+    def rule(obs: Tensor, action: Tensor, next_obs: Tensor) -> Tensor:
+        return next_obs[..., 0] > 3.0
+
+    path = tmp_path / "model.safetensors"
+    save_model(path, fitted(termination=rule))
+    with pytest.raises(CheckpointError, match="termination="):
+        load_model(path)
+    assert load_model(path, termination=rule).termination is rule
+
+
+def _modules(seed: int) -> list[torch.nn.Module]:
+    g = torch.Generator().manual_seed(seed)
+    return [
+        GaussianPolicy(3, 2, generator=g, members=2, hidden=(4,)),
+        GaussianPolicy(3, 2, generator=g, members=2, hidden=(4,), scale="network"),
+        GaussianPolicy(3, 2, generator=g, members=2, hidden=(4,), scale="tempered"),
+        FullGaussianPolicy(3, 2, generator=g, members=2, hidden=(4,)),
+        MixturePolicy(3, 2, generator=g, members=2, hidden=(4,), components=3),
+        CategoricalPolicy(3, 4, generator=g, members=2, hidden=(4,)),
+        Mahalanobis(2, "full", 1.0 + seed),
+        RBF(2, "diagonal", 1.0 + seed),
+        RewardMatrix(torch.randn(3, 3, generator=g)),
+        NeuralReward(3, 2, generator=g, hidden=(4,)),
+        PolicyGradient(Mahalanobis(2, "diagonal", 1.0 + seed)),
+    ]
+
+
+@pytest.mark.parametrize("i", range(11))
+def test_parameters_of_policies_rewards_and_losses_come_back(i: int, tmp_path: Path) -> None:
+    module, other = _modules(0)[i], _modules(1)[i]
+    save_parameters(tmp_path / "p.safetensors", module)
+    load_parameters(tmp_path / "p.safetensors", other)
+    state = module.state_dict()
+    assert state
+    assert all(torch.equal(value, state[name]) for name, value in other.state_dict().items())
+
+
+def test_parameters_of_another_object_are_refused_and_change_nothing(tmp_path: Path) -> None:
+    g, path = torch.Generator().manual_seed(0), tmp_path / "p.safetensors"
+    save_parameters(path, GaussianPolicy(3, 2, generator=g, members=2, hidden=(4,)))
+    for other, told in (
+        (CategoricalPolicy(3, 2, generator=g), "GaussianPolicy"),
+        (GaussianPolicy(3, 2, generator=g, members=2, hidden=(5,)), "shape"),
+        (GaussianPolicy(3, 2, generator=g, members=2, hidden=()), "which this"),
+    ):
+        before = {name: value.clone() for name, value in other.state_dict().items()}
+        with pytest.raises(CheckpointError, match=told):
+            load_parameters(path, other)
+        assert all(torch.equal(value, before[name]) for name, value in other.state_dict().items())
