@@ -17,7 +17,7 @@ from typing import Any, TypeVar, get_args, get_type_hints
 
 import tyro
 
-from mbrl_bilevel.errors import InvalidInputError
+from mbrl_bilevel.errors import BilevelError, InvalidInputError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +63,7 @@ class RunArgs:
             if not (0.0 < value <= most or (zero and value == 0.0)):
                 raise InvalidInputError(
                     f"{option_name(name)} must be {'0 or ' if zero else ''}positive and at most "
-                    f"{most:,}; got {value}"
+                    f"{most:,.0f}; got {value}"
                 )
 
 
@@ -88,6 +88,10 @@ def parse(args_type: type[A], argv: Sequence[str] | None, description: str | Non
     except SystemExit as stop:
         if not stop.code:
             raise
+        if isinstance(
+            stop.__context__, BilevelError
+        ):  # of __post_init__: tyro's box would break it
+            raise stop.__context__ from None
         raise InvalidInputError(_one_line(complaint.getvalue(), args_type)) from None
     sys.stderr.write(complaint.getvalue())  # warnings, if any: not ours to hide
     if unknown:
@@ -136,8 +140,6 @@ def _one_line(boxed: str, args_type: Any) -> str:
     if not found:
         return text or "bad command line; --help lists the options"
     option, reason = found[1], found[2].partition(" Got errors:")[0]
-    if not option.startswith("-"):  # raised by __post_init__, which names the option itself
-        return reason
     hint = get_type_hints(args_type).get(option.strip("-").replace("-", "_"))
     return f"{option}: {_misfit(reason, hint) or reason}"
 

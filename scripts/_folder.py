@@ -69,6 +69,7 @@ class RunFolder:
         self._bars: list[Bar] = []
         self.path, self._made = _make(script, args.out)
         self._lock = _lock(self.path)
+        _sweep(self.path)
         self._fresh = not any((self.path / name).exists() for name in _TRACES)
         try:
             if self._fresh:
@@ -229,6 +230,13 @@ def _lock(path: Path) -> int | None:
         os.close(descriptor)
         return None
     return descriptor
+
+
+def _sweep(path: Path) -> None:
+    """Remove what atomic writes left behind where a process was killed in the middle of one."""
+    for folder in (path, path / "checkpoints"):
+        for left in folder.glob(".*.tmp"):
+            left.unlink(missing_ok=True)
 
 
 def _config(script: str, args: RunArgs) -> dict[str, object]:

@@ -82,8 +82,9 @@ def run_cells(run: RunFolder, args: R, cells: Cells[R], desc: str, jobs: int) ->
 
 def _tell(run: RunFolder, failures: Sequence[tuple[Row, BilevelError]]) -> None:
     for key, error in failures:
-        run.rows.append(key | {"error": str(error)})
-        print(f"failed: {_named(key)}: {error}", file=sys.stderr, flush=True)
+        line = " ".join(str(error).split())
+        run.rows.append(key | {"error": line})
+        print(f"failed: {_named(key)}: {line}", file=sys.stderr, flush=True)
 
 
 def _finished(run: RunFolder, cells: Cells[R]) -> list[Row]:
@@ -113,10 +114,19 @@ def _outcomes(
         for key in todo:
             yield key, _attempt(work, args, key)
         return
+    broken: list[Row] = []
     with _processes(min(jobs, len(todo))) as executor:
         futures = {executor.submit(_attempt, work, args, key): key for key in todo}
         for done in as_completed(futures):
-            yield futures[done], _result(done)
+            outcome = _result(done)
+            if outcome is None:
+                broken.append(futures[done])
+            else:
+                yield futures[done], outcome
+    # A worker that is killed takes the whole pool with it. Alone, each cell answers for itself.
+    for key in broken:
+        with _processes(1) as executor:
+            yield key, _result(executor.submit(_attempt, work, args, key)) or _killed()
 
 
 def _attempt(work: Callable[[R, Row], Done], args: R, key: Row) -> Done | BilevelError:
@@ -126,13 +136,15 @@ def _attempt(work: Callable[[R, Row], Done], args: R, key: Row) -> Done | Bileve
         return error
 
 
-def _result(done: Future[Done | BilevelError]) -> Done | BilevelError:
+def _result(done: Future[Done | BilevelError]) -> Done | BilevelError | None:
     try:
         return done.result()
     except BrokenProcessPool:
-        return BilevelError(
-            "a worker process was killed, perhaps for want of memory; use fewer --jobs, then --resume"
-        )
+        return None
+
+
+def _killed() -> BilevelError:
+    return BilevelError("its process was killed, perhaps for want of memory; ask for less of it")
 
 
 @contextmanager
