@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -175,6 +176,18 @@ class _OuterLoop:
         return Problem(self.policy, self.loss, train, self.held_out, self.outer.objective)
 
 
+@contextmanager
+def _told_as_divergence(step: int) -> Iterator[None]:
+    """What was checked at the start and is refused now, a σ out of its bounds say, has run away."""
+    try:
+        yield
+    except InvalidInputError as error:
+        raise DivergedError(
+            f"training diverged at step {step}: the outer level was refused: {error}; or lower "
+            "learning_rate"
+        ) from error
+
+
 @dataclass
 class _Loop:
     policy: Policy
@@ -229,7 +242,8 @@ class _Loop:
 
     def train_step(self, step: int) -> None:
         if self.level is not None and self.level.outer.due(step):
-            self.level.step()
+            with _told_as_divergence(step):
+                self.level.step()
         batch = self.batches.draw(self.generator)
         value, _ = self.loss(self.policy, batch, self.generator)
         # autograd.grad, not backward(): φ inside the loss must not gather a gradient here.
@@ -260,7 +274,8 @@ class _Loop:
 
     def result(self) -> FitResult:
         if self.level is not None:
-            self.level.finish()
+            with _told_as_divergence(self.steps_run):
+                self.level.finish()
         return FitResult(
             criterion=tuple(self.best.criterion.tolist()),
             best_step=tuple(self.best.step.tolist()),

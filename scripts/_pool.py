@@ -22,7 +22,7 @@ from _args import RunArgs
 from _folder import RunFolder
 from _rows import Row
 
-from mbrl_bilevel.errors import BilevelError, InvalidInputError
+from mbrl_bilevel.errors import BilevelError
 
 R = TypeVar("R", bound=RunArgs)
 
@@ -54,8 +54,8 @@ def run_cells(run: RunFolder, args: R, cells: Cells[R], desc: str, jobs: int) ->
     """The finished rows in the order of the keys, of this call and of those before it.
 
     A cell that fails by a BilevelError is told in a line on stderr and left in rows.jsonl with its
-    ``error``; the others go on, and it is tried again under --resume. ``run.failed`` counts them.
-    Raises the first failure if every cell failed.
+    error under ``failed``; the others go on, and it is tried again under --resume. ``run.failed``
+    counts them. Raises the first failure if every cell failed.
     """
     _finished(run, cells)  # a row that was edited is told now, not after hours of work
     todo = [key for key in cells.keys if run.rows.find(**key) is None]
@@ -83,27 +83,14 @@ def run_cells(run: RunFolder, args: R, cells: Cells[R], desc: str, jobs: int) ->
 def _tell(run: RunFolder, failures: Sequence[tuple[Row, BilevelError]]) -> None:
     for key, error in failures:
         line = " ".join(str(error).split())
-        run.rows.append(key | {"error": line})
+        run.rows.append(key | {"failed": line})
         print(f"failed: {_named(key)}: {line}", file=sys.stderr, flush=True)
 
 
 def _finished(run: RunFolder, cells: Cells[R]) -> list[Row]:
     """Raises InvalidInputError for a row whose columns are not what this script wrote."""
     rows = [row for key in cells.keys if (row := run.rows.find(**key)) is not None]
-    for row in rows:
-        for name in cells.columns:
-            if name not in row or not _numeric(row[name]):
-                raise InvalidInputError(
-                    f"{run.path / 'rows.jsonl'}: a row was edited, its {name!r} is missing or no "
-                    "number; delete that line, then --resume"
-                )
-    return rows
-
-
-def _numeric(value: object) -> bool:
-    if isinstance(value, list):
-        return all(map(_numeric, value))
-    return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
+    return [run.rows.require(row, *cells.columns) for row in rows]
 
 
 def _outcomes(

@@ -8,9 +8,10 @@ from typing import Any
 
 
 def read_rows(folder: Path) -> list[dict[str, Any]]:
-    """The finished rows in ``folder``; none if there is no such run, and no torn last line."""
+    """The finished rows in ``folder``; none if there is no such run, no torn last line, no failures."""
     path = folder / "rows.jsonl"
     if not path.exists():
         return []
     lines = path.read_text().splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    rows = [json.loads(line) for line in lines if line.endswith("\n")]
+    return [row for row in rows if "failed" not in row]

@@ -36,15 +36,28 @@ class Rows:
     def find(self, **key: object) -> Row | None:
         """The first row with all these values, or None: ``rows.find(method="nll", seed=0)``.
 
-        A row with an ``error`` is not found: what it stands for is still to be done.
+        A row with a ``failed`` entry is not found: what it stands for is still to be done.
         """
         wanted = strict(key)
         for row in self._rows:
-            if "error" not in row and all(
+            if "failed" not in row and all(
                 name in row and row[name] == value for name, value in wanted.items()
             ):
                 return row
         return None
+
+    def require(self, row: Row, *names: str) -> Row:
+        """``row`` itself, if it has these entries, all numbers or made of them (null: not finite).
+
+        Raises InvalidInputError: somebody edited it.
+        """
+        for name in names:
+            if name not in row or not _numeric(row[name]):
+                raise InvalidInputError(
+                    f"{self._path}: a row was edited, its {name!r} is missing or no number; "
+                    "delete that line, then --resume"
+                )
+        return row
 
     def append(self, row: Mapping[str, object]) -> Row:
         """Save one finished row and give it back as JSON keeps it. Raises OSError (disk full)."""
@@ -62,6 +75,12 @@ class Rows:
                 raise
         self._rows.append(kept)
         return kept
+
+
+def _numeric(value: object) -> bool:
+    if isinstance(value, list | dict):
+        return all(map(_numeric, value.values() if isinstance(value, dict) else value))
+    return value is None or isinstance(value, int | float)
 
 
 def strict(document: Mapping[str, object]) -> Row:

@@ -200,7 +200,7 @@ def main(args: Args, run: RunFolder) -> Result:
         if run.rows.find(name=name, **key) is None:
             pair = ROWS[name](_QUICK if args.quick else Sizes(), args.seed)
             run.rows.append({"name": name, **measure(pair, args.repeats), **key})
-    rows = list(run.rows)
+    rows = [run.rows.require(row, "ours", "peer", "ratio") for row in run.rows]
     run.close()  # the bar, before the table
     if not args.quiet:
         print(_table(rows), file=sys.stderr)

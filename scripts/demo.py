@@ -78,7 +78,8 @@ def main(args: Args, run: RunFolder) -> Result:
         for future in [pool.submit(job) for job in work]:
             future.result()
     lines = run.rows.find(name="references") or {}
-    references = {k: lines[k] for k in ("doing nothing", "random actions", "true simulator")}
+    names = ("doing nothing", "random actions", "true simulator")
+    references = {name: run.rows.require(lines, name)[name] for name in names}
     curves = {m: [read_rows(run.path / f"train-{m}")] for m in args.methods}
     compared = read_rows(run.path / "compare")
     title = f"{args.env_id}: planning with each model (one agent a method)"

@@ -75,7 +75,8 @@ def main(args: Args, run: RunFolder) -> Result:
     for key in run.progress(work, "theory"):
         if run.rows.find(**key) is None:
             run.rows.append(key | _PARTS[key["part"]](args, key))
-    rows = [row for key in work if (row := run.rows.find(**key)) is not None]
+    found = [row for key in work if (row := run.rows.find(**key)) is not None]
+    rows = [run.rows.require(row, *_COLUMNS[row["part"]]) for row in found]
     recovered = [row for row in rows if row["part"] == "recover"]
     checked = [row for row in rows if row["part"] == "hypergradient"]
     matched = [row for row in rows if row["part"] == "moments"]
@@ -173,6 +174,21 @@ def match_moments(args: Args, key: Mapping[str, Any]) -> Row:
 
 #: Each part of the work by name: it makes the rest of a row from its key.
 _PARTS = {"recover": recover, "hypergradient": check_hypergradients, "moments": match_moments}
+
+#: What their rows hold, for a resumed run to rely on.
+_COLUMNS = {
+    "recover": (
+        "error",
+        "error_to_truth",
+        "optimum_to_truth",
+        "predicted",
+        "rate",
+        "distance",
+        "gap",
+    ),
+    "hypergradient": ("errors", "well_specified", "free"),
+    "moments": ("mean_error", "covariance_error"),
+}
 
 
 def _work(args: Args) -> list[Row]:

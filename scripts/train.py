@@ -211,13 +211,15 @@ def _one(args: Args, run: RunFolder) -> Result:
         require_new_minari(args.save_minari)
     shelf = Shelf(run.checkpoints, args.keep_checkpoints)
     agent = _agent(args, run, env, rule, shelf)
+    for row in run.rows:
+        run.rows.require(row, "step", "mean", "std", "returns")
     bar = run.bar(args.steps, "train", initial=agent.num_timesteps)
     while True:
         if agent.num_timesteps and run.rows.find(step=agent.num_timesteps) is None:
             row = run.rows.append({"step": agent.num_timesteps} | _evaluate(args, agent))
             _log(run, agent, row)
             bar.set_postfix_str(f"return {row['mean']:.1f}")
-        shelf.tidy({row["step"]: row["mean"] for row in run.rows})
+        shelf.tidy({row["step"]: row["mean"] for row in run.rows if row["mean"] is not None})
         if agent.num_timesteps >= args.steps:
             break
         with warnings.catch_warnings():

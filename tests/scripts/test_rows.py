@@ -69,3 +69,20 @@ def test_strict_json_never_hides_what_is_not_finite() -> None:
         strict({"a": object()})
     with pytest.raises(TypeError, match="a: key 1"):
         strict({"a": {1: 2}})
+
+
+def test_a_row_that_was_edited_is_told(tmp_path: Path) -> None:
+    rows = Rows(tmp_path / "rows.jsonl")
+    row = rows.append({"a": 1.5, "b": [1, None], "c": {"d": True}, "e": float("nan")})
+    assert rows.require(row, "a", "b", "c", "e") is row
+    for edited in ({"b": 1}, {"a": "1.5"}, {"a": [1, "x"]}, {"a": {"d": "x"}}):
+        with pytest.raises(InvalidInputError, match="rows.jsonl: a row was edited, its 'a'"):
+            rows.require(edited, "a")
+
+
+def test_a_row_that_failed_is_still_to_be_done(tmp_path: Path) -> None:
+    rows = Rows(tmp_path / "rows.jsonl")
+    rows.append({"n": 1, "failed": "diverged"})
+    assert rows.find(n=1) is None
+    rows.append({"n": 1, "value": 2})
+    assert rows.find(n=1) == {"n": 1, "value": 2}
