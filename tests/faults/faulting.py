@@ -21,19 +21,25 @@ ROOT = Path(__file__).resolve().parents[2]
 TASKS = ROOT / "tests" / "scripts"  # where my_task.py is
 
 OWN = ["--import-module", "my_task", "--env-id", "Line-v0", "--members", "2", "--hidden", "16"]
-#: One tiny run of each script that resumes; a new script is one more entry.
+_TRAIN = [
+    *[*OWN, "--particles", "2", "--steps", "120", "--eval-every", "40", "--eval-episodes", "1"],
+    *["--learning-starts", "50", "--refit-every", "40", "--train-steps", "40"],
+    *["--horizon", "4", "--population", "12", "--iterations", "2"],
+]
+#: One tiny run of each script that resumes, the script's name first; a new one is one more entry.
 RUNS: dict[str, list[str]] = {
-    "train": [
-        *[*OWN, "--particles", "2", "--steps", "120", "--eval-every", "40", "--eval-episodes", "1"],
-        *["--learning-starts", "50", "--refit-every", "40", "--train-steps", "40"],
-        *["--horizon", "4", "--population", "12", "--iterations", "2"],
-    ],
+    "train": ["train", *_TRAIN],
     "compare": [
-        *[*OWN, "--n-train", "200", "--seeds", "2", "--train-steps", "40", "--n-test", "200"],
-        *["--methods", "bilevel-constant", "nll", "mse"],
+        *["compare", *OWN, "--n-train", "200", "--seeds", "2", "--train-steps", "40"],
+        *["--n-test", "200", "--methods", "bilevel-constant", "nll", "mse"],
     ],
 }
-#: Times and places differ from run to run; nothing else may.
+#: Those with processes of their own take long to start: at full length only.
+POOLS: dict[str, list[str]] = {
+    "train, 2 seeds": ["train", *_TRAIN, "--seeds", "2", "--jobs", "2"],
+    "compare, 2 jobs": [*RUNS["compare"], "--jobs", "2"],
+}
+#: Times differ from run to run; nothing else may.
 _FREE = ("train_seconds", "wall_seconds")
 
 

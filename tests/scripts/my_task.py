@@ -55,7 +55,7 @@ gym.register(
 )
 for name, fault in (("RaisingLine-v0", "raise"), ("HangingLine-v0", "hang")):
     gym.register(
-        name, entry_point=Line, max_episode_steps=20, kwargs={"fault": fault, "after": 130}
+        name, entry_point=Line, max_episode_steps=20, kwargs={"fault": fault, "after": 100}
     )
 
 

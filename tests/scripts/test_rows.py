@@ -76,7 +76,7 @@ def test_a_row_that_was_edited_is_told(tmp_path: Path) -> None:
     row = rows.append({"a": 1.5, "b": [1, None], "c": {"d": True}, "e": float("nan")})
     assert rows.require(row, "a", "b", "c", "e") is row
     for edited in ({"b": 1}, {"a": "1.5"}, {"a": [1, "x"]}, {"a": {"d": "x"}}):
-        with pytest.raises(InvalidInputError, match="rows.jsonl: a row was edited, its 'a'"):
+        with pytest.raises(InvalidInputError, match=r"rows\.jsonl: a row was edited, its 'a'"):
             rows.require(edited, "a")
 
 
