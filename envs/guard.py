@@ -66,7 +66,7 @@ class Guard(gym.Wrapper[Any, Any, Any, Any]):
             raise
         except _TimeIsUpError:
             raise self._failed(f"took longer than {self._timeout} s") from None
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             said = " ".join(f"{type(error).__name__}: {error}".split())[:300]
             raise self._failed(f"raised {said}") from error
         if not isinstance(answer, tuple) or len(answer) != parts:

@@ -114,7 +114,7 @@ def import_user_module(name: str, what: str) -> ModuleType:
     try:
         importlib.invalidate_caches()
         return importlib.import_module(name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise InvalidInputError(
             f"{what} cannot import module {name!r} ({type(error).__name__}: {error}); "
             "give its dotted name without '.py', and run where its file is, or install it"

@@ -102,7 +102,7 @@ def load_rule(spec: str) -> Rule:
     def checked(obs: Tensor, action: Tensor, next_obs: Tensor) -> Tensor:
         try:
             result = function(obs, action, next_obs)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             said = " ".join(f"{type(error).__name__}: {error}".split())[:300]
             raise InvalidInputError(
                 f"rule {spec!r}: it raised {said}; it gets PyTorch tensors obs [..., O], "

@@ -244,18 +244,18 @@ def _paired(rows: Sequence[dict[str, Any]], args: Args) -> Iterator[dict[str, An
     first, *others = args.methods
     for n in args.n_train:
         for other in others:
+            ours, theirs = (
+                {r["seed"]: r for r in rows if r["method"] == m and r["n_train"] == n}
+                for m in (first, other)
+            )
+            both = sorted(ours.keys() & theirs.keys())  # a repeat may have failed for one
+            if not both:
+                continue
             line: dict[str, Any] = {"method": first, "minus": other, "n_train": n}
             for name in ("nrmse", "nll", "member_nll", "crps", "calibration_error"):
-                ours, theirs = (
-                    {r["seed"]: r[name] for r in rows if r["method"] == m and r["n_train"] == n}
-                    for m in (first, other)
-                )
-                both = sorted(ours.keys() & theirs.keys())  # a repeat may have failed for one
-                if not both:
-                    continue
                 pairs = zip(
-                    _numbers(ours[seed] for seed in both),
-                    _numbers(theirs[seed] for seed in both),
+                    _numbers(ours[seed][name] for seed in both),
+                    _numbers(theirs[seed][name] for seed in both),
                     strict=True,
                 )
                 line[name] = interval([a - b for a, b in pairs])

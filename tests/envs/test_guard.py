@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from typing import Any
 
@@ -35,6 +36,8 @@ class Faulty(gym.Env[Any, Any]):
             return answer
         if self.how == "raise":
             raise ValueError("wheel\nlost")
+        if self.how == "exit":
+            sys.exit(0)
         if self.how == "hang":
             while True:
                 time.sleep(0.01)
@@ -56,6 +59,7 @@ class Faulty(gym.Env[Any, Any]):
     ("how", "told"),
     [
         ("raise", "raised ValueError: wheel lost, at step 3"),
+        ("exit", "raised SystemExit: 0"),
         ("hang", "took longer than 0.1 s, at step 3"),
         ("swallow", "took longer than 0.1 s"),
         ("shape", "shape (3,), not (2,)"),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import builtins
 import logging
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -72,6 +74,25 @@ def test_a_task_of_an_old_version_points_to_the_new_one() -> None:
         make_env("HalfCheetah-v3")
 
 
+def test_gymnasium_is_quiet_where_our_line_says_it(capsys: pytest.CaptureFixture[str]) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        make_env("Pendulum").close()  # without a version: the newest
+        with pytest.raises(InvalidInputError):
+            make_env("Pendulm-v1")
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("error", ["ValueError", "TypeError", "KeyError"])
+def test_a_task_that_cannot_be_made_is_told(registry: None, error: str) -> None:
+    def make(**_: Any) -> Any:
+        raise getattr(builtins, error)("no such\nmotor")
+
+    gym.register("Broken-v0", entry_point=make)
+    with pytest.raises(InvalidInputError, match=r"--env-id 'Broken-v0': it cannot be made.*motor"):
+        make_env("Broken-v0")
+
+
 def test_unknown_argument_is_named() -> None:
     with pytest.raises(InvalidInputError, match=r"--env-id 'Hopper-v5'.*colour"):
         make_env("Hopper-v5", colour="red")
@@ -94,7 +115,9 @@ def test_imports_the_users_module_from_the_working_directory(
     [
         ("there", "not_there", "ModuleNotFoundError"),
         ("there", "there.py", "ModuleNotFoundError"),
+        ("there", ".", "TypeError"),
         ("broken", "broken", "ZeroDivisionError"),
+        ("leaving", "leaving", "SystemExit"),
     ],
 )
 def test_a_module_that_cannot_be_imported_is_named(
@@ -105,7 +128,8 @@ def test_a_module_that_cannot_be_imported_is_named(
     name: str,
     cause: str,
 ) -> None:
-    (tmp_path / f"{file}.py").write_text("1 / 0\n" if file == "broken" else "")
+    content = {"there": "", "broken": "1 / 0\n", "leaving": "raise SystemExit(0)\n"}[file]
+    (tmp_path / f"{file}.py").write_text(content)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InvalidInputError, match=f"--import-module '{name}'.*{cause}"):
         make_env("Hopper-v5", import_module=name)

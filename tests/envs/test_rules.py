@@ -250,6 +250,10 @@ def test_load_rule_calls_the_users_function(
         "def far(obs, action, next_obs):\n    return next_obs[..., 0] > action[..., 0]\n"
         "def scalar(obs, action, next_obs):\n    return next_obs.sum() > 0\n"
         "number = 3\n"
+        "def likely(obs, action, next_obs):\n    return next_obs[..., 0] / 4\n"
+        "def score(obs, action, next_obs):\n    return next_obs[..., 0] - 2\n"
+        "def undefined(obs, action, next_obs):\n    return next_obs[..., 0] * float('nan')\n"
+        "def torn(obs, action, next_obs):\n    return next_obs[..., 7]\n"
     )
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
@@ -257,6 +261,12 @@ def test_load_rule_calls_the_users_function(
     assert load_rule("rules_of_mine:far")(obs, action, obs).tolist() == [False, True]
     with pytest.raises(InvalidInputError, match=r"shape \(2,\).*got \(\)"):
         load_rule("rules_of_mine:scalar")(obs, action, obs)
+    assert load_rule("rules_of_mine:likely")(obs, action, obs).tolist() == [0.25, 0.75]
+    for name in ("score", "undefined"):
+        with pytest.raises(InvalidInputError, match="True or False, or a probability from 0 to 1"):
+            load_rule(f"rules_of_mine:{name}")(obs, action, obs)
+    with pytest.raises(InvalidInputError, match=r"it raised IndexError.*obs \[\.\.\., O\]"):
+        load_rule("rules_of_mine:torn")(obs, action, obs)
     with pytest.raises(InvalidInputError, match="has no 'near'"):
         load_rule("rules_of_mine:near")
     with pytest.raises(InvalidInputError, match="not a function"):

@@ -17,6 +17,9 @@ import compare  # noqa: E402
 import train  # noqa: E402
 from _run import launch  # noqa: E402
 
+from mbrl_bilevel.errors import DivergedError  # noqa: E402
+from mbrl_bilevel.methods import METHODS  # noqa: E402
+
 OWN = ["--import-module", "my_task", "--env-id", "Line-v0", "--quiet"]
 NET = ["--members", "2", "--hidden", "16"]
 COMPARE = [*OWN, *NET, "--n-train", "200", "--seeds", "2", "--train-steps", "60", "--n-test", "200"]
@@ -88,6 +91,49 @@ def test_train_learns_saves_and_goes_on_as_if_never_stopped(tmp_path: Path) -> N
     (cut / "config.json").write_text(json.dumps(config))
     launch(train.Args, train.main, [*TRAIN, "--out", str(cut), "--resume"])
     assert metrics(cut) == found
+
+
+def test_several_seeds_are_single_runs_side_by_side(tmp_path: Path) -> None:
+    short = [*TRAIN, "--steps", "80", "--model", "nll"]
+    launch(train.Args, train.main, [*short, "--out", str(tmp_path / "a"), "--seeds", "2"])
+    found = metrics(tmp_path / "a")
+    launch(train.Args, train.main, [*short, "--out", str(tmp_path / "b"), "--seed", "1"])
+    alone = metrics(tmp_path / "b")
+    assert metrics(tmp_path / "a" / "seed-1") == alone
+    assert [row["seed"] for row in found["rows"]] == [0, 1]
+    assert found["rows"][1]["means"] == [point["mean"] for point in alone["returns"]]
+    finals = [row["final_return"] for row in found["rows"]]
+    assert found["final_return"] == pytest.approx(sum(finals) / 2)
+    assert found["final"]["low"] < found["final_return"] < found["final"]["high"]
+    assert [point["step"] for point in found["returns"]] == [80]
+
+
+def test_a_method_whose_cells_all_fail_leaves_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fit = compare.fit_dynamics
+
+    def failing(data: Any, method: Any, **settings: Any) -> Any:
+        if method is METHODS["mse"]:
+            raise DivergedError("training diverged at step 3")
+        return fit(data, method, **settings)
+
+    monkeypatch.setattr(compare, "fit_dynamics", failing)
+    options = [*COMPARE, "--methods", "nll", "mse", "--out", str(tmp_path / "a")]
+    with pytest.raises(SystemExit) as stop:
+        launch(compare.Args, compare.main, options)
+    out, err = capsys.readouterr()
+    assert stop.value.code == 2
+    assert len(err.splitlines()) == 3
+    assert json.loads(out.splitlines()[-1])["failed"] == 2
+    found = metrics(tmp_path / "a")
+    assert [line["method"] for line in found["summary"]] == ["nll"]
+    assert found["paired"] == []
+    monkeypatch.undo()
+    launch(compare.Args, compare.main, [*options, "--resume"])
+    found = metrics(tmp_path / "a")
+    assert [row["method"] for row in found["rows"]] == ["nll", "mse"] * 2
+    assert len(found["paired"]) == 1
 
 
 def test_train_takes_a_rule_of_the_users_own(tmp_path: Path) -> None:
