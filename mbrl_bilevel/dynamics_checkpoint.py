@@ -178,17 +178,18 @@ def load_model(
 def save_parameters(path: str | Path, module: nn.Module) -> None:
     """Write the parameters and buffers of a policy, a reward or a whole loss to one file.
 
-    As with ``torch.nn.Module.state_dict``, whoever loads them makes the object first.
+    As with ``torch.nn.Module.state_dict``, whoever loads them makes the object first; its settings
+    (bounds, forms, sizes) are written to be compared.
     """
     kind = f"parameters of {type(module).__name__}"
-    save_checkpoint(path, kind, module.state_dict(), {})
+    save_checkpoint(path, kind, module.state_dict(), {"settings": _settings(module)})
 
 
 def load_parameters(path: str | Path, module: nn.Module) -> None:
     """Fill ``module`` in from what save_parameters wrote.
 
     Raises CheckpointError, with ``module`` as it was, if the file is damaged, of another class, or
-    of other shapes.
+    of other settings or shapes.
     """
     checkpoint = load_checkpoint(path, f"parameters of {type(module).__name__}")
     own = module.state_dict()
@@ -198,9 +199,27 @@ def load_parameters(path: str | Path, module: nn.Module) -> None:
             f"checkpoint {path}: it has {foreign[0]!r}, which this {type(module).__name__} has not; "
             "make the object with the arguments it had"
         )
+    saved = checkpoint.setting("settings", dict)
+    for name, value in _settings(module).items():
+        if saved.get(name) != value:
+            raise CheckpointError(
+                f"checkpoint {path}: its {name} is {saved.get(name)}, that of this "
+                f"{type(module).__name__} {value}; make the object with the arguments it had"
+            )
     module.load_state_dict(
         {
             name: checkpoint.require(name, tuple(value.shape), value.dtype)
             for name, value in own.items()
         }
     )
+
+
+def _settings(module: nn.Module) -> dict[str, Any]:
+    """The plain public attributes of ``module`` and its parts: what its parameters do not tell."""
+    return {
+        f"{name}.{key}".lstrip("."): list(value) if isinstance(value, tuple) else value
+        for name, part in module.named_modules()
+        for key, value in vars(part).items()
+        if not key.startswith("_") and key != "training"
+        if value is None or isinstance(value, bool | int | float | str | tuple)
+    }

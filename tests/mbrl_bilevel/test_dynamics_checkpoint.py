@@ -257,8 +257,12 @@ def test_parameters_of_another_object_are_refused_and_change_nothing(tmp_path: P
     save_parameters(path, GaussianPolicy(3, 2, generator=g, members=2, hidden=(4,)))
     for other, told in (
         (CategoricalPolicy(3, 2, generator=g), "GaussianPolicy"),
-        (GaussianPolicy(3, 2, generator=g, members=2, hidden=(5,)), "shape"),
+        (GaussianPolicy(3, 2, generator=g, members=2, hidden=(5,)), "hidden is"),
         (GaussianPolicy(3, 2, generator=g, members=2, hidden=()), "which this"),
+        (
+            GaussianPolicy(3, 2, generator=g, members=2, hidden=(4,), log_std_bounds=(-5.0, 3.0)),
+            r"its log_std_bounds is \[-10.0, 3.0\], that of this GaussianPolicy \[-5.0, 3.0\]",
+        ),
     ):
         before = {name: value.clone() for name, value in other.state_dict().items()}
         with pytest.raises(CheckpointError, match=told):
