@@ -58,7 +58,7 @@ class ClosedForm:
             raise UnsupportedCombinationError(
                 f"ClosedForm needs a Gaussian policy; got {type(policy).__name__}: use FisherImplicit"
             )
-        if policy.scale == "network":
+        if policy.scale in ("network", "detached"):
             raise UnsupportedCombinationError(
                 'ClosedForm needs scale="constant": a constant U makes the inner optimum\'s '
                 "covariance constant; for a network scale use ClosedFormGradient with U(x)"

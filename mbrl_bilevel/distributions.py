@@ -121,8 +121,12 @@ class DiagonalGaussian:
 
     def log_prob(self, y: Tensor) -> Tensor:
         """Log density of ``y`` [..., E, B, D], summed over D: [..., E, B]."""
+        return self.log_prob_each(y).sum(-1)
+
+    def log_prob_each(self, y: Tensor) -> Tensor:
+        """Log density of each dimension of ``y``, [..., E, B, D]."""
         z = (y - self.mean) * torch.exp(-self.log_std)
-        return -0.5 * (z.square() + 2.0 * self.log_std + _LOG_2PI).sum(-1)
+        return -0.5 * (z.square() + 2.0 * self.log_std + _LOG_2PI)
 
     def rsample(self, samples: int, generator: torch.Generator) -> Tensor:
         """``samples`` reparameterised draws [K, E, B, D]: the gradient passes through them."""

@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from mbrl_bilevel.distributions import Distribution
+from mbrl_bilevel.distributions import DiagonalGaussian, Distribution
 from mbrl_bilevel.errors import InvalidInputError, UnsupportedCombinationError
 from mbrl_bilevel.estimators import Analytic, DiCE, Estimator
 from mbrl_bilevel.policies import Policy
@@ -118,6 +118,54 @@ class NLL:
 
 
 @dataclass(frozen=True)
+class BetaNLL:
+    """Σ_d stop(σ_d^{2β})·NLL_d: each row and dimension weighed by its own variance to the power β.
+
+    β-NLL (Seitzer et al. 2022, arXiv 2203.09168, eq. 5). β = 0 is NLL; at β = 1 the mean sees the
+    gradient of squared error. Raises InvalidInputError for β outside [0, 1],
+    UnsupportedCombinationError for a policy that is no diagonal Gaussian.
+    """
+
+    beta: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.beta <= 1.0:
+            raise InvalidInputError(f"beta must lie between 0 and 1; got {self.beta}")
+
+    def __call__(
+        self, policy: Policy, batch: Batch, generator: torch.Generator
+    ) -> tuple[Tensor, Metrics]:
+        dist = _diagonal(policy.dist(batch.x), "BetaNLL")
+        weight = torch.exp(2.0 * self.beta * dist.log_std.detach())
+        log_prob = (weight * dist.log_prob_each(batch.y)).sum(-1)
+        loss = -batch.mean(log_prob) / batch.y.shape[-1]
+        return loss, {"beta_nll": loss.detach()}
+
+
+@dataclass(frozen=True)
+class Faithful:
+    """Squared error for the mean plus NLL for the variance, which sees a detached mean.
+
+    Stirn et al. 2023 (arXiv 2212.09184, eq. 4): with a variance that sees a detached trunk, the
+    policy's ``scale="detached"``, the mean is trained exactly as squared error trains it. Raises
+    UnsupportedCombinationError for a policy whose variance moves the trunk, or no diagonal Gaussian.
+    """
+
+    def __call__(
+        self, policy: Policy, batch: Batch, generator: torch.Generator
+    ) -> tuple[Tensor, Metrics]:
+        if getattr(policy, "scale", None) == "network":
+            raise UnsupportedCombinationError(
+                'Faithful needs a policy whose variance does not move the mean: scale="detached"'
+            )
+        dist = _diagonal(policy.dist(batch.x), "Faithful")
+        squared = batch.mean((dist.mean - batch.y).square().mean(-1))
+        fixed = DiagonalGaussian(dist.mean.detach(), dist.log_std)
+        nll = -batch.mean(fixed.log_prob(batch.y)) / batch.y.shape[-1]
+        return squared + nll, {"mse": squared.detach(), "nll": nll.detach()}
+
+
+@dataclass(frozen=True)
 class MSE:
     """Mean squared error, per target dimension. It leaves the scale alone: fit it afterwards.
 
@@ -136,6 +184,14 @@ class MSE:
             )
         loss = batch.mean((mean - batch.y).square().mean(-1))
         return loss, {"mse": loss.detach()}
+
+
+def _diagonal(dist: Distribution, loss: str) -> DiagonalGaussian:
+    if not isinstance(dist, DiagonalGaussian):
+        raise UnsupportedCombinationError(
+            f"{loss} needs a variance per dimension, a GaussianPolicy; got a {type(dist).__name__}"
+        )
+    return dist
 
 
 def _closed_bonus(dist: Distribution) -> bool:

@@ -14,13 +14,24 @@ import torch
 from mbrl_bilevel.closed_form import ClosedForm, HeldOutVariance
 from mbrl_bilevel.data import FitData
 from mbrl_bilevel.errors import InvalidInputError
+from mbrl_bilevel.estimators import REINFORCE
 from mbrl_bilevel.fit import Log, Schedule, fit
-from mbrl_bilevel.losses import MSE, NLL, Loss, PolicyGradient
-from mbrl_bilevel.objectives import Objective, OneStepMSE, OneStepNLL, ProfileNLL, WeightedMSE
+from mbrl_bilevel.held_out_variance import HeldOutVarianceNetwork
+from mbrl_bilevel.losses import MSE, NLL, BetaNLL, Faithful, Loss, PolicyGradient
+from mbrl_bilevel.objectives import (
+    Objective,
+    OneStepMSE,
+    OneStepNLL,
+    ProfileNLL,
+    Total,
+    WeightedMSE,
+)
 from mbrl_bilevel.outer import Outer
 from mbrl_bilevel.policies import GaussianPolicy, Scale
+from mbrl_bilevel.regularisers import Entropy
 from mbrl_bilevel.rewards import Mahalanobis
 from mbrl_bilevel.temperature import HeldOutTemperature, SharedSpread
+from mbrl_bilevel.transforms import Exponential, MinShift, Transform
 from mbrl_bilevel.types import FitResult
 
 
@@ -80,6 +91,16 @@ class Method:
         )
 
 
+def _published(u: float, temperature: float, transform: Transform) -> Callable[[int], Loss]:
+    """The loss of arXiv 2510.07624's own code: a fixed U = u·I, REINFORCE without baseline, 5 draws
+    and a transform of the rewards."""
+    return lambda dim: PolicyGradient(
+        Mahalanobis(dim, "scaled_identity", u).requires_grad_(False),
+        REINFORCE(5, (transform,)),
+        Entropy(temperature),
+    )
+
+
 METHODS: dict[str, Method] = {
     "bilevel": Method(
         scale="tempered",
@@ -110,6 +131,49 @@ METHODS: dict[str, Method] = {
         outer=Outer(HeldOutVariance()),
         criterion=OneStepMSE(),
         summary="mean squared error, a constant variance fitted on held-out residuals",
+    ),
+    "mse-network": Method(
+        scale="separate",
+        loss=lambda dim: MSE(),
+        outer=Outer(HeldOutVarianceNetwork()),
+        criterion=OneStepMSE(),
+        summary="mean squared error, a variance network fitted on held-out residuals",
+    ),
+    "beta-nll": Method(
+        scale="network",
+        loss=lambda dim: BetaNLL(0.5),
+        outer=None,
+        criterion=OneStepNLL(),
+        summary="likelihood weighed by the variance to the power 0.5 (Seitzer 2022)",
+    ),
+    "beta-nll-1": Method(
+        scale="network",
+        loss=lambda dim: BetaNLL(1.0),
+        outer=None,
+        criterion=OneStepNLL(),
+        summary="likelihood weighed by the variance: the mean sees squared error (Seitzer 2022)",
+    ),
+    "faithful": Method(
+        scale="detached",
+        loss=lambda dim: Faithful(),
+        outer=None,
+        criterion=Total((OneStepMSE(), OneStepNLL())),
+        summary="squared error for the mean, likelihood for a detached variance head (Stirn 2023)",
+    ),
+    # U = λ D/(2 tr Σ)·I with the marginal Σ of the targets, which are normalised: ½·I at λ = 1.
+    "paper": Method(
+        scale="network",
+        loss=_published(0.5, 1.0, MinShift()),
+        outer=None,
+        criterion=OneStepNLL(),
+        summary="arXiv 2510.07624 as published: U from the marginal Σ, min-shifted rewards (biased)",
+    ),
+    "paper-exponential": Method(
+        scale="network",
+        loss=_published(1.0, 0.1, Exponential()),
+        outer=None,
+        criterion=OneStepNLL(),
+        summary="the same with U = I and exponential rewards (biased)",
     ),
 }
 

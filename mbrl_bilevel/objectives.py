@@ -80,6 +80,16 @@ class Mixed:
 
 
 @dataclass(frozen=True)
+class Total:
+    """The sum of ``parts``: one criterion for a model with more than one purpose."""
+
+    parts: tuple[Objective, ...]
+
+    def __call__(self, policy: Policy, batch: Batch) -> Tensor:
+        return torch.stack([part(policy, batch) for part in self.parts]).sum(0)
+
+
+@dataclass(frozen=True)
 class BalancedError:
     """1 − the mean over classes of the mean probability of the true class: balanced accuracy of a
     classifier that draws its answer, so it has a gradient. Classes absent from a member's rows

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,10 @@ from mbrl_bilevel.errors import InvalidInputError
 from mbrl_bilevel.mixture import GaussianMixture
 from mbrl_bilevel.networks import EnsembleMLP
 
-Scale = Literal["constant", "network", "tempered"]
+Scale = Literal["constant", "network", "detached", "tempered", "separate"]
+
+#: Width of the hidden layer of the network that a separate scale has of its own.
+_SEPARATE_HIDDEN = 64
 
 #: Entries left of the diagonal stay within this multiple of their row's diagonal entry.
 _OFF_DIAGONAL_LIMIT = 1e3
@@ -44,10 +47,9 @@ class _ScaledPolicy(nn.Module):
         super().__init__()
         if outputs < 1:
             raise InvalidInputError(f"outputs must be at least 1; got {outputs}")
-        if scale not in ("constant", "network", "tempered"):
-            raise InvalidInputError(
-                f'scale must be "constant", "network" or "tempered"; got {scale!r}'
-            )
+        if scale not in get_args(Scale):
+            names = ", ".join(f'"{name}"' for name in get_args(Scale))
+            raise InvalidInputError(f"scale must be one of {names}; got {scale!r}")
         self.inputs, self.outputs, self.members = inputs, outputs, members
         self.hidden, self.scale, self.log_std_bounds = tuple(hidden), scale, log_std_bounds
         located, scaled = heads
@@ -56,10 +58,21 @@ class _ScaledPolicy(nn.Module):
         self.network = EnsembleMLP(members, (inputs, *hidden, width), generator)
         if scale != "network":
             self.raw_scale = nn.Parameter(torch.zeros(members, 1, scaled))
-        if scale == "tempered":
-            # Not trained by the inner level: an outer solver sets it once the mean is there.
+        if scale in ("detached", "tempered"):
+            # A tempered scale is not trained by the inner level: an outer solver sets it once the
+            # mean is there. A detached one is. Zeros: no draw that another scale would not make.
             features = self.network.sizes[-2]
-            self.temper_weight = nn.Parameter(torch.zeros(members, features, scaled), False)
+            self.temper_weight = nn.Parameter(
+                torch.zeros(members, features, scaled), scale == "detached"
+            )
+        if scale == "separate":
+            # Set by an outer solver too. Its draws leave ``generator`` as it is without them.
+            own = torch.Generator().manual_seed(generator.initial_seed())
+            sizes = (self.network.sizes[-2], _SEPARATE_HIDDEN, scaled)
+            self.scale_network = EnsembleMLP(members, sizes, own).requires_grad_(False)
+            for parameter in self.scale_network.last.parameters():
+                nn.init.zeros_(parameter)
+        if scale in ("tempered", "separate"):
             # The range of raw scales that the solver saw: log-linear maps grow without limit off the
             # data, and so would an imagined rollout that draws from them.
             self.temper_low: Tensor
@@ -76,15 +89,25 @@ class _ScaledPolicy(nn.Module):
 
     def _outputs(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The located outputs and the raw scales at ``x``, [E, B, heads[i]]."""
-        if self.scale == "tempered":
+        if self.scale in ("detached", "tempered", "separate"):
             features = self.network.features(x)
             located: Tensor = self.network.last(features)
-            raw = torch.baddbmm(self.raw_scale, features.detach(), self.temper_weight)
-            return located, raw.clamp(self.temper_low, self.temper_high)
+            raw = self.raw_scale_at(features.detach())
+            if self.scale != "detached":
+                raw = raw.clamp(self.temper_low, self.temper_high)
+            return located, raw
         output: Tensor = self.network(x)
         if self.scale == "network":
             return output[..., : self._located], output[..., self._located :]
         return output, self.raw_scale.expand(-1, output.shape[1], -1)
+
+    def raw_scale_at(self, features: Tensor) -> Tensor:
+        """The raw scales [E, B, scaled] that are read from ``features`` [E, B, F] of the last hidden
+        layer, before they are kept within their range."""
+        if self.scale == "separate":
+            found: Tensor = self.raw_scale + self.scale_network(features)
+            return found
+        return torch.baddbmm(self.raw_scale, features, self.temper_weight)
 
     def _set_raw_scale(self, raw: Tensor) -> None:
         """Set the constant raw scales to ``raw`` [E, scaled] or [scaled]."""
@@ -92,11 +115,15 @@ class _ScaledPolicy(nn.Module):
             self.raw_scale.copy_(raw.expand(self.members, -1).unsqueeze(1))
             if self.scale == "tempered":
                 self.temper_weight.zero_()
+            if self.scale == "separate":
+                for parameter in self.scale_network.last.parameters():
+                    parameter.zero_()
+            if self.scale in ("tempered", "separate"):
                 self.temper_low.fill_(-math.inf)
                 self.temper_high.fill_(math.inf)
 
     def _check_settable(self, value: Tensor, name: str, shape: tuple[int, ...]) -> None:
-        if self.scale == "network":
+        if self.scale in ("network", "detached"):
             raise InvalidInputError(
                 f'set_{name} needs scale="constant"; a network scale is learned, not set'
             )
@@ -111,8 +138,10 @@ class GaussianPolicy(_ScaledPolicy):
 
     ``scale="constant"`` learns one σ per member and dimension: all that a constant reward matrix
     can ask for. ``scale="network"`` learns σ(x) from the same trunk (Lakshminarayanan 2017, eq. 1).
+    ``scale="detached"`` learns σ(x) from the same trunk without moving it (Stirn 2023).
     ``scale="tempered"`` is constant until an outer solver gives it a temperature λ(x), log-linear in
-    the detached features of the last hidden layer (``HeldOutTemperature``).
+    the detached features of the last hidden layer (``HeldOutTemperature``), and so is
+    ``scale="separate"``, which gets a small network on these features (``HeldOutVarianceNetwork``).
     log σ lies within ``log_std_bounds`` by a sigmoid (``LogBounds``), so its gradient never dies
     at once; raw zero, where both start, means σ = 1.
 

@@ -32,13 +32,14 @@ FLOORS: dict[str, tuple[str, ...]] = {
         "unrolled",
         "closed_form",
         "temperature",
+        "held_out_variance",
         "function_space",
         "outer",
         "brute_force",
         "problems",
     ),
     "F4": ("fit",),
-    "F5": ("methods", "dynamics", "dynamics_checkpoint", "tabular"),
+    "F5": ("methods", "regression", "dynamics", "dynamics_checkpoint", "tabular"),
     "F6": ("model_env", "evaluation", "continual"),
 }
 ORDER = [module for floor in FLOORS.values() for module in floor]

@@ -21,7 +21,10 @@ from mbrl_bilevel.types import FitResult
 
 
 def test_the_methods_are_these() -> None:
-    assert tuple(METHODS) == ("bilevel", "bilevel-constant", "nll", "mse")
+    assert tuple(METHODS) == (
+        *("bilevel", "bilevel-constant", "nll", "mse", "mse-network"),
+        *("beta-nll", "beta-nll-1", "faithful", "paper", "paper-exponential"),
+    )
     assert [name for name in METHODS if METHODS[name].share > 0.0] == ["bilevel"]
 
 
@@ -56,8 +59,15 @@ def test_every_method_trains(name: str) -> None:
     result = method.fit(policy, data, generator=g, schedule=schedule)
     dist = policy.dist(x.expand(2, -1, -1))
     nll = -dist.log_prob(y.expand(2, -1, -1)).mean() / 2
-    # The truth has log(.3 √(2πe)) = 0.215 nats a dimension, the marginal 1.0.
-    assert nll < 0.35
+    if name == "paper":
+        # Its Σ is the targets' own: the spread of the data set, min-shift on top (docs/method.md).
+        assert 1.0 < nll < 2.0
+        assert dist.std.mean() > 0.8
+    elif name == "paper-exponential":
+        assert 0.2 < nll < 0.5  # at λ = .1 its bounded reward has an optimum in two dimensions
+    else:
+        # The truth has log(.3 √(2πe)) = 0.215 nats a dimension, the marginal 1.0.
+        assert nll < 0.35
     assert all(math.isfinite(value) for value in result.criterion)
 
 

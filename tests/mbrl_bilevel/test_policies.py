@@ -346,7 +346,7 @@ def test_states_come_back() -> None:
         ("diagonal", {"log_std_bounds": (0.0, 1.0)}, "low < 0 < high"),
         ("full", {"log_std_bounds": (-math.inf, 1.0)}, "low < 0 < high"),
         ("mixture", {"components": 0}, "components must be at least 1; got 0"),
-        ("diagonal", {"scale": "learned"}, '"network" or "tempered"'),
+        ("diagonal", {"scale": "learned"}, 'one of "constant", "network"'),
         ("full", {"members": 0}, "must be positive"),
         ("categorical", {"hidden": (0,)}, "must be positive"),
     ],
