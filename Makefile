@@ -33,7 +33,7 @@ test: lint  ## lint, types and the whole test suite
 	$(BIN)/python -m pytest
 
 faults: $(STAMP)  ## 200 kills -9, full disks, hostile files, at full length (about half an hour)
-	FAULTS=1 $(BIN)/python -m pytest tests/faults -s
+	FAULTS=200 $(BIN)/python -m pytest tests/faults -s
 
 clean:  ## remove the virtual environment and caches (never runs/)
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache *.egg-info

@@ -48,7 +48,7 @@ def start(script: str, *options: str, cwd: Path, **more: Any) -> subprocess.Pope
     return subprocess.Popen(
         [sys.executable, str(ROOT / "scripts" / f"{script}.py"), "--quiet", *options],
         cwd=cwd,
-        env={**os.environ, "PYTHONPATH": str(TASKS), "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "PYTHONPATH": f"{TASKS}:{ROOT}", "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
