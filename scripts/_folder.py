@@ -233,10 +233,10 @@ def _lock(path: Path) -> int | None:
 
 
 def _sweep(path: Path) -> None:
-    """Remove what atomic writes left behind where a process was killed in the middle of one."""
-    for folder in (path, path / "checkpoints"):
-        for left in folder.glob(".*.tmp"):
-            left.unlink(missing_ok=True)
+    """Remove what our atomic writes left behind where a kill came in the middle; nothing else."""
+    left = [found for name in _TRACES for found in path.glob(f".{name}.[0-9]*.tmp")]
+    for file in [*left, *(path / "checkpoints").glob(".*.safetensors.[0-9]*.tmp")]:
+        file.unlink(missing_ok=True)
 
 
 def _config(script: str, args: RunArgs) -> dict[str, object]:

@@ -144,6 +144,17 @@ def test_resume_of_another_script_is_refused(
     assert "holds a run of 'train', not of 'test_run'" in line
 
 
+def test_what_a_kill_left_half_written_goes_and_nothing_else(tmp_path: Path) -> None:
+    ours = [tmp_path / ".metrics.json.17.tmp", tmp_path / "checkpoints" / ".a.safetensors.17.tmp"]
+    theirs = [tmp_path / ".mine.tmp", tmp_path / ".mine.17.tmp", tmp_path / "checkpoints" / "a.tmp"]
+    (tmp_path / "checkpoints").mkdir()
+    for path in ours + theirs:
+        path.write_text("")
+    run(tmp_path)
+    assert not any(path.exists() for path in ours)
+    assert all(path.exists() for path in theirs)
+
+
 def test_two_processes_cannot_share_a_folder(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
