@@ -65,8 +65,8 @@ def save_minari(
     """Write ``transitions`` as the Minari data set ``dataset_id``; gives its folder.
 
     An id is NAME-vN, or NAMESPACE/NAME-vN; Minari keeps it under ~/.minari/datasets or
-    $MINARI_DATASETS_PATH. ``env`` is the environment they come from: its spaces and its
-    specification are written too, without this project's own guard. Stretches of steps that do not
+    $MINARI_DATASETS_PATH. ``env`` is the environment they come from: its spaces and, where JSON can
+    hold it, its specification are written too, without this project's own guard. Stretches of steps that do not
     follow each other become episodes of their own.
 
     Raises InvalidInputError: the id is malformed or taken, or ``env`` has other spaces.
@@ -238,7 +238,15 @@ def _spec(env: gym.Env[Any, Any]) -> EnvSpec | None:
         return None
     wrappers = tuple(w for w in spec.additional_wrappers if not w.entry_point.startswith("envs."))
     kept = {f.name: getattr(spec, f.name) for f in fields(spec) if f.init}
-    return EnvSpec(**(kept | {"additional_wrappers": wrappers}))
+    entry: Any = spec.entry_point
+    if isinstance(entry, type):  # as JSON it goes by its name
+        entry = f"{entry.__module__}:{entry.__qualname__}"
+    spec = EnvSpec(**(kept | {"additional_wrappers": wrappers, "entry_point": entry}))
+    try:
+        spec.to_json()
+    except (TypeError, ValueError):  # made by a function, or with one: the spaces must do
+        return None
+    return spec
 
 
 def _one_line(error: Exception) -> str:

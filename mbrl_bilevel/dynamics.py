@@ -21,6 +21,7 @@ from mbrl_bilevel.losses import NLL
 from mbrl_bilevel.methods import Method
 from mbrl_bilevel.normaliser import Normaliser
 from mbrl_bilevel.policies import CategoricalPolicy, GaussianPolicy
+from mbrl_bilevel.regression import draw_seed, fit_regression
 from mbrl_bilevel.types import FitResult, Rule, Transitions
 
 #: Probability that a step terminates: ``(obs, action, next_obs) [..., ·] -> [...]`` in [0, 1].
@@ -198,36 +199,24 @@ def fit_dynamics(
     jump = 0.0 if reward is not None else _terminal_jump(transitions)
     raw_x = torch.from_numpy(np.concatenate([transitions.obs, transitions.action], axis=1))
     raw_y = _raw_targets(transitions, reward is None, jump)
-    inputs, targets = Normaliser.fit(raw_x), Normaliser.fit(raw_y)
-    active = ~targets.constant
-    if not bool(active.any()):
-        raise InvalidInputError(
-            "no observation or reward ever changes in the data: there is nothing to learn"
-        )
-    splits = np.random.default_rng(_draw_seed(generator))
-    groups = group_by_episode(transitions.episode, transitions.t, groups_needed(members))
-    folds = cross_fit(groups, members, splits)
-    data = FitData(
-        inputs.normalise(raw_x),
-        targets.normalise(raw_y)[:, active],
-        folds if method.outer is not None else folds.without_outer(),
-    )
-    policy = GaussianPolicy(
-        data.x.shape[1],
-        data.y.shape[1],
+    fitted, result = fit_regression(
+        raw_x,
+        raw_y,
+        group_by_episode(transitions.episode, transitions.t, groups_needed(members)),
+        method,
         generator=generator,
         members=members,
         hidden=hidden,
-        scale=method.scale,
-    )
-    result = method.fit(
-        policy, data, generator=generator, schedule=schedule, progress=progress, log=log
+        schedule=schedule,
+        progress=progress,
+        log=log,
     )
     known: Termination | None = termination
     if known is None and transitions.terminated.any():
         known = _fit_termination(transitions, members, generator)
     obs_dim = transitions.obs.shape[1]
-    return DynamicsModel(policy, inputs, targets, obs_dim, known, reward, jump), result
+    parts = (fitted.policy, fitted.inputs, fitted.targets)
+    return DynamicsModel(*parts, obs_dim, known, reward, jump), result
 
 
 def _raw_targets(transitions: Transitions, with_reward: bool, jump: float) -> Tensor:
@@ -258,7 +247,7 @@ def _fit_termination(
 ) -> LearnedTermination:
     raw = np.concatenate([transitions.obs, transitions.action, transitions.next_obs], axis=1)
     inputs = Normaliser.fit(torch.from_numpy(raw))
-    splits = np.random.default_rng(_draw_seed(generator))
+    splits = np.random.default_rng(draw_seed(generator))
     groups = group_by_episode(transitions.episode, transitions.t, groups_needed(members))
     labels = torch.from_numpy(transitions.terminated.astype(np.float32)).unsqueeze(1)
     data = FitData(
@@ -269,7 +258,3 @@ def _fit_termination(
     policy = CategoricalPolicy(data.x.shape[1], 2, generator=generator, members=members)
     fit(policy, NLL(), data, generator=generator, schedule=Schedule(steps=500))
     return LearnedTermination(policy, inputs)
-
-
-def _draw_seed(generator: torch.Generator) -> int:
-    return int(torch.randint(2**62, (), generator=generator).item())

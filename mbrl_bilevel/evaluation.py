@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,9 +16,11 @@ import torch
 from scipy import stats
 from torch import Tensor
 
+from mbrl_bilevel.distributions import DiagonalGaussian
 from mbrl_bilevel.dynamics import DynamicsModel
 from mbrl_bilevel.errors import InvalidInputError
 from mbrl_bilevel.model_env import Imagination, imagined_trajectories
+from mbrl_bilevel.regression import Regression
 from mbrl_bilevel.types import Transitions
 
 #: Central intervals at which calibration is read.
@@ -58,13 +60,36 @@ def evaluate_one_step(model: DynamicsModel, transitions: Transitions, chunk: int
     """
     if len(transitions) == 0:
         raise InvalidInputError("evaluate_one_step: transitions is empty; give at least one")
+    parts = (transitions[slice(i, i + chunk)] for i in range(0, len(transitions), chunk))
+    pairs = (
+        (
+            model.dist(torch.from_numpy(rows.obs), torch.from_numpy(rows.action)),
+            model.target_values(rows),
+        )
+        for rows in parts
+    )
+    return _one_step(pairs, model.targets.scale[model.active])
+
+
+@torch.inference_mode()
+def evaluate_regression(model: Regression, x: Tensor, y: Tensor, chunk: int = 4096) -> OneStep:
+    """The same metrics of ``model`` on rows x [N, X], y [N, D] that training must not have seen.
+
+    Raises InvalidInputError if there are none.
+    """
+    if len(x) == 0:
+        raise InvalidInputError("evaluate_regression: x is empty; give at least one row")
+    parts = (slice(i, i + chunk) for i in range(0, len(x), chunk))
+    pairs = ((model.dist(x[part]), y[part][:, model.active]) for part in parts)
+    return _one_step(pairs, model.targets.scale[model.active])
+
+
+def _one_step(pairs: Iterable[tuple[DiagonalGaussian, Tensor]], scale: Tensor) -> OneStep:
+    """Of the members' distributions [E, B, D] and the truth [B, D], both in raw units."""
     squared, nll, member_nll, crps, pit = [], [], [], [], []
-    for first in range(0, len(transitions), chunk):
-        rows = transitions[slice(first, first + chunk)]
-        y = model.target_values(rows)
-        dist = model.dist(torch.from_numpy(rows.obs), torch.from_numpy(rows.action))
+    for dist, y in pairs:
         joint = dist.log_prob(y)
-        nll.append(-(joint.logsumexp(0) - math.log(model.members)) / y.shape[-1])
+        nll.append(-(joint.logsumexp(0) - math.log(len(joint))) / y.shape[-1])
         member_nll.append(-joint.mean(0) / y.shape[-1])
         mean = dist.mean.mean(0)
         std = (dist.std.square().mean(0) + dist.mean.var(0, correction=0)).sqrt()
@@ -75,7 +100,6 @@ def evaluate_one_step(model: DynamicsModel, transitions: Transitions, chunk: int
         crps.append(std * (z * (2.0 * cdf - 1.0) + 2.0 * density - 1.0 / math.sqrt(math.pi)))
         pit.append(cdf)
     error = torch.cat(squared)
-    scale = model.targets.scale[model.active]
     coverage = _coverage(torch.cat(pit))
     return OneStep(
         rmse=error.mean().sqrt().item(),

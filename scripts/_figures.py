@@ -20,7 +20,17 @@ import matplotlib.pyplot as plt  # after the backend is chosen
 
 Row = Mapping[str, Any]
 
-_COLOURS = {"bilevel": "#1b6ca8", "nll": "#d1495b", "mse": "#edae49"}
+# Baselines of one family share a hue; apart also for the colour-blind, with a marker of their own.
+_COLOURS = {
+    "bilevel": "#1b6ca8",
+    "bilevel-constant": "#7fb3d5",
+    "nll": "#d1495b",
+    "mse": "#edae49",
+    "mse-network": "#a67c00",
+    "beta-nll": "#7b2d8b",
+    "beta-nll-1": "#c39bd3",
+    "faithful": "#2e8b57",
+}
 
 
 def colour(method: str, index: int) -> str:
@@ -57,7 +67,7 @@ def draw_errors(folder: Path, rows: Sequence[Row], methods: Sequence[str]) -> Pa
         axis.set_xscale("log")
         axis.set_xticks(sizes, [str(n) for n in sizes])
         axis.minorticks_off()
-        axis.set_xlabel("training transitions")
+        axis.set_xlabel("training rows")
         axis.set_title(title, fontsize=10)
         axis.grid(alpha=0.3)
     axes[-1].axhline(0.9, color="black", linestyle=":", linewidth=1)

@@ -11,30 +11,39 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import torch
 from _args import option_name
+from _data import collect_split, minari_split, table_split
 from _figures import draw_calibration, draw_errors, draw_open_loop
 from _pool import Cells, Done, run_cells
 from _rows import Row
 from _run import Result, RunArgs, RunFolder, launch
 from stable_baselines3.common.evaluation import evaluate_policy
 
-from agents.collect import RandomBehaviour, collect
 from agents.mpc import MPC, MPCSettings
 from envs.make import make_env
 from envs.rules import termination_rule
 from mbrl_bilevel.data import sample_segments
 from mbrl_bilevel.dynamics import DynamicsModel, fit_dynamics
 from mbrl_bilevel.errors import InvalidInputError
-from mbrl_bilevel.evaluation import LEVELS, evaluate_one_step, evaluate_open_loop, interval
+from mbrl_bilevel.evaluation import (
+    LEVELS,
+    OneStep,
+    evaluate_one_step,
+    evaluate_open_loop,
+    evaluate_regression,
+    interval,
+)
 from mbrl_bilevel.fit import Schedule
 from mbrl_bilevel.methods import get_method
 from mbrl_bilevel.model_env import Imagination
-from mbrl_bilevel.types import Transitions
+from mbrl_bilevel.regression import fit_regression
+from mbrl_bilevel.types import FitResult, Rule, Transitions
 
 #: Metrics that are summarised, and whether a lower value is better.
 METRICS = ("rmse", "nrmse", "nll", "member_nll", "crps", "calibration_error", "coverage_90")
@@ -45,13 +54,20 @@ class Args(RunArgs):
     """Options of compare."""
 
     env_id: str = "HalfCheetah-v5"
-    """Gymnasium environment with Box observations and actions."""
+    """Gymnasium environment with Box observations and actions; its data are collected."""
+    minari: str | None = None
+    """Minari data set to take the steps from, instead of --env-id."""
+    csv: Path | None = None
+    """Table (.csv, .csv.gz, .npz) to fit --target in, instead of --env-id."""
+    target: tuple[str, ...] = ()
+    """Columns of --csv to predict from all the others."""
     import_module: str | None = None
     """Module to import first; it registers an environment of your own."""
     env_timeout: float | None = None
     """Seconds that one call of the environment may take; none: no limit."""
     methods: tuple[str, ...] = ("bilevel", "nll", "mse")
-    """How the models are trained: bilevel, bilevel-constant, nll, mse."""
+    """How the models are trained: bilevel, bilevel-constant, nll, mse, mse-network, beta-nll,
+    beta-nll-1, faithful."""
     n_train: tuple[int, ...] = (1000,)
     """Numbers of training transitions, each at least 50."""
     seeds: int = 3
@@ -71,7 +87,7 @@ class Args(RunArgs):
     segment: int = 50
     """Training data is taken in stretches of at most this many steps, from many episodes."""
     n_test: int = 4000
-    """Test transitions at most, from whole episodes of their own."""
+    """Test transitions at most, from whole episodes of their own; at most a fifth of a table."""
     horizons: tuple[int, ...] = (1, 5, 10, 20)
     """Steps ahead of the open-loop test; null where no test episode is long enough."""
     plan_episodes: int = 0
@@ -92,25 +108,52 @@ class Args(RunArgs):
         self.require_at_least(50, "n_train")
         for method in self.methods:
             get_method(method)
+        if self.csv is not None and self.minari is not None:
+            raise InvalidInputError("--csv and --minari: give one source of data")
+        if (self.csv is None) != (not self.target):
+            raise InvalidInputError("--csv and --target go together: name the columns to predict")
+        if self.plan_episodes and (self.csv is not None or self.minari is not None):
+            raise InvalidInputError("--plan-episodes needs an environment to plan in: use --env-id")
+        self.schedule()
+
+    def schedule(self) -> Schedule:
+        """How long and how fast each model is trained."""
+        return Schedule(
+            steps=self.train_steps, batch_size=self.batch_size, learning_rate=self.learning_rate
+        )
+
+    @property
+    def dataset(self) -> str:
+        """The name of the data in the rows."""
+        return (
+            self.csv.name.partition(".")[0] if self.csv is not None else self.minari or self.env_id
+        )
 
 
 def main(args: Args, run: RunFolder) -> Result:
     """Fill in the rows that are missing, then summarise and draw."""
-    _make(args).close()
+    if args.csv is not None:
+        table_split(args.csv, args.target, args.seed, args.n_test)
+    elif args.minari is not None:
+        minari_split(args.minari, args.seed, args.n_test)
+    else:
+        _make(args).close()
     keys: list[dict[str, Any]] = [
-        {"method": method, "dataset": args.env_id, "seed": seed, "n_train": n}
+        {"method": method, "dataset": args.dataset, "seed": seed, "n_train": n}
         for seed in range(args.seed, args.seed + args.seeds)
         for n in args.n_train
         for method in args.methods
     ]
-    cells = Cells(keys, fit_cell, (*METRICS, "coverage", "k", "k_nrmse", "k_coverage_90"))
+    ahead = () if args.csv is not None else ("k", "k_nrmse", "k_coverage_90")
+    cells = Cells(keys, fit_cell, (*METRICS, "coverage", *ahead))
     rows = run_cells(run, args, cells, "compare", args.jobs)
     summary = list(_summarise(rows, args))
     figures = [
         draw_errors(run.figures, rows, args.methods),
-        draw_open_loop(run.figures, rows, args.methods),
         draw_calibration(run.figures, rows, args.methods),
     ]
+    if ahead:
+        figures.append(draw_open_loop(run.figures, rows, args.methods))
     metrics = {
         "rows": rows,
         "summary": summary,
@@ -131,60 +174,80 @@ def _make(args: Args) -> gym.Env[Any, Any]:
 
 
 @lru_cache(maxsize=2)
-def _collected(args: Args, seed: int) -> tuple[Transitions, Transitions]:
-    """(training pool, test set of other episodes) of one repeat, collected afresh."""
+def _split(args: Args, seed: int) -> tuple[Transitions, Transitions]:
+    """(training pool, test set of other episodes) of one repeat."""
+    if args.minari is not None:
+        return minari_split(args.minari, seed, args.n_test)
     env = _make(args)
-    random = np.random.default_rng([seed, 0])
-    behaviour = RandomBehaviour(env.action_space, random)  # type: ignore[arg-type]
-    steps = max(2 * max(args.n_train), 10_000) + 2 * args.n_test
-    everything = collect(env, behaviour, steps, seed=seed)
+    found = collect_split(env, seed, max(args.n_train), args.n_test)
     env.close()
-    return _by_episode(everything, args.n_test, random)
-
-
-def _by_episode(
-    everything: Transitions, n_test: int, random: np.random.Generator
-) -> tuple[Transitions, Transitions]:
-    episodes = random.permutation(np.unique(everything.episode))
-    lengths = np.bincount(everything.episode)[episodes]
-    held = int(np.searchsorted(np.cumsum(lengths), n_test)) + 1
-    if held >= len(episodes):
-        raise InvalidInputError(
-            f"--n-test: {n_test} test steps leave no episode to train on; ask for fewer"
-        )
-    in_test = np.isin(everything.episode, episodes[:held])
-    return everything[~in_test], everything[in_test]
+    return found
 
 
 def fit_cell(args: Args, key: Row) -> Done:
     """One model: its row, and the curves of its training."""
-    method, seed, n_train = key["method"], key["seed"], key["n_train"]
-    pool, test = _collected(args, seed)
-    data = sample_segments(pool, n_train, args.segment, np.random.default_rng([seed, n_train]))
-    env = _make(args)
-    schedule = Schedule(
-        steps=args.train_steps, batch_size=args.batch_size, learning_rate=args.learning_rate
-    )
+    return _table_cell(args, key) if args.csv is not None else _dynamics_cell(args, key)
+
+
+def _dynamics_cell(args: Args, key: Row) -> Done:
+    pool, test = _split(args, key["seed"])
+    random = np.random.default_rng([key["seed"], key["n_train"]])
+    data = sample_segments(pool, key["n_train"], args.segment, random)
     started = time.perf_counter()
     model, fitted = fit_dynamics(
         data,
-        get_method(method),
+        get_method(key["method"]),
         # The same for every method: the same folds and the same initial weights of the mean.
-        generator=torch.Generator().manual_seed(seed),
+        generator=torch.Generator().manual_seed(key["seed"]),
         members=args.members,
         hidden=args.hidden,
-        schedule=schedule,
-        termination=termination_rule(env),
+        schedule=args.schedule(),
+        termination=_rule(args),
+    )
+    row = _one_step_row(evaluate_one_step(model, test), fitted, time.perf_counter() - started)
+    row |= _open_loop(args, model, test, key["seed"])
+    if args.plan_episodes:
+        row |= _returns(args, model, key["method"], key["seed"])
+    return Done(row, fitted.history)
+
+
+def _table_cell(args: Args, key: Row) -> Done:
+    assert args.csv is not None
+    (x, y), (test_x, test_y) = table_split(args.csv, args.target, key["seed"], args.n_test)
+    n = key["n_train"]
+    if n > len(x):
+        raise InvalidInputError(
+            f"--n-train: {n} rows were asked for, but {len(x)} are there beside the test rows"
+        )
+    started = time.perf_counter()
+    model, fitted = fit_regression(
+        torch.from_numpy(x[:n]),
+        torch.from_numpy(y[:n]),
+        np.arange(n),
+        get_method(key["method"]),
+        generator=torch.Generator().manual_seed(key["seed"]),
+        members=args.members,
+        hidden=args.hidden,
+        schedule=args.schedule(),
     )
     seconds = time.perf_counter() - started
-    one = evaluate_one_step(model, test)
-    row = {name: getattr(one, name) for name in METRICS}
-    row |= {"coverage": one.coverage, "train_seconds": seconds, "steps": fitted.steps}
-    row |= _open_loop(args, model, test, seed)
-    if args.plan_episodes:
-        row |= _returns(args, model, method, seed)
+    found = evaluate_regression(model, torch.from_numpy(test_x), torch.from_numpy(test_y))
+    return Done(_one_step_row(found, fitted, seconds), fitted.history)
+
+
+def _one_step_row(found: OneStep, fitted: FitResult, seconds: float) -> dict[str, Any]:
+    row: dict[str, Any] = {name: getattr(found, name) for name in METRICS}
+    return row | {"coverage": found.coverage, "train_seconds": seconds, "steps": fitted.steps}
+
+
+def _rule(args: Args) -> Rule | None:
+    """The known termination of the environment; data alone has none."""
+    if args.minari is not None:
+        return None
+    env = _make(args)
+    rule = termination_rule(env)
     env.close()
-    return Done(row, fitted.history)
+    return rule
 
 
 def _open_loop(args: Args, model: DynamicsModel, test: Transitions, seed: int) -> dict[str, Any]:

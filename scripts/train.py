@@ -52,7 +52,8 @@ class Args(RunArgs):
     agent: Literal["mpc"] = "mpc"
     """What acts: mpc plans in the learned model at every step."""
     model: str = "bilevel"
-    """How the model is trained: bilevel, bilevel-constant, nll or mse."""
+    """How the model is trained: bilevel, bilevel-constant, nll, mse, mse-network, beta-nll,
+    beta-nll-1 or faithful."""
     steps: int = 3000
     """Real environment steps."""
     eval_every: int = 500

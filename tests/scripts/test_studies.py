@@ -7,7 +7,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+
+from agents.collect import RandomBehaviour, collect
+from envs.make import make_env
+from envs.offline import save_minari
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 sys.path.append(str(SCRIPTS))
@@ -73,6 +78,110 @@ def test_compare_goes_on_where_it_stopped(tmp_path: Path) -> None:
         (cut / name).unlink()
     launch(compare.Args, compare.main, [*COMPARE, "--out", str(cut), "--resume"])
     assert metrics(cut) == metrics(whole)
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    """400 rows of y = a − 2b + noise."""
+    random = np.random.default_rng(0)
+    x = random.normal(size=(400, 2))
+    y = x @ [1.0, -2.0] + 0.1 * random.normal(size=400)
+    rows = "".join(f"{a:.6f},{b:.6f},{c:.6f}\n" for (a, b), c in zip(x, y, strict=True))
+    (tmp_path / "line.csv").write_text("a,b,y\n" + rows)
+    return tmp_path / "line.csv"
+
+
+def test_compare_fits_a_table(tmp_path: Path, table: Path) -> None:
+    options = [
+        *["--quiet", "--csv", str(table), "--target", "y", "--methods", "beta-nll", "mse-network"],
+        *[
+            *NET,
+            "--n-train",
+            "200",
+            "--seeds",
+            "2",
+            "--train-steps",
+            "400",
+            "--learning-rate",
+            ".01",
+        ],
+    ]
+    for jobs in ("1", "2"):
+        launch(
+            compare.Args, compare.main, [*options, "--jobs", jobs, "--out", str(tmp_path / jobs)]
+        )
+    found = metrics(tmp_path / "1")
+    assert found == metrics(tmp_path / "2")
+    assert [row["dataset"] for row in found["rows"]] == ["line"] * 4
+    for row in found["rows"]:
+        assert 0.08 < row["rmse"] < 0.2  # the noise is .1, the targets' spread 2.2
+        assert row["coverage_90"] == pytest.approx(0.9, abs=0.12)
+
+
+def test_compare_takes_a_minari_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
+    env = make_env("Line-v0", import_module="my_task")
+    behaviour = RandomBehaviour(env.action_space, np.random.default_rng(0))  # type: ignore[arg-type]
+    save_minari(collect(env, behaviour, 800, seed=0), "lab/line-v0", env)
+    options = [*NET, "--n-train", "200", "--seeds", "1", "--train-steps", "60", "--n-test", "200"]
+    source = [
+        "--quiet",
+        "--minari",
+        "lab/line-v0",
+        "--methods",
+        "nll",
+        "--out",
+        str(tmp_path / "a"),
+    ]
+    launch(compare.Args, compare.main, [*source, *options])
+    (row,) = metrics(tmp_path / "a")["rows"]
+    assert row["dataset"] == "lab/line-v0"
+    assert row["k_nrmse"][0] > 0.0
+
+
+def test_a_cell_that_fails_is_told_and_tried_again_and_the_others_go_on(
+    tmp_path: Path, table: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--quiet", "--csv", str(table), "--target", "y", "--methods", "nll", *NET]
+    options += ["--n-train", "200", "100000", "--seeds", "1", "--train-steps", "60"]
+    out = ["--out", str(tmp_path / "a")]
+    for _ in range(2):
+        with pytest.raises(SystemExit) as stop:
+            launch(compare.Args, compare.main, [*options, *out])
+        assert stop.value.code == 2
+        first, last = capsys.readouterr().err.strip().splitlines()
+        assert first.startswith("failed: nll line 0 100000: --n-train: 100000 rows")
+        assert last.startswith("error: 1 of the runs failed; try them again with --resume")
+        assert [row["n_train"] for row in metrics(tmp_path / "a")["rows"]] == [200]
+        out = ["--out", str(tmp_path / "a"), "--resume"]
+
+
+def test_train_repeats_itself_over_seeds_whatever_the_jobs(tmp_path: Path) -> None:
+    options = [*TRAIN, "--model", "nll", "--seeds", "2", "--steps", "80"]
+    for jobs in ("1", "2"):
+        launch(train.Args, train.main, [*options, "--jobs", jobs, "--out", str(tmp_path / jobs)])
+    found = metrics(tmp_path / "1")
+    assert found == metrics(tmp_path / "2")
+    assert [row["seed"] for row in found["rows"]] == [0, 1]
+    assert found["final_return"] == np.mean([row["final_return"] for row in found["rows"]])
+    assert (tmp_path / "1" / "seed-1" / "checkpoints" / "best.safetensors").exists()
+
+
+def test_train_passes_over_a_damaged_agent(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    for out in (whole, cut):
+        launch(train.Args, train.main, [*TRAIN, "--model", "nll", "--out", str(out)])
+    for name in ("metrics.json", "summary.json"):
+        (cut / name).unlink()
+    newest = cut / "checkpoints" / "agent-160.safetensors"
+    newest.write_bytes(newest.read_bytes()[:1000])
+    capsys.readouterr()
+    launch(train.Args, train.main, [*TRAIN, "--model", "nll", "--out", str(cut), "--resume"])
+    assert "passed over" in capsys.readouterr().err
+    assert metrics(cut) == metrics(whole)
+    assert newest.read_bytes() == (whole / "checkpoints" / newest.name).read_bytes()
 
 
 def test_train_learns_saves_and_goes_on_as_if_never_stopped(tmp_path: Path) -> None:
@@ -155,6 +264,17 @@ def test_train_takes_a_rule_of_the_users_own(tmp_path: Path) -> None:
         (compare, ["--methods", "nl"], "nll"),
         (compare, ["--n-train", "7"], "--n-train"),
         (compare, ["--seeds", "0"], "--seeds"),
+        (compare, ["--csv", "none.csv", "--target", "y"], "does not exist"),
+        (compare, ["--csv", "none.csv"], "--target"),
+        (compare, ["--csv", "none.csv", "--target", "y", "--minari", "a-v0"], "one source"),
+        (compare, ["--minari", "none-v0"], "minari download"),
+        (compare, ["--learning-rate", "inf"], "--learning-rate"),
+        (train, ["--horizon", "100000000000"], "--horizon"),
+        (train, ["--train-steps", "0"], "--train-steps"),
+        (train, ["--refit-every", "0"], "--refit-every"),
+        (train, ["--exploration", "1e300"], "--exploration"),
+        (train, ["--hidden", "99999", "99999"], "parameters"),
+        (train, ["--env-timeout", "-1"], "--env-timeout"),
         (train, ["--termination", "my_task"], "module:function"),
         (train, ["--import-module", "my_task", "--env-id", "SickLine-v0", *NET], "NaN"),
         (compare, ["--import-module", "my_task", "--env-id", "SickLine-v0"], "NaN"),

@@ -1,0 +1,97 @@
+"""A generative policy between two normalisers: raw x in, a distribution over raw y out.
+
+What a dynamics model is underneath, and all that a table needs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mbrl_bilevel.data import FitData, IntArray, cross_fit
+from mbrl_bilevel.distributions import DiagonalGaussian
+from mbrl_bilevel.errors import InvalidInputError
+from mbrl_bilevel.fit import Log, Schedule
+from mbrl_bilevel.methods import Method
+from mbrl_bilevel.normaliser import Normaliser
+from mbrl_bilevel.policies import GaussianPolicy
+from mbrl_bilevel.types import FitResult
+
+
+@dataclass(frozen=True)
+class Regression:
+    """An ensemble p(y|x). A target dimension that was constant in training is not predicted."""
+
+    policy: GaussianPolicy
+    inputs: Normaliser
+    targets: Normaliser
+
+    @property
+    def members(self) -> int:
+        """E."""
+        return self.policy.members
+
+    @cached_property
+    def active(self) -> Tensor:
+        """[D] bool: the target dimensions that the policy predicts."""
+        return ~self.targets.constant
+
+    def dist(self, x: Tensor) -> DiagonalGaussian:
+        """Each member's distribution of the active targets at x [B, X], raw units, [E, B, D_active]."""
+        normalised = self.inputs.normalise(x).expand(self.members, -1, -1)
+        dist, scale = self.policy.dist(normalised), self.targets.scale[self.active]
+        shift = self.targets.shift[self.active]
+        return DiagonalGaussian(dist.mean * scale + shift, dist.log_std + scale.log())
+
+
+def fit_regression(
+    x: Tensor,
+    y: Tensor,
+    groups: IntArray,
+    method: Method,
+    *,
+    generator: torch.Generator,
+    members: int = 5,
+    hidden: Sequence[int] = (200, 200),
+    schedule: Schedule | None = None,
+    progress: bool = False,
+    log: Log | None = None,
+) -> tuple[Regression, FitResult]:
+    """Fit x [N, X] to y [N, D], both raw; rows of one of the ``groups`` [N] are never parted.
+
+    Rows that are independent are each a group of their own: ``numpy.arange(N)``. A method without an
+    outer level gets the outer sample for training. Raises InvalidInputError if there is too little
+    data, or no target varies in it.
+    """
+    inputs, targets = Normaliser.fit(x), Normaliser.fit(y)
+    active = ~targets.constant
+    if not bool(active.any()):
+        raise InvalidInputError("no target ever changes in the data: there is nothing to learn")
+    folds = cross_fit(groups, members, np.random.default_rng(draw_seed(generator)))
+    data = FitData(
+        inputs.normalise(x),
+        targets.normalise(y)[:, active],
+        folds if method.outer is not None else folds.without_outer(),
+    )
+    policy = GaussianPolicy(
+        data.x.shape[1],
+        data.y.shape[1],
+        generator=generator,
+        members=members,
+        hidden=hidden,
+        scale=method.scale,
+    )
+    result = method.fit(
+        policy, data, generator=generator, schedule=schedule, progress=progress, log=log
+    )
+    return Regression(policy, inputs, targets), result
+
+
+def draw_seed(generator: torch.Generator) -> int:
+    """A seed for NumPy, drawn from PyTorch's generator."""
+    return int(torch.randint(2**62, (), generator=generator).item())
