@@ -520,7 +520,7 @@ class Broken(PointMass):
 
 @pytest.mark.parametrize(("at", "where"), [(2, "episode 1, step 2"), (-1, "episode 1, reset")])
 def test_nan_while_learning_is_told_with_its_place(at: int, where: str) -> None:
-    with pytest.raises(InvalidInputError, match=f"observation with NaN.*{where}"):
+    with pytest.raises(InvalidInputError, match=f"NaN or infinity in the observation.*{where}"):
         MPC(Broken(at), TINY).learn(30)
 
 

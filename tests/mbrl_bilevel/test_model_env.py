@@ -297,7 +297,7 @@ def test_members_must_divide_the_particles(
 def test_settings_are_checked() -> None:
     with pytest.raises(InvalidInputError, match='"ts1" or "tsinf"'):
         Imagination(5, "ts2")  # type: ignore[arg-type]
-    with pytest.raises(InvalidInputError, match="particles must be at least 1; got 0"):
+    with pytest.raises(InvalidInputError, match="particles must be 1 to 100,000; got 0"):
         Imagination(0)
 
 
