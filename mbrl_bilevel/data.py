@@ -6,7 +6,7 @@ Neighbouring time steps of one episode are nearly copies of each other, so split
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from mbrl_bilevel.errors import InvalidInputError
-from mbrl_bilevel.types import Batch, Transitions
+from mbrl_bilevel.types import Batch, Segment, Transitions
 
 IntArray = npt.NDArray[np.int64]
+BoolArray = npt.NDArray[np.bool_]
 
 #: Rows that belong to no group: the margins between two blocks of one episode.
 NO_GROUP = -1
@@ -44,8 +45,35 @@ class Folds:
 
 
 @dataclass(frozen=True)
+class Chain:
+    """How rows follow each other in time: ``successor`` [N] is the row of the next step, −1 for none.
+
+    The first O inputs are a state, which a target y moves by ``y @ gain + drift`` ([D, O] and [O]).
+    Every batch then comes with segments of ``horizon`` rows.
+    """
+
+    successor: Tensor
+    gain: Tensor
+    drift: Tensor
+    horizon: int
+
+    def segment(self, x: Tensor, y: Tensor, index: Tensor) -> Segment:
+        """What follows the rows ``index`` [E, B] of x [N, X] and y [N, D]."""
+        rows, there = [index], [torch.ones(index.shape, dtype=x.dtype, device=x.device)]
+        for _ in range(1, self.horizon):
+            following = self.successor[rows[-1]]
+            # After the end the last row is repeated: any finite numbers do at weight zero.
+            there.append(there[-1] * (following >= 0))
+            rows.append(torch.where(following >= 0, following, rows[-1]))
+        stacked = torch.stack(rows)
+        return Segment(x[stacked], y[stacked], torch.stack(there), self.gain, self.drift)
+
+
+@dataclass(frozen=True)
 class FitData:
     """Normalised inputs ``x`` [N, X] and targets ``y`` [N, D], and who may see which rows.
+
+    With a ``chain`` each batch comes with what followed its rows.
 
     Raises InvalidInputError if these shapes disagree, or a fold names a row that is not there.
     """
@@ -53,6 +81,7 @@ class FitData:
     x: Tensor
     y: Tensor
     folds: Folds
+    chain: Chain | None = None
 
     def __post_init__(self) -> None:
         if self.x.ndim != 2 or self.y.ndim != 2 or len(self.x) != len(self.y):
@@ -87,9 +116,12 @@ class FitData:
             index[member, : len(r)] = r
             weight[member, : len(r)] = 1.0
         gather = torch.from_numpy(index).to(self.x.device)
-        return Batch(
-            self.x[gather], self.y[gather], torch.from_numpy(weight).to(self.x.device, self.x.dtype)
-        )
+        return self.batch(gather, torch.from_numpy(weight).to(self.x.device, self.x.dtype))
+
+    def batch(self, index: Tensor, weight: Tensor | None = None) -> Batch:
+        """The rows ``index`` [E, B], with what followed them if there is a chain."""
+        segment = None if self.chain is None else self.chain.segment(self.x, self.y, index)
+        return Batch(self.x[index], self.y[index], weight, segment)
 
 
 class Minibatches:
@@ -117,7 +149,7 @@ class Minibatches:
         # float64, so that the largest draw below 1 times the size never rounds up to the size.
         u = torch.rand(members, self._batch_size, generator=generator, dtype=torch.float64)
         index = self._rows.gather(1, (u * self._sizes).long().to(self._rows.device))
-        return Batch(self._data.x[index], self._data.y[index])
+        return self._data.batch(index)
 
 
 def group_by_episode(episode: IntArray, t: IntArray, min_groups: int, margin: int = 5) -> IntArray:
@@ -160,16 +192,44 @@ def group_by_episode(episode: IntArray, t: IntArray, min_groups: int, margin: in
     return groups
 
 
-def cross_fit(groups: IntArray, members: int, generator: np.random.Generator) -> Folds:
+def successors(episode: IntArray, t: IntArray, groups: IntArray) -> IntArray:
+    """The row of the next time step of each of N rows, [N]; −1 where it is missing, or in another group.
+
+    A segment therefore never leaves its side of a split by ``groups``.
+    """
+    found = np.full(len(episode), -1, dtype=np.int64)
+    order = np.lexsort((t, episode))
+    here, after = order[:-1], order[1:]
+    follows = (episode[here] == episode[after]) & (t[here] + 1 == t[after])
+    follows &= (groups[here] == groups[after]) & (groups[here] != NO_GROUP)
+    found[here[follows]] = after[follows]
+    return found
+
+
+def cross_fit(
+    groups: IntArray,
+    members: int,
+    generator: np.random.Generator,
+    outer_only: BoolArray | None = None,
+) -> Folds:
     """Cut the groups [N] into max(members, 5) folds; member k holds out fold k.
 
     Half of a held-out fold, by group, is the member's early-stopping sample and half its outer
     sample. Groups go at random, the largest spread first, to the fold with the fewest rows.
 
-    Raises InvalidInputError if there are fewer than two groups for each fold.
+    With ``outer_only`` [N], those rows are the outer sample (another policy's data, say), shared out
+    among the members by group; the others are all for training and early stopping.
+
+    Raises InvalidInputError if there are fewer than two groups for each fold, or fewer groups of
+    ``outer_only`` than members.
     """
     if members < 1:
         raise InvalidInputError(f"members must be at least 1; got {members}")
+    if outer_only is not None:
+        inner = np.where(outer_only, NO_GROUP, groups)
+        cells = _balanced_cells(np.where(outer_only, groups, NO_GROUP), members, generator)
+        given = tuple(np.flatnonzero(cells == member) for member in range(members))
+        return replace(cross_fit(inner, members, generator).without_outer(), outer=given)
     folds = max(members, 5)
     cell_of_row = _balanced_cells(groups, 2 * folds, generator)
     used = cell_of_row >= 0

@@ -6,21 +6,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mbrl_bilevel.data import FitData, cross_fit, group_by_episode, groups_needed
+from mbrl_bilevel.data import (
+    NO_GROUP,
+    BoolArray,
+    FitData,
+    IntArray,
+    cross_fit,
+    group_by_episode,
+    groups_needed,
+    successors,
+)
 from mbrl_bilevel.distributions import DiagonalGaussian
 from mbrl_bilevel.errors import InvalidInputError
 from mbrl_bilevel.fit import Log, Schedule, fit
 from mbrl_bilevel.losses import NLL
 from mbrl_bilevel.methods import Method
 from mbrl_bilevel.normaliser import Normaliser
-from mbrl_bilevel.policies import CategoricalPolicy, GaussianPolicy
+from mbrl_bilevel.policies import CategoricalPolicy, GaussianPolicy, with_members
 from mbrl_bilevel.regression import draw_seed, fit_regression
 from mbrl_bilevel.types import FitResult, Rule, Transitions
 
@@ -150,6 +159,21 @@ class DynamicsModel:
         spread = [self._with_constants(v, constant=0.0) for v in (std, disagreement)]
         return Prediction(full[0], spread[0], full[1], full[2], spread[1])
 
+    def elites(self, criterion: Sequence[float], count: int) -> DynamicsModel:
+        """The same model with only the ``count`` members of the lowest ``criterion`` [E], best first.
+
+        ``FitResult.criterion`` is what early stopping read on held-out data. Each member's is of its
+        own fold, so folds that differ in difficulty blur the ranking. Raises InvalidInputError for a
+        count out of range, or a criterion that is not one number per member.
+        """
+        if len(criterion) != self.members or not 1 <= count <= self.members:
+            raise InvalidInputError(
+                f"elites: give one criterion for each of the {self.members} members and a count from "
+                f"1 to {self.members}; got {len(criterion)} and {count}"
+            )
+        order = sorted(range(self.members), key=lambda member: criterion[member])
+        return replace(self, policy=with_members(self.policy, order[:count]))
+
     def _with_constants(self, active: Tensor, constant: float | None = None) -> Tensor:
         place = self._active_units[-1]
         if len(place) == len(self.targets.shift):
@@ -186,23 +210,31 @@ def fit_dynamics(
     schedule: Schedule | None = None,
     termination: Rule | None = None,
     reward: Rule | None = None,
+    outer_transitions: Transitions | None = None,
     progress: bool = False,
     log: Log | None = None,
 ) -> tuple[DynamicsModel, FitResult]:
     """Fit a dynamics model to experience; splits are by episode (``data.group_by_episode``).
 
     A termination that is not known by rule is learned when the data holds one; data that never
-    terminates gives a model that never does.
+    terminates gives a model that never does. With ``outer_transitions`` (another policy's data, say)
+    the outer level sees these alone; a method without one gets them for training.
 
     Raises InvalidInputError if there is too little data, or no target varies in it.
     """
+    groups = group_by_episode(transitions.episode, transitions.t, groups_needed(members))
+    outer_only = None
+    if outer_transitions is not None:
+        transitions, groups, outer_only = _with_outer(
+            transitions, groups, outer_transitions, members
+        )
     jump = 0.0 if reward is not None else _terminal_jump(transitions)
     raw_x = torch.from_numpy(np.concatenate([transitions.obs, transitions.action], axis=1))
     raw_y = _raw_targets(transitions, reward is None, jump)
     fitted, result = fit_regression(
         raw_x,
         raw_y,
-        group_by_episode(transitions.episode, transitions.t, groups_needed(members)),
+        groups,
         method,
         generator=generator,
         members=members,
@@ -210,6 +242,9 @@ def fit_dynamics(
         schedule=schedule,
         progress=progress,
         log=log,
+        successor=successors(transitions.episode, transitions.t, groups),
+        state=transitions.obs.shape[1],
+        outer_only=outer_only,
     )
     known: Termination | None = termination
     if known is None and transitions.terminated.any():
@@ -217,6 +252,18 @@ def fit_dynamics(
     obs_dim = transitions.obs.shape[1]
     parts = (fitted.policy, fitted.inputs, fitted.targets)
     return DynamicsModel(*parts, obs_dim, known, reward, jump), result
+
+
+def _with_outer(
+    inner: Transitions, groups: IntArray, outer: Transitions, members: int
+) -> tuple[Transitions, IntArray, BoolArray]:
+    """Both in one, with episodes and groups of their own; the groups, and which rows are outer's."""
+    first = 1 + int(inner.episode.max()) - int(outer.episode.min())
+    outer = replace(outer, episode=outer.episode + first)
+    others = group_by_episode(outer.episode, outer.t, members)
+    others = np.where(others == NO_GROUP, NO_GROUP, others + 1 + groups.max())
+    both = Transitions.concatenate([inner, outer])
+    return both, np.concatenate([groups, others]), np.arange(len(both)) >= len(inner)
 
 
 def _raw_targets(transitions: Transitions, with_reward: bool, jump: float) -> Tensor:

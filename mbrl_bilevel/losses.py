@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from mbrl_bilevel.distributions import DiagonalGaussian, Distribution
 from mbrl_bilevel.errors import InvalidInputError, UnsupportedCombinationError
 from mbrl_bilevel.estimators import Analytic, DiCE, Estimator
+from mbrl_bilevel.open_loop import k_step_mse
 from mbrl_bilevel.policies import Policy
 from mbrl_bilevel.regularisers import Entropy, Regulariser
 from mbrl_bilevel.rewards import Reward, expected_reward
@@ -184,6 +185,20 @@ class MSE:
             )
         loss = batch.mean((mean - batch.y).square().mean(-1))
         return loss, {"mse": loss.detach()}
+
+
+@dataclass(frozen=True)
+class KStep:
+    """Mean squared error of open-loop rollouts along the batch's segments: direct k-step training.
+
+    Raises as ``open_loop`` does.
+    """
+
+    def __call__(
+        self, policy: Policy, batch: Batch, generator: torch.Generator
+    ) -> tuple[Tensor, Metrics]:
+        loss = k_step_mse(policy, batch)
+        return loss, {"k_step_mse": loss.detach()}
 
 
 def _diagonal(dist: Distribution, loss: str) -> DiagonalGaussian:

@@ -17,8 +17,10 @@ from mbrl_bilevel.errors import InvalidInputError
 from mbrl_bilevel.estimators import REINFORCE
 from mbrl_bilevel.fit import Log, Schedule, fit
 from mbrl_bilevel.held_out_variance import HeldOutVarianceNetwork
-from mbrl_bilevel.losses import MSE, NLL, BetaNLL, Faithful, Loss, PolicyGradient
+from mbrl_bilevel.k_step import HeldOutShift
+from mbrl_bilevel.losses import MSE, NLL, BetaNLL, Faithful, KStep, Loss, PolicyGradient
 from mbrl_bilevel.objectives import (
+    KStepMSE,
     Objective,
     OneStepMSE,
     OneStepNLL,
@@ -30,6 +32,7 @@ from mbrl_bilevel.outer import Outer
 from mbrl_bilevel.policies import GaussianPolicy, Scale
 from mbrl_bilevel.regularisers import Entropy
 from mbrl_bilevel.rewards import Mahalanobis
+from mbrl_bilevel.shift import AffineShift, Shifted
 from mbrl_bilevel.temperature import HeldOutTemperature, SharedSpread
 from mbrl_bilevel.transforms import Exponential, MinShift, Transform
 from mbrl_bilevel.types import FitResult
@@ -39,7 +42,8 @@ from mbrl_bilevel.types import FitResult
 class Method:
     """One row of the comparison. ``loss(D)`` builds the loss for D target dimensions afresh.
 
-    With a ``share`` above zero, the second half of the steps trains on U(x): the spread found in the
+    Losses and objectives that look ahead get segments of ``horizon`` rows. Where ``shifted``, the
+    reward asks for y + b_φ(x), b affine (``Shifted``). With a ``share`` above zero, the second half of the steps trains on U(x): the spread found in the
     first half, shared with the temperature (``SharedSpread``).
     """
 
@@ -49,6 +53,8 @@ class Method:
     criterion: Objective
     summary: str
     share: float = 0.0
+    horizon: int = 1
+    shifted: bool = False
 
     def fit(
         self,
@@ -64,9 +70,13 @@ class Method:
         schedule, dim = schedule or Schedule(), data.y.shape[-1]
         if self.share > 0.0:
             schedule = replace(schedule, steps=-(-schedule.steps // 2))
+        loss = self.loss(dim)
+        if self.shifted:
+            assert isinstance(loss, PolicyGradient)
+            loss.reward = Shifted(loss.reward, AffineShift(data.x.shape[-1], dim))
         first = fit(
             policy,
-            self.loss(dim),
+            loss,
             data,
             generator=generator,
             outer=self.outer,
@@ -159,6 +169,26 @@ METHODS: dict[str, Method] = {
         outer=None,
         criterion=Total((OneStepMSE(), OneStepNLL())),
         summary="squared error for the mean, likelihood for a detached variance head (Stirn 2023)",
+    ),
+    "k-step": Method(
+        scale="constant",
+        loss=lambda dim: KStep(),
+        outer=Outer(HeldOutVariance()),
+        criterion=KStepMSE(),
+        summary="squared error of open-loop rollouts of 5 steps, a constant variance as for mse",
+        horizon=5,
+    ),
+    "bilevel-k-step": Method(
+        scale="constant",
+        loss=lambda dim: PolicyGradient(Mahalanobis(dim).requires_grad_(False)),
+        outer=Outer(
+            HeldOutShift(), KStepMSE(), every=100, warmup=200, afterwards=HeldOutVariance()
+        ),
+        criterion=KStepMSE(),
+        summary="policy gradient on a one-step reward that asks for y + b(x), b inferred so that "
+        "held-out open-loop rollouts of 5 steps are right",
+        horizon=5,
+        shifted=True,
     ),
     # U = λ D/(2 tr Σ)·I with the marginal Σ of the targets, which are normalised: ½·I at λ = 1.
     "paper": Method(

@@ -16,12 +16,9 @@ from torch import Tensor
 
 from mbrl_bilevel.distributions import Categorical, DiagonalGaussian, Distribution, FullGaussian
 from mbrl_bilevel.errors import InvalidInputError, UnsupportedCombinationError
+from mbrl_bilevel.open_loop import k_step_mse, open_loop
 from mbrl_bilevel.policies import Policy
 from mbrl_bilevel.types import Batch
-
-#: ``advance(x [E, B, X], dist at x, t) -> (y [E, B, D], next x)``: what was to be predicted at step
-#: t from x, and the input of step t + 1 as the model imagines it.
-Advance = Callable[[Tensor, Distribution, int], tuple[Tensor, Tensor]]
 
 
 class Objective(Protocol):
@@ -40,26 +37,42 @@ class OneStepNLL:
 
 @dataclass(frozen=True)
 class KStepNLL:
-    """Negative log-likelihood per dimension along open-loop rollouts of ``horizon`` steps.
+    """Negative log-likelihood per dimension along open-loop rollouts of the segments' length.
 
-    Each step's input comes from the step before by ``advance``, so the gradient passes through the
-    whole rollout. It starts at the batch's x; ``advance`` knows what followed each row.
+    Each step starts where the mean of the step before led, so the gradient passes through the whole
+    rollout (``open_loop``).
     """
 
-    horizon: int
-    advance: Advance
+    def __call__(self, policy: Policy, batch: Batch) -> Tensor:
+        nll = [
+            -ahead.mean(ahead.dist.log_prob(ahead.target)) / batch.y.shape[-1]
+            for ahead in open_loop(policy, batch)
+        ]
+        return torch.stack(nll).mean(0)
 
-    def __post_init__(self) -> None:
-        if self.horizon < 1:
-            raise InvalidInputError(f"horizon must be at least 1; got {self.horizon}")
+
+@dataclass(frozen=True)
+class KStepMSE:
+    """Mean squared error per dimension along the same rollouts, in units of one step's targets."""
 
     def __call__(self, policy: Policy, batch: Batch) -> Tensor:
-        x, total = batch.x, torch.zeros_like(batch.x[:, 0, 0])
-        for t in range(self.horizon):
-            dist = policy.dist(x)
-            y, x = self.advance(x, dist, t)
-            total = total - batch.mean(dist.log_prob(y)) / y.shape[-1]
-        return total / self.horizon
+        return k_step_mse(policy, batch)
+
+
+@dataclass(frozen=True)
+class KStepProfileNLL:
+    """Negative log-likelihood per dimension along the same rollouts, at the constant variances that
+    suit this sample best, one per dimension and step ahead: as ProfileNLL for one step.
+
+    Open-loop errors grow from step to step: no one variance suits all.
+    """
+
+    def __call__(self, policy: Policy, batch: Batch) -> Tensor:
+        steps = []
+        for ahead in open_loop(policy, batch):
+            squared = (ahead.dist.mean - ahead.target).square().movedim(-1, 0)
+            steps.append(0.5 * (ahead.mean(squared) * (2.0 * math.pi * math.e)).log().mean(0))
+        return torch.stack(steps).mean(0)
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,9 @@ class Outer:
     ``batch_size`` inner rows a member are drawn for each update, or every ``refresh`` updates by a
     solver that starts from its last linear solution (on HalfCheetah it then takes a fifth fewer
     iterations; on rows drawn each time the old solution saves none). The report says
-    ``inner_converged`` where every member's inner gradient norm is at most ``tol``.
+    ``inner_converged`` where every member's inner gradient norm is at most ``tol``. ``afterwards`` is
+    a solver that knows its optimum and has the last word on the policy that is kept: its scale, where
+    the ``objective`` asks for nothing but the mean.
 
     Raises InvalidInputError for numbers out of range.
     """
@@ -65,6 +67,7 @@ class Outer:
     tol: float = 1e-2
     batch_size: int = 256
     refresh: int = 8
+    afterwards: DirectSolver | None = None
 
     def __post_init__(self) -> None:
         least = {"every": 1, "warmup": 0, "batch_size": 1, "refresh": 1}
@@ -83,6 +86,8 @@ class Outer:
     def start(self, problem: Problem) -> OuterState:
         """The first state. Raises UnsupportedCombinationError for a problem the solver is wrong for."""
         self.solver.check(problem)
+        if self.afterwards is not None:
+            self.afterwards.check(problem)
         if isinstance(self.solver, DirectSolver):
             return OuterState()
         name = type(self.solver).__name__
@@ -118,7 +123,8 @@ class Outer:
 
     def finish(self, problem: Problem) -> Report:
         """Bring what the solver sets by itself up to date with the policy that is kept."""
-        return self.solver.finish(problem) if isinstance(self.solver, DirectSolver) else {}
+        report = self.solver.finish(problem) if isinstance(self.solver, DirectSolver) else {}
+        return report if self.afterwards is None else {**report, **self.afterwards.finish(problem)}
 
     def _judged(self, report: Report) -> Report:
         if "inner_gradient_norm" not in report:

@@ -6,9 +6,10 @@ With ``hidden=()`` each is linear in x, with a bias. Every parameter has E as it
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
@@ -344,6 +345,31 @@ class CategoricalPolicy(nn.Module):
 
 
 Policy = GaussianPolicy | FullGaussianPolicy | MixturePolicy | CategoricalPolicy
+AnyPolicy = TypeVar("AnyPolicy", bound=Policy)
+
+
+def with_members(policy: AnyPolicy, members: Sequence[int]) -> AnyPolicy:
+    """A copy of ``policy`` that has only these ``members``, in this order.
+
+    Raises InvalidInputError if there are none, or one is not there.
+    """
+    if not members or not all(0 <= member < policy.members for member in members):
+        raise InvalidInputError(
+            f"members must name some of 0 to {policy.members - 1}; got {list(members)}"
+        )
+    chosen = copy.deepcopy(policy)
+    # What is saved has the members as its first dimension, parameters and buffers alike.
+    for name, value in policy.state_dict().items():
+        place, _, leaf = name.rpartition(".")
+        kept = value.detach()[list(members)].clone()
+        module = chosen.get_submodule(place)
+        if isinstance(old := getattr(module, leaf), nn.Parameter):
+            kept = nn.Parameter(kept, old.requires_grad)
+        setattr(module, leaf, kept)
+    for part in chosen.modules():
+        if isinstance(part, _ScaledPolicy | CategoricalPolicy | EnsembleMLP):
+            part.members = len(members)
+    return chosen
 
 
 def _spread_out(members: int, components: int, dim: int, generator: torch.Generator) -> Tensor:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mbrl_bilevel.data import FitData, IntArray, cross_fit
+from mbrl_bilevel.data import BoolArray, Chain, FitData, IntArray, cross_fit
 from mbrl_bilevel.distributions import DiagonalGaussian
 from mbrl_bilevel.errors import InvalidInputError
 from mbrl_bilevel.fit import Log, Schedule
@@ -61,22 +61,37 @@ def fit_regression(
     schedule: Schedule | None = None,
     progress: bool = False,
     log: Log | None = None,
+    successor: IntArray | None = None,
+    state: int = 0,
+    outer_only: BoolArray | None = None,
 ) -> tuple[Regression, FitResult]:
     """Fit x [N, X] to y [N, D], both raw; rows of one of the ``groups`` [N] are never parted.
 
     Rows that are independent are each a group of their own: ``numpy.arange(N)``. A method without an
-    outer level gets the outer sample for training. Raises InvalidInputError if there is too little
-    data, or no target varies in it.
+    outer level gets the outer sample for training. Methods that look ahead need each row's
+    ``successor`` [N] (``data.successors``), and the first ``state`` columns of y to be the changes of
+    those of x. ``outer_only`` as for ``cross_fit``. Raises InvalidInputError if there is too little
+    data, no target varies in it, or a method that looks ahead gets no successors.
     """
     inputs, targets = Normaliser.fit(x), Normaliser.fit(y)
     active = ~targets.constant
     if not bool(active.any()):
         raise InvalidInputError("no target ever changes in the data: there is nothing to learn")
-    folds = cross_fit(groups, members, np.random.default_rng(draw_seed(generator)))
+    chain = None
+    if method.horizon > 1:
+        if successor is None:
+            raise InvalidInputError(
+                "this method looks several steps ahead, and rows of a table do not follow each other: "
+                "choose a method of one step"
+            )
+        chain = _chain(inputs, targets, successor, state, method.horizon)
+    splits = np.random.default_rng(draw_seed(generator))
+    folds = cross_fit(groups, members, splits, outer_only)
     data = FitData(
         inputs.normalise(x),
         targets.normalise(y)[:, active],
         folds if method.outer is not None else folds.without_outer(),
+        chain,
     )
     policy = GaussianPolicy(
         data.x.shape[1],
@@ -90,6 +105,17 @@ def fit_regression(
         policy, data, generator=generator, schedule=schedule, progress=progress, log=log
     )
     return Regression(policy, inputs, targets), result
+
+
+def _chain(
+    inputs: Normaliser, targets: Normaliser, successor: IntArray, state: int, horizon: int
+) -> Chain:
+    """How a normalised target moves the normalised state: by σ_y/σ_x of each dimension."""
+    gain = torch.diag(targets.scale[:state] / inputs.scale[:state])
+    rewards = gain.new_zeros(len(targets.scale) - state, state)
+    gain = torch.cat([gain, rewards])[~targets.constant]
+    drift = targets.shift[:state] / inputs.scale[:state]
+    return Chain(torch.from_numpy(successor), gain, drift, horizon)
 
 
 def draw_seed(generator: torch.Generator) -> int:

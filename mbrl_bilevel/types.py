@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 
 from mbrl_bilevel.errors import InvalidInputError
@@ -31,16 +32,51 @@ _COLUMN_TYPES = {
 
 
 @dataclass(frozen=True)
+class Segment:
+    """What followed each row of a batch in its episode: H rows from the row itself on.
+
+    ``x`` [H, E, B, X] and ``y`` [H, E, B, D] as in Batch; ``there`` [H, E, B] is one until the episode
+    (or its part of the split) ends and zero from then on. The first O inputs are a state, which a
+    target y moves by ``y @ gain + drift`` ([D, O] and [O]); the others are given: actions.
+    """
+
+    x: Tensor
+    y: Tensor
+    there: Tensor
+    gain: Tensor
+    drift: Tensor
+
+    @property
+    def horizon(self) -> int:
+        """H."""
+        return len(self.x)
+
+    def moved(self, x: Tensor, y: Tensor, t: int) -> Tensor:
+        """The input of step t + 1 [E, B, X] after target ``y`` [E, B, D] at input ``x`` of step t."""
+        state = x[..., : len(self.drift)] + y @ self.gain + self.drift
+        return torch.cat([state, self.x[t + 1, ..., len(self.drift) :]], dim=-1)
+
+    def target_from(self, x: Tensor, t: int) -> Tensor:
+        """The target [E, B, D] at an imagined input ``x`` of step t that lands on the true state of
+        step t + 1; where a target moves no state (a reward) it is the true one."""
+        states = len(self.drift)
+        back = torch.where(self.gain != 0.0, 1.0 / self.gain, 0.0).mT
+        return self.y[t] + (self.x[t, ..., :states] - x[..., :states]) @ back
+
+
+@dataclass(frozen=True)
 class Batch:
     """Inputs and targets of the generative policy, one row of data per ensemble member.
 
     ``x`` is [E, B, X], ``y`` is [E, B, D], both in normalised units. ``weight`` [E, B] weighs the
     rows of every mean; zero leaves a row out, so members may hold samples of different sizes.
+    ``segment`` is what followed each row, for losses and objectives that look several steps ahead.
     """
 
     x: Tensor
     y: Tensor
     weight: Tensor | None = None
+    segment: Segment | None = None
 
     def __post_init__(self) -> None:
         if self.x.ndim != 3 or self.y.ndim != 3 or self.x.shape[:2] != self.y.shape[:2]:

@@ -23,6 +23,8 @@ FLOORS: dict[str, tuple[str, ...]] = {
         "mixture",
         "policies",
         "rewards",
+        "shift",
+        "open_loop",
     ),
     "F2": ("transforms", "estimators", "regularisers", "losses", "penalties"),
     "F3": (
@@ -33,6 +35,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
         "closed_form",
         "temperature",
         "held_out_variance",
+        "k_step",
         "function_space",
         "outer",
         "brute_force",

@@ -255,3 +255,18 @@ def test_a_large_sample_is_thinned_evenly_and_a_small_one_is_whole() -> None:
     assert thinned.weight is not None
     assert thinned.weight.sum(1).tolist() == [10.0, 5.0]
     assert thinned.x[1, :5, 0].tolist() == [40.0, 41.0, 42.0, 43.0, 44.0]
+
+
+@given(st.integers(1, 4), st.integers(0, 100))
+def test_rows_for_the_outer_level_only_are_seen_by_nothing_else(members: int, seed: int) -> None:
+    groups = np.arange(300) // 10
+    outer_only = np.arange(300) >= 200
+    folds = cross_fit(groups, members, np.random.default_rng(seed), outer_only)
+    shared_out = np.sort(np.concatenate(folds.outer))
+    np.testing.assert_array_equal(shared_out, np.flatnonzero(outer_only))
+    for train, stop, outer in zip(folds.train, folds.stop, folds.outer, strict=True):
+        assert len(outer) > 0
+        assert not outer_only[train].any()
+        assert not outer_only[stop].any()
+        np.testing.assert_array_equal(np.sort(np.concatenate([train, stop])), np.arange(200))
+        assert not set(groups[train]) & set(groups[stop])

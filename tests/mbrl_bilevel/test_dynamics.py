@@ -19,6 +19,7 @@ from mbrl_bilevel.errors import InvalidInputError
 from mbrl_bilevel.fit import Schedule
 from mbrl_bilevel.methods import METHODS
 from mbrl_bilevel.normaliser import Normaliser
+from mbrl_bilevel.regression import fit_regression
 from mbrl_bilevel.types import FitResult, Transitions
 
 Array = npt.NDArray[Any]
@@ -110,7 +111,11 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[FitData]:
     return given
 
 
-@pytest.mark.parametrize("method", [name for name in METHODS if not name.startswith("paper")])
+#: Neither biased on purpose, nor less efficient than one step where one step is all there is.
+EFFICIENT = [n for n, m in METHODS.items() if m.horizon == 1 and not n.startswith("paper")]
+
+
+@pytest.mark.parametrize("method", EFFICIENT)
 def test_recovers_a_linear_gaussian_system(method: str) -> None:
     schedule = Schedule(steps=600, learning_rate=1e-2, batch_size=128)
     model, _ = fit_dynamics(
@@ -453,3 +458,46 @@ def test_methods_see_the_same_rows_split_by_episode(seen: list[FitData]) -> None
             np.testing.assert_array_equal(np.sort(train), np.sort(wanted))
         torch.testing.assert_close(given.y.mean(0), torch.zeros(3), rtol=0, atol=1e-5)
         torch.testing.assert_close(given.x.std(0, correction=0), torch.ones(3), rtol=0, atol=1e-4)
+
+
+def test_another_policys_data_is_for_the_outer_level_alone(seen: list[FitData]) -> None:
+    mine, other = linear_data(episodes=40, length=5), linear_data(episodes=12, length=5)
+    for name in ("bilevel-constant", "nll"):
+        fit_dynamics(mine, METHODS[name], generator=seeded(7), members=3, outer_transitions=other)
+    bilevel, nll = seen
+    assert len(bilevel.x) == 52 * 5
+    assert sorted(np.concatenate(bilevel.folds.outer)) == list(range(200, 260))
+    for member in range(3):
+        train, stop = bilevel.folds.train[member], bilevel.folds.stop[member]
+        assert max(train.max(), stop.max()) < 200
+        # Without an outer level they are training rows: every method sees the same data.
+        wanted = np.sort(np.concatenate([train, bilevel.folds.outer[member]]))
+        np.testing.assert_array_equal(np.sort(nll.folds.train[member]), wanted)
+        np.testing.assert_array_equal(nll.folds.stop[member], stop)
+
+
+def test_elites_are_the_members_that_held_out_data_prefers() -> None:
+    data = linear_data(episodes=20, length=10)
+    for name in ("bilevel", "mse-network", "nll"):
+        model, result = fit_dynamics(
+            data, METHODS[name], generator=seeded(), members=4, hidden=(8,), schedule=SHORT
+        )
+        best = np.argsort(result.criterion)[:2]
+        elites = model.elites(result.criterion, 2)
+        assert elites.members == 2
+        obs, action = torch.randn(6, 2, generator=seeded(1)), torch.zeros(6, 1)
+        whole, chosen = model.dist(obs, action), elites.dist(obs, action)
+        torch.testing.assert_close(chosen.mean, whole.mean[best])
+        torch.testing.assert_close(chosen.std, whole.std[best])
+        assert model.members == 4
+        assert elites.predict(obs, action).mean.shape == (6, 3)
+    with pytest.raises(InvalidInputError, match="elites: give one criterion for each of the 4"):
+        model.elites(result.criterion[:3], 2)
+    with pytest.raises(InvalidInputError, match="count from 1 to 4"):
+        model.elites(result.criterion, 5)
+
+
+def test_a_table_has_no_steps_ahead() -> None:
+    x, y = torch.randn(60, 2, generator=seeded()), torch.randn(60, 1, generator=seeded(1))
+    with pytest.raises(InvalidInputError, match="rows of a table do not follow each other"):
+        fit_regression(x, y, np.arange(60), METHODS["k-step"], generator=seeded())

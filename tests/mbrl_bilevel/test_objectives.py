@@ -10,11 +10,13 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from mbrl_bilevel.distributions import Distribution, FullGaussian
+from mbrl_bilevel.distributions import FullGaussian
 from mbrl_bilevel.errors import InvalidInputError, UnsupportedCombinationError
 from mbrl_bilevel.objectives import (
     BalancedError,
+    KStepMSE,
     KStepNLL,
+    KStepProfileNLL,
     Mixed,
     Objective,
     OneStepMSE,
@@ -22,7 +24,7 @@ from mbrl_bilevel.objectives import (
     ProfileNLL,
 )
 from mbrl_bilevel.policies import CategoricalPolicy, FullGaussianPolicy, GaussianPolicy
-from mbrl_bilevel.types import Batch
+from mbrl_bilevel.types import Batch, Segment
 
 E, B, D, X = 2, 7, 2, 3
 
@@ -94,32 +96,37 @@ def test_profile_nll_is_the_likelihood_at_the_best_constant_covariance(kind: str
 
 
 def test_k_step_nll_follows_the_models_own_path() -> None:
-    """A scalar linear system by hand: x' = mean prediction, y the true state's next value."""
+    """A scalar linear system by hand: x' = x + mean prediction, y the true state's change."""
     generator = torch.Generator().manual_seed(0)
     policy = GaussianPolicy(1, 1, generator=generator, members=1, hidden=()).double()
-    state = dict(policy.named_parameters())
+    parameters = dict(policy.named_parameters())
     with torch.no_grad():
-        state["network.layers.0.weight"].fill_(0.5)
-        state["network.layers.0.bias"].fill_(0.1)
+        parameters["network.layers.0.weight"].fill_(0.5)
+        parameters["network.layers.0.bias"].fill_(0.1)
     start = torch.tensor([[[1.0], [2.0]]], dtype=torch.float64)
-    truth = torch.tensor([[[[0.7], [0.9]]], [[[0.3], [0.6]]]], dtype=torch.float64)
-
-    def advance(x: Tensor, dist: Distribution, t: int) -> tuple[Tensor, Tensor]:
-        return truth[t], dist.moments()[0]  # type: ignore[attr-defined,no-any-return]
-
-    value = KStepNLL(2, advance)(policy, Batch(start, truth[0]))
-    total = 0.0
-    for row, x in enumerate((1.0, 2.0)):
+    path = torch.tensor([[1.0, 2.0], [0.7, 0.9], [0.3, 0.6]], dtype=torch.float64)
+    x, y = path[:2, None, :, None], path.diff(dim=0)[:, None, :, None]
+    there = torch.tensor([[[1.0, 1.0]], [[1.0, 0.0]]], dtype=torch.float64)  # the second one ends
+    one, zero = torch.ones(1, 1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
+    data = Batch(start, y[0], segment=Segment(x, y, there, one, zero))
+    value = KStepNLL()(policy, data)
+    mse, profile = KStepMSE()(policy, data), KStepProfileNLL()(policy, data)
+    squares = []
+    for row, state in enumerate((1.0, 2.0)):
         for t in range(2):
-            x = 0.5 * x + 0.1
-            total += 0.5 * (truth[t, 0, row, 0].item() - x) ** 2 + 0.5 * math.log(2 * math.pi)
-    assert value.item() == pytest.approx(total / 4)
-    (slope,) = torch.autograd.grad(value.sum(), state["network.layers.0.weight"])
+            state += 0.5 * state + 0.1
+            squares.append((path[t + 1, row].item() - state) ** 2)
+    steps = [(squares[0] + squares[2]) / 2.0, squares[1]]
+    assert mse.item() == pytest.approx(sum(steps) / 2.0)
+    assert value.item() == pytest.approx(0.5 * mse.item() + 0.5 * math.log(2.0 * math.pi))
+    expected = [0.5 * math.log(2.0 * math.pi * math.e * step) for step in steps]
+    assert profile.item() == pytest.approx(sum(expected) / 2.0)
+    (slope,) = torch.autograd.grad(value.sum(), parameters["network.layers.0.weight"])
     with torch.no_grad():
         values = []
         for change in (1e-5, -2e-5):
-            state["network.layers.0.weight"] += change
-            values.append(KStepNLL(2, advance)(policy, Batch(start, truth[0])).item())
+            parameters["network.layers.0.weight"] += change
+            values.append(KStepNLL()(policy, data).item())
     assert slope.item() == pytest.approx((values[0] - values[1]) / 2e-5, rel=1e-6)
 
 
@@ -157,5 +164,5 @@ def test_gaussian_objectives_refuse_classes(objective: Objective) -> None:
 def test_other_refusals() -> None:
     with pytest.raises(UnsupportedCombinationError, match="classes"):
         BalancedError()(gaussian(), batch())
-    with pytest.raises(InvalidInputError, match="horizon"):
-        KStepNLL(0, lambda x, dist, t: (x, x))
+    with pytest.raises(InvalidInputError, match="no segments"):
+        KStepNLL()(gaussian(), batch())

@@ -21,6 +21,7 @@ from mbrl_bilevel.policies import (
     MixturePolicy,
     Policy,
     Scale,
+    with_members,
 )
 
 E, B, X, D = 3, 5, 4, 3
@@ -415,3 +416,20 @@ def test_a_network_scale_is_learned_not_set() -> None:
         diagonal.set_std(torch.ones(D))
     with pytest.raises(InvalidInputError, match='set_covariance needs scale="constant"'):
         full.set_covariance(torch.eye(D))
+
+
+@pytest.mark.parametrize("kind", ["diagonal", "full", "mixture", "categorical"])
+def test_a_choice_of_members_predicts_as_they_did(kind: str) -> None:
+    policy = make(kind, members=4)
+    chosen = with_members(policy, [2, 0])
+    assert (chosen.members, policy.members) == (2, 4)
+    x = torch.randn(4, 5, policy.inputs, generator=torch.Generator().manual_seed(1))
+    for one, whole in zip(chosen.dist(x[[2, 0]]).params, policy.dist(x).params, strict=True):
+        torch.testing.assert_close(one, whole[[2, 0]])
+    before = policy.network.last.weight.clone()
+    with torch.no_grad():
+        chosen.network.last.weight.zero_()
+    assert torch.equal(policy.network.last.weight, before)
+    for wrong in ([], [4], [-1]):
+        with pytest.raises(InvalidInputError, match="members must name some of 0 to 3"):
+            with_members(policy, wrong)
