@@ -73,21 +73,32 @@ class Chain:
 class FitData:
     """Normalised inputs ``x`` [N, X] and targets ``y`` [N, D], and who may see which rows.
 
-    With a ``chain`` each batch comes with what followed its rows.
+    With a ``chain`` each batch comes with what followed its rows. ``weight`` [N], all positive, weighs
+    the rows in every mean, of the inner level and of the outer.
 
-    Raises InvalidInputError if these shapes disagree, or a fold names a row that is not there.
+    Raises InvalidInputError if these shapes disagree, a weight is not positive and finite, or a fold
+    names a row that is not there.
     """
 
     x: Tensor
     y: Tensor
     folds: Folds
     chain: Chain | None = None
+    weight: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.x.ndim != 2 or self.y.ndim != 2 or len(self.x) != len(self.y):
             raise InvalidInputError(
                 f"FitData: x must be [N, X] and y [N, D] with the same N; "
                 f"got x {tuple(self.x.shape)} and y {tuple(self.y.shape)}"
+            )
+        if self.weight is not None and (
+            self.weight.shape != self.x.shape[:1]
+            or not bool((self.weight.isfinite() & (self.weight > 0.0)).all())
+        ):
+            raise InvalidInputError(
+                f"FitData: weight must be {len(self.x)} positive numbers, one a row; "
+                "leave rows of weight zero out"
             )
         parts = (*self.folds.train, *self.folds.stop, *self.folds.outer)
         rows = np.concatenate(parts) if parts else np.empty(0, dtype=np.int64)
@@ -119,7 +130,13 @@ class FitData:
         return self.batch(gather, torch.from_numpy(weight).to(self.x.device, self.x.dtype))
 
     def batch(self, index: Tensor, weight: Tensor | None = None) -> Batch:
-        """The rows ``index`` [E, B], with what followed them if there is a chain."""
+        """The rows ``index`` [E, B], with what followed them if there is a chain.
+
+        A row's own weight multiplies that in ``weight`` [E, B].
+        """
+        if self.weight is not None:
+            own = self.weight[index]
+            weight = own if weight is None else own * weight
         segment = None if self.chain is None else self.chain.segment(self.x, self.y, index)
         return Batch(self.x[index], self.y[index], weight, segment)
 

@@ -64,13 +64,15 @@ def fit_regression(
     successor: IntArray | None = None,
     state: int = 0,
     outer_only: BoolArray | None = None,
+    weight: Tensor | None = None,
 ) -> tuple[Regression, FitResult]:
     """Fit x [N, X] to y [N, D], both raw; rows of one of the ``groups`` [N] are never parted.
 
     Rows that are independent are each a group of their own: ``numpy.arange(N)``. A method without an
     outer level gets the outer sample for training. Methods that look ahead need each row's
     ``successor`` [N] (``data.successors``), and the first ``state`` columns of y to be the changes of
-    those of x. ``outer_only`` as for ``cross_fit``. Raises InvalidInputError if there is too little
+    those of x. ``outer_only`` as for ``cross_fit``, ``weight`` [N] as
+    for ``FitData``. Raises InvalidInputError if there is too little
     data, no target varies in it, or a method that looks ahead gets no successors.
     """
     inputs, targets = Normaliser.fit(x), Normaliser.fit(y)
@@ -92,6 +94,7 @@ def fit_regression(
         targets.normalise(y)[:, active],
         folds if method.outer is not None else folds.without_outer(),
         chain,
+        weight,
     )
     policy = GaussianPolicy(
         data.x.shape[1],
