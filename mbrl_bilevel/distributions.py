@@ -115,6 +115,18 @@ class DiagonalGaussian:
         """Mean [E, B, D] and covariance [E, B, D, D]."""
         return self.mean, torch.diag_embed(self.std.square())
 
+    def marginals(self) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of each dimension, [E, B, D]."""
+        return self.mean, self.std
+
+    def affine(self, scale: Tensor, shift: Tensor) -> Self:
+        """The distribution of y·scale + shift, for positive ``scale`` [D] and ``shift`` [D]."""
+        return type(self)(self.mean * scale + shift, self.log_std + scale.log())
+
+    def drawn(self, noise: Tensor) -> Tensor:
+        """The draw [E, B, D] that standard normal ``noise`` (broadcastable to [E, B, D]) makes."""
+        return self.mean + self.std * noise
+
     def as_full(self) -> FullGaussian:
         """The same distribution with its covariance as a matrix."""
         return FullGaussian(self.mean, torch.diag_embed(self.std))

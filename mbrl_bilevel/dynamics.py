@@ -28,8 +28,9 @@ from mbrl_bilevel.errors import InvalidInputError
 from mbrl_bilevel.fit import Log, Schedule, fit
 from mbrl_bilevel.losses import NLL
 from mbrl_bilevel.methods import Method
+from mbrl_bilevel.mixture import GaussianMixture
 from mbrl_bilevel.normaliser import Normaliser
-from mbrl_bilevel.policies import CategoricalPolicy, GaussianPolicy, with_members
+from mbrl_bilevel.policies import CategoricalPolicy, GaussianPolicy, MixturePolicy, with_members
 from mbrl_bilevel.regression import draw_seed, fit_regression
 from mbrl_bilevel.types import FitResult, Rule, Transitions
 
@@ -64,7 +65,7 @@ class Prediction:
 
 @dataclass(frozen=True)
 class DynamicsModel:
-    """A Gaussian policy between its normalisers, with known or learned reward and termination.
+    """A Gaussian or mixture policy between its normalisers, with known or learned reward and termination.
 
     Targets are (Δobs, reward), or Δobs alone where the ``reward`` rule is known. A target
     dimension that was constant in training is predicted as that constant, outside the policy.
@@ -73,7 +74,7 @@ class DynamicsModel:
     ``terminal_jump`` is added, and the policy learns the reward without it.
     """
 
-    policy: GaussianPolicy
+    policy: GaussianPolicy | MixturePolicy
     inputs: Normaliser
     targets: Normaliser
     obs_dim: int
@@ -92,17 +93,16 @@ class DynamicsModel:
         return ~self.targets.constant
 
     @cached_property
-    def _active_units(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Scale, its logarithm, shift and place of the active targets, each [D_active].
+    def _active_units(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Scale, shift and place of the active targets, each [D_active].
 
         Looked up once, not at every imagined step; usable by autograd wherever that was.
         """
         with torch.inference_mode(False):
             place = self.active.nonzero().squeeze(1)
-            scale = self.targets.scale[place]
-            return scale, scale.log(), self.targets.shift[place], place
+            return self.targets.scale[place], self.targets.shift[place], place
 
-    def dist(self, obs: Tensor, action: Tensor) -> DiagonalGaussian:
+    def dist(self, obs: Tensor, action: Tensor) -> DiagonalGaussian | GaussianMixture:
         """Each member's distribution of the active targets in raw units, [E, B, D_active].
 
         ``obs`` is [E, B, O] or [B, O], ``action`` likewise. Raises InvalidInputError for others.
@@ -116,9 +116,8 @@ class DynamicsModel:
         x = self.inputs.normalise(torch.cat([obs, action], dim=-1))
         if x.ndim == 2:
             x = x.expand(self.members, -1, -1)
-        dist = self.policy.dist(x)
-        scale, log_scale, shift, _ = self._active_units
-        return DiagonalGaussian(dist.mean * scale + shift, dist.log_std + log_scale)
+        scale, shift, _ = self._active_units
+        return self.policy.dist(x).affine(scale, shift)
 
     def target_values(self, transitions: Transitions) -> Tensor:
         """What the policy should have predicted, in raw units, [N, D_active]."""
@@ -127,11 +126,11 @@ class DynamicsModel:
     def step(self, obs: Tensor, action: Tensor, noise: Tensor | None = None) -> Step:
         """Each member's next state from its own rows: obs [E, B, O], action [E, B, A].
 
-        ``noise`` (standard normal, broadcastable to [E, B, D_active]) draws from the members'
-        distributions; None takes their means.
+        ``noise`` (standard normal, broadcastable to [E, B, policy.noise_width]) draws from the
+        members' distributions; None takes their means.
         """
         dist = self.dist(obs, action)
-        active = dist.mean if noise is None else dist.mean + dist.std * noise
+        active = dist.marginals()[0] if noise is None else dist.drawn(noise)
         target = self._with_constants(active)
         next_obs = obs + target[..., : self.obs_dim]
         if self.termination is None:
@@ -152,8 +151,9 @@ class DynamicsModel:
         if not 0.0 < coverage < 1.0:
             raise InvalidInputError(f"coverage must lie between 0 and 1; got {coverage}")
         dist = self.dist(obs, action)
-        mean, disagreement = dist.mean.mean(0), dist.mean.std(0, correction=0)
-        std = (dist.std.square().mean(0) + disagreement.square()).sqrt()
+        each, own = dist.marginals()
+        mean, disagreement = each.mean(0), each.std(0, correction=0)
+        std = (own.square().mean(0) + disagreement.square()).sqrt()
         half = std * torch.special.ndtri(torch.tensor(0.5 + coverage / 2.0, dtype=std.dtype))
         full = [self._with_constants(v) for v in (mean, mean - half, mean + half)]
         spread = [self._with_constants(v, constant=0.0) for v in (std, disagreement)]

@@ -12,7 +12,7 @@ from mbrl_bilevel.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from mbrl_bilevel.dynamics import DynamicsModel, LearnedTermination, Termination
 from mbrl_bilevel.errors import CheckpointError
 from mbrl_bilevel.normaliser import Normaliser
-from mbrl_bilevel.policies import CategoricalPolicy, GaussianPolicy
+from mbrl_bilevel.policies import CategoricalPolicy, GaussianPolicy, MixturePolicy
 from mbrl_bilevel.types import Rule
 
 _MODEL = "dynamics model"
@@ -41,6 +41,7 @@ def model_to_checkpoint(model: DynamicsModel) -> tuple[dict[str, Tensor], dict[s
         "hidden": list(policy.hidden),
         "scale": policy.scale,
         "log_std_bounds": list(policy.log_std_bounds),
+        "components": policy.components if isinstance(policy, MixturePolicy) else 1,
         "obs_dim": model.obs_dim,
         "terminal_jump": model.terminal_jump,
         "learned_termination": learned,
@@ -58,15 +59,7 @@ def model_from_checkpoint(
     config = checkpoint.setting(name, dict)
     generator = torch.Generator()
     try:
-        policy = GaussianPolicy(
-            config["inputs"],
-            config["outputs"],
-            generator=generator,
-            members=config["members"],
-            hidden=config["hidden"],
-            scale=config["scale"],
-            log_std_bounds=tuple(config["log_std_bounds"]),
-        )
+        policy = _empty_policy(config, generator)
         obs_dim, learned = int(config["obs_dim"]), config["learned_termination"]
         jump = float(config["terminal_jump"])
         classifier = None
@@ -92,6 +85,20 @@ def model_from_checkpoint(
     targets = load_normaliser(checkpoint, f"{name}.targets")
     _check_targets(checkpoint, targets, policy.outputs, obs_dim, reward)
     return DynamicsModel(policy, inputs, targets, obs_dim, model_termination, reward, jump)
+
+
+def _empty_policy(
+    config: dict[str, Any], generator: torch.Generator
+) -> GaussianPolicy | MixturePolicy:
+    """The policy of these settings, its parameters still to be filled in."""
+    settings = {name: config[name] for name in ("members", "hidden", "scale")}
+    settings["log_std_bounds"] = tuple(config["log_std_bounds"])
+    size = (config["inputs"], config["outputs"])
+    # Files of models without a mixture do not say how many components they have.
+    components = int(config.get("components", 1))
+    if components == 1:
+        return GaussianPolicy(*size, generator=generator, **settings)
+    return MixturePolicy(*size, generator=generator, components=components, **settings)
 
 
 def _check_targets(

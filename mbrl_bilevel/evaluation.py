@@ -19,6 +19,7 @@ from torch import Tensor
 from mbrl_bilevel.distributions import DiagonalGaussian
 from mbrl_bilevel.dynamics import DynamicsModel
 from mbrl_bilevel.errors import InvalidInputError
+from mbrl_bilevel.mixture import GaussianMixture
 from mbrl_bilevel.model_env import Imagination, imagined_trajectories
 from mbrl_bilevel.regression import Regression
 from mbrl_bilevel.types import Transitions
@@ -84,15 +85,18 @@ def evaluate_regression(model: Regression, x: Tensor, y: Tensor, chunk: int = 40
     return _one_step(pairs, model.targets.scale[model.active])
 
 
-def _one_step(pairs: Iterable[tuple[DiagonalGaussian, Tensor]], scale: Tensor) -> OneStep:
+def _one_step(
+    pairs: Iterable[tuple[DiagonalGaussian | GaussianMixture, Tensor]], scale: Tensor
+) -> OneStep:
     """Of the members' distributions [E, B, D] and the truth [B, D], both in raw units."""
     squared, nll, member_nll, crps, pit = [], [], [], [], []
     for dist, y in pairs:
         joint = dist.log_prob(y)
         nll.append(-(joint.logsumexp(0) - math.log(len(joint))) / y.shape[-1])
         member_nll.append(-joint.mean(0) / y.shape[-1])
-        mean = dist.mean.mean(0)
-        std = (dist.std.square().mean(0) + dist.mean.var(0, correction=0)).sqrt()
+        each, own = dist.marginals()
+        mean = each.mean(0)
+        std = (own.square().mean(0) + each.var(0, correction=0)).sqrt()
         squared.append((y - mean).square())
         z = (y - mean) / std
         density = torch.exp(-0.5 * z.square()) / math.sqrt(2.0 * math.pi)

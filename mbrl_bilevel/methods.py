@@ -6,10 +6,12 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
+from torch.optim import Adam
 
 from mbrl_bilevel.closed_form import ClosedForm, HeldOutVariance
 from mbrl_bilevel.data import FitData
@@ -17,7 +19,10 @@ from mbrl_bilevel.errors import InvalidInputError
 from mbrl_bilevel.estimators import REINFORCE
 from mbrl_bilevel.fit import Log, Schedule, fit
 from mbrl_bilevel.held_out_variance import HeldOutVarianceNetwork
+from mbrl_bilevel.implicit import FisherImplicit
 from mbrl_bilevel.k_step import HeldOutShift
+from mbrl_bilevel.kernel_reward import KernelReward
+from mbrl_bilevel.linalg import conjugate_gradient
 from mbrl_bilevel.losses import MSE, NLL, BetaNLL, Faithful, KStep, Loss, PolicyGradient
 from mbrl_bilevel.objectives import (
     KStepMSE,
@@ -29,7 +34,7 @@ from mbrl_bilevel.objectives import (
     WeightedMSE,
 )
 from mbrl_bilevel.outer import Outer
-from mbrl_bilevel.policies import GaussianPolicy, Scale
+from mbrl_bilevel.policies import GaussianPolicy, MixturePolicy, Scale
 from mbrl_bilevel.regularisers import Entropy
 from mbrl_bilevel.rewards import Mahalanobis
 from mbrl_bilevel.shift import AffineShift, Shifted
@@ -43,7 +48,8 @@ class Method:
     """One row of the comparison. ``loss(D)`` builds the loss for D target dimensions afresh.
 
     Losses and objectives that look ahead get segments of ``horizon`` rows. Where ``shifted``, the
-    reward asks for y + b_φ(x), b affine (``Shifted``). With a ``share`` above zero, the second half of the steps trains on U(x): the spread found in the
+    reward asks for y + b_φ(x), b affine (``Shifted``). The policy is a mixture of
+    ``components`` Gaussians where there are several. With a ``share`` above zero, the second half of the steps trains on U(x): the spread found in the
     first half, shared with the temperature (``SharedSpread``).
     """
 
@@ -55,10 +61,35 @@ class Method:
     share: float = 0.0
     horizon: int = 1
     shifted: bool = False
+    components: int = 1
+
+    def policy(
+        self,
+        inputs: int,
+        outputs: int,
+        *,
+        generator: torch.Generator,
+        members: int,
+        hidden: Sequence[int],
+    ) -> GaussianPolicy | MixturePolicy:
+        """The policy to fit: a Gaussian, or a mixture of ``components`` of them."""
+        size = (inputs, outputs)
+        if self.components == 1:
+            return GaussianPolicy(
+                *size, generator=generator, members=members, hidden=hidden, scale=self.scale
+            )
+        return MixturePolicy(
+            *size,
+            generator=generator,
+            components=self.components,
+            members=members,
+            hidden=hidden,
+            scale=self.scale,
+        )
 
     def fit(
         self,
-        policy: GaussianPolicy,
+        policy: GaussianPolicy | MixturePolicy,
         data: FitData,
         *,
         generator: torch.Generator,
@@ -87,6 +118,7 @@ class Method:
         )
         if self.share == 0.0:
             return first
+        assert isinstance(policy, GaussianPolicy)
         weight = SharedSpread(policy, self.share)
         return fit(
             policy,
@@ -99,6 +131,10 @@ class Method:
             progress=progress,
             log=log,
         )
+
+
+#: Enough for a cross term that is itself an average of a few draws.
+_ROUGH_SOLVE = partial(conjugate_gradient, tolerance=0.1, max_iterations=20)
 
 
 def _published(u: float, temperature: float, transform: Transform) -> Callable[[int], Loss]:
@@ -134,6 +170,28 @@ METHODS: dict[str, Method] = {
         outer=None,
         criterion=OneStepNLL(),
         summary="maximum likelihood with a variance head, early stopping",
+    ),
+    "nll-mixture": Method(
+        scale="network",
+        loss=lambda dim: NLL(),
+        outer=None,
+        criterion=OneStepNLL(),
+        summary="maximum likelihood of a mixture of 3 Gaussians (Bishop 1994), early stopping",
+        components=3,
+    ),
+    "bilevel-mixture": Method(
+        scale="network",
+        loss=lambda dim: PolicyGradient(KernelReward(dim)),
+        outer=Outer(
+            FisherImplicit(_ROUGH_SOLVE, fisher="sampled", samples=16),
+            optimiser=partial(Adam, lr=0.2),
+            every=50,
+            warmup=100,
+        ),
+        criterion=OneStepNLL(),
+        summary="policy gradient for a mixture of 3 Gaussians on kernels that keep modes apart and shrug "
+        "off outliers; their heights, widths and tails inferred on held-out data",
+        components=3,
     ),
     "mse": Method(
         scale="constant",

@@ -75,6 +75,27 @@ class GaussianMixture:
         within = (weights * torch.exp(2.0 * self.log_std)).sum(-2)
         return mean, torch.diag_embed(within) + (weights * apart).mT @ apart
 
+    def marginals(self) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of each dimension of the whole mixture, [E, B, D]."""
+        weights = self.weights.unsqueeze(-1)
+        mean = (weights * self.mean).sum(-2)
+        apart = (self.mean - mean.unsqueeze(-2)).square()
+        return mean, (weights * (torch.exp(2.0 * self.log_std) + apart)).sum(-2).sqrt()
+
+    def affine(self, scale: Tensor, shift: Tensor) -> Self:
+        """The distribution of y·scale + shift, for positive ``scale`` [D] and ``shift`` [D]."""
+        return type(self)(self.log_weights, self.mean * scale + shift, self.log_std + scale.log())
+
+    def drawn(self, noise: Tensor) -> Tensor:
+        """The draw [E, B, D] that standard normal ``noise`` (broadcastable to [E, B, D + 1]) makes: its
+        last entry chooses the component, by the quantile that it is of a normal."""
+        choice = torch.special.ndtr(noise[..., -1:])
+        # The last sum may fall short of one by rounding, so it has no say.
+        chosen = (choice > self.weights.cumsum(-1)[..., :-1]).sum(-1)[..., None, None]
+        chosen = chosen.expand(*chosen.shape[:-1], self.mean.shape[-1])
+        mean, log_std = (p.gather(-2, chosen).squeeze(-2) for p in (self.mean, self.log_std))
+        return mean + log_std.exp() * noise[..., :-1]
+
     def log_prob(self, y: Tensor) -> Tensor:
         """Log density of ``y`` [..., E, B, D]: [..., E, B]."""
         return (self.log_probs + self.components.log_prob(y.unsqueeze(-2))).logsumexp(-1)

@@ -129,7 +129,7 @@ def _step_particles(
     noise = None
     if imagination.sample:
         draws = torch.randn(
-            particles, 1, model.policy.outputs, generator=generator, dtype=state.dtype
+            particles, 1, model.policy.noise_width, generator=generator, dtype=state.dtype
         )
         noise = by_member(draws.expand(-1, rows, -1))
     step = model.step(by_member(state), by_member(action), noise)

@@ -170,6 +170,8 @@ class GaussianPolicy(_ScaledPolicy):
             scale=scale,
             log_std_bounds=log_std_bounds,
         )
+        #: Standard normal numbers that a draw of ``dist`` takes.
+        self.noise_width = outputs
 
     def dist(self, x: Tensor) -> DiagonalGaussian:
         """The predicted distribution at ``x`` [E, B, X]: mean and log σ [E, B, D]."""
@@ -305,6 +307,8 @@ class MixturePolicy(_ScaledPolicy):
             log_std_bounds=log_std_bounds,
         )
         self.components = components
+        #: Standard normal numbers that a draw of ``dist`` takes, one of them for the component.
+        self.noise_width = outputs + 1
         with torch.no_grad():
             means = self.network.last.bias[..., components : components + each]
             means.copy_(_spread_out(members, components, outputs, generator).reshape(means.shape))

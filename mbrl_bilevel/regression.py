@@ -18,8 +18,9 @@ from mbrl_bilevel.distributions import DiagonalGaussian
 from mbrl_bilevel.errors import InvalidInputError
 from mbrl_bilevel.fit import Log, Schedule
 from mbrl_bilevel.methods import Method
+from mbrl_bilevel.mixture import GaussianMixture
 from mbrl_bilevel.normaliser import Normaliser
-from mbrl_bilevel.policies import GaussianPolicy
+from mbrl_bilevel.policies import GaussianPolicy, MixturePolicy
 from mbrl_bilevel.types import FitResult
 
 
@@ -27,7 +28,7 @@ from mbrl_bilevel.types import FitResult
 class Regression:
     """An ensemble p(y|x). A target dimension that was constant in training is not predicted."""
 
-    policy: GaussianPolicy
+    policy: GaussianPolicy | MixturePolicy
     inputs: Normaliser
     targets: Normaliser
 
@@ -41,12 +42,11 @@ class Regression:
         """[D] bool: the target dimensions that the policy predicts."""
         return ~self.targets.constant
 
-    def dist(self, x: Tensor) -> DiagonalGaussian:
+    def dist(self, x: Tensor) -> DiagonalGaussian | GaussianMixture:
         """Each member's distribution of the active targets at x [B, X], raw units, [E, B, D_active]."""
         normalised = self.inputs.normalise(x).expand(self.members, -1, -1)
-        dist, scale = self.policy.dist(normalised), self.targets.scale[self.active]
-        shift = self.targets.shift[self.active]
-        return DiagonalGaussian(dist.mean * scale + shift, dist.log_std + scale.log())
+        scale, shift = self.targets.scale[self.active], self.targets.shift[self.active]
+        return self.policy.dist(normalised).affine(scale, shift)
 
 
 def fit_regression(
@@ -96,13 +96,8 @@ def fit_regression(
         chain,
         weight,
     )
-    policy = GaussianPolicy(
-        data.x.shape[1],
-        data.y.shape[1],
-        generator=generator,
-        members=members,
-        hidden=hidden,
-        scale=method.scale,
+    policy = method.policy(
+        data.x.shape[1], data.y.shape[1], generator=generator, members=members, hidden=hidden
     )
     result = method.fit(
         policy, data, generator=generator, schedule=schedule, progress=progress, log=log

@@ -26,6 +26,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
         "policies",
         "tempered",
         "rewards",
+        "kernel_reward",
         "shift",
         "open_loop",
     ),

@@ -187,3 +187,36 @@ def test_same_seed_same_draws_and_precision_is_kept() -> None:
     draws = single.sample(5, generator(1))
     for numbers in (draws, single.log_prob(draws), single.entropy(), single.kl(single)):
         assert numbers.dtype == torch.float32
+
+
+def test_marginals_are_those_of_the_moments() -> None:
+    dist = make(0)
+    mean, std = dist.marginals()
+    torch.testing.assert_close(mean, reference(dist).mean)
+    torch.testing.assert_close(std.square(), reference(dist).variance)
+
+
+def test_in_other_units_only_the_density_of_a_unit_changes() -> None:
+    dist, scale = make(0), torch.tensor([0.3, 7.0], dtype=torch.float64)
+    shift = torch.tensor([1.0, -2.0], dtype=torch.float64)
+    y = torch.randn(5, E, B, D, generator=generator(1), dtype=torch.float64)
+    found = dist.affine(scale, shift).log_prob(y * scale + shift)
+    torch.testing.assert_close(found, dist.log_prob(y) - scale.log().sum())
+
+
+def test_normal_noise_makes_draws_of_the_mixture() -> None:
+    dist, n = make(0), 60_000
+    noise = torch.randn(n, 1, 1, D + 1, generator=generator(3), dtype=torch.float64)
+    draws = torch.stack([dist.drawn(z) for z in noise[:200]])
+    assert draws.shape == (200, E, B, D)
+    wide = GaussianMixture(*(p[:1, :1].expand(1, n, *p.shape[2:]) for p in dist.params))
+    many = wide.drawn(noise.reshape(1, n, D + 1))[0]
+    mean, std = dist.marginals()
+    standard_error = std[0, 0] / n**0.5
+    assert ((many.mean(0) - mean[0, 0]).abs() < 5.0 * standard_error).all()
+    torch.testing.assert_close(many.std(0), std[0, 0], rtol=0.03, atol=0.0)
+    # Each component as often as its weight says: an extreme last entry takes an end one.
+    ends = torch.zeros(2, 1, 1, D + 1, dtype=torch.float64)
+    ends[0, ..., -1], ends[1, ..., -1] = -40.0, 40.0
+    torch.testing.assert_close(dist.drawn(ends[0]), dist.mean[..., 0, :])
+    torch.testing.assert_close(dist.drawn(ends[1]), dist.mean[..., -1, :])
