@@ -100,6 +100,11 @@ class BilevelClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 f"{type(self).__name__} needs at least 2 classes to tell apart; y holds one class: "
                 f"{classes.tolist()[0]!r}"
             )
+        if isinstance(objective, ExpectedCost) and len(objective.cost) != len(classes):
+            raise ValueError(
+                f"objective: the cost matrix has {len(objective.cost)} rows, but there are "
+                f"{len(classes)} classes: {classes.tolist()}"
+            )
         random = check_random_state(self.random_state)
         generator = torch.Generator().manual_seed(int(random.randint(2**31 - 1)))
         data = self._start(X, classes, generator)
@@ -168,7 +173,7 @@ class BilevelClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def predict_proba(self, X: Any) -> Array:
         """Probabilities [N, C] in the order of ``classes_``: the mean over the members."""
-        check_is_fitted(self)
+        check_is_fitted(self, "result_")
         X = validate_data(self, X, reset=False, dtype=np.float64)
         policy = copy.deepcopy(self._policy).double()
         with torch.inference_mode():
@@ -295,7 +300,7 @@ class BilevelRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
 
     def predict(self, X: Any, return_std: bool = False) -> Any:
         """The ensemble's mean [N]; with ``return_std`` also the standard deviation of its mixture."""
-        check_is_fitted(self, "n_features_in_")
+        check_is_fitted(self, "_model")
         X = validate_data(self, X, reset=False, dtype=np.float64)
         if self._model is None:
             mean, std = np.full(len(X), self._centre), np.zeros(len(X))
