@@ -194,7 +194,7 @@ class BilevelClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """An untrained policy over ``classes``; the inputs of X."""
         self.classes_ = classes
         self._generator = generator
-        self._normaliser = Normaliser.fit(torch.from_numpy(X))
+        self._normaliser = Normaliser.fit(torch.tensor(X))
         self._policy = TemperedPolicy(
             X.shape[1],
             len(classes),
@@ -206,7 +206,7 @@ class BilevelClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return self._inputs(X)
 
     def _inputs(self, X: Array) -> Tensor:
-        return self._normaliser.normalise(torch.from_numpy(X)).clamp(-_FAR, _FAR)
+        return self._normaliser.normalise(torch.tensor(X)).clamp(-_FAR, _FAR)
 
     def _data(self, x: Tensor, y: Array, weight: Array, folds: Folds) -> FitData:
         codes = torch.from_numpy(np.searchsorted(self.classes_, y)).float().unsqueeze(1)
@@ -266,7 +266,7 @@ class BilevelRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         X, y, weight = _checked(self, X, y, sample_weight, rows=2, y_numeric=True)
         X, y, weight = X[weight > 0.0], y[weight > 0.0].astype(np.float64), weight[weight > 0.0]
         self._centre, self._spread = float(y.mean()), float(y.std())
-        self._normaliser = Normaliser.fit(torch.from_numpy(X))
+        self._normaliser = Normaliser.fit(torch.tensor(X))
         self._model = None
         if not self._spread > 1e-12 * (1.0 + abs(self._centre)):
             self._spread = 0.0  # a constant target: there is nothing to learn
@@ -316,7 +316,7 @@ class BilevelRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         return (mean, torch.cat(stds).numpy() * self._spread) if return_std else mean
 
     def _inputs(self, X: Array) -> Tensor:
-        return self._normaliser.normalise(torch.from_numpy(X)).clamp(-_FAR, _FAR)
+        return self._normaliser.normalise(torch.tensor(X)).clamp(-_FAR, _FAR)
 
 
 def _objective(wanted: Wanted) -> Objective:
