@@ -54,6 +54,8 @@ def draw_differences(folder: Path, rows: Sequence[Row], methods: Sequence[str]) 
                 if found:
                     _bar(axis, i, found, colour(other, i))
             axis.axvline(0.0, color="black", linewidth=1)
+            if name != "accuracy":  # some methods are ten times further away than the close ones
+                axis.set_xscale("symlog", linthresh=0.01)
             axis.set_yticks(range(len(others)), others if axis is line[0] else [], fontsize=8)
             axis.set_ylim(len(others) - 0.4, -0.6)
             axis.grid(alpha=0.3, axis="x")

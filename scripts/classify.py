@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 from _args import option_name
-from _class_data import load, split
+from _class_data import SETS, load, split
 from _classify_figures import draw_differences, draw_learning_rates, draw_reliability, draw_rewards
 from _pool import Cells, Done, run_cells
 from _rows import Row
@@ -52,10 +52,10 @@ def _logistic(class_weight: str | None) -> Any:
 class Args(RunArgs):
     """Options of classify."""
 
-    data: tuple[str, ...] = ("wine", "iris", "breast_cancer", "digits")
-    """scikit-learn's own sets: wine, iris, breast_cancer, digits."""
+    data: tuple[str, ...] = ()
+    """scikit-learn's own sets: wine, iris, breast_cancer, digits; all of them without --csv."""
     csv: tuple[Path, ...] = ()
-    """Tables (.csv, .csv.gz, .npz) to classify instead of --data."""
+    """Tables (.csv, .csv.gz, .npz) to classify."""
     target: str = "target"
     """The column of --csv that holds the class."""
     methods: tuple[str, ...] = (
@@ -96,15 +96,15 @@ class Args(RunArgs):
         self.require_at_least(1, "train_steps", "batch_size", "n_test")
         self.require_at_least(1, "seeds", "jobs", "members", "hidden", most=100_000)
         self.require_at_least(0, "n_train")
-        for name in ("data", "methods", "n_train", "learning_rate"):
+        for name in ("methods", "n_train", "learning_rate"):
             values, option = getattr(self, name), option_name(name)
             if not values or len(set(values)) < len(values):
                 raise InvalidInputError(f"{option}: give at least one value, and none twice")
         for method in self.methods:
             if method not in REFERENCES:
                 get_class_method(method)
-        if len({_name(path) for path in self.csv}) < len(self.csv):
-            raise InvalidInputError("--csv: two tables have the same name; rename one")
+        if len(set(self.datasets)) < len(self.datasets):
+            raise InvalidInputError("--data, --csv: two tables have the same name; rename one")
         for rate in self.learning_rate:
             Schedule(learning_rate=rate)
         _wanted(self.objective)
@@ -116,7 +116,7 @@ class Args(RunArgs):
     @property
     def datasets(self) -> tuple[str, ...]:
         """The names of the data in the rows."""
-        return tuple(map(_name, self.csv)) or self.data
+        return (*self.data, *map(_name, self.csv)) or tuple(SETS)
 
 
 def _name(path: Path) -> str:

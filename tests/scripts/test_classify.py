@@ -124,6 +124,7 @@ def test_costs_reach_the_outer_level(tmp_path: Path) -> None:
         (["--csv", "none.csv"], "does not exist"),
         (["--learning-rate", "0"], "learning_rate must be positive"),
         (["--learning-rate", "0.1", "0.1"], "--learning-rate: give at least one"),
+        (["--data", "iris", "iris"], "two tables have the same name"),
         (["--members", "0"], "--members must be at least 1"),
     ],
 )
