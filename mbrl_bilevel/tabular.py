@@ -192,7 +192,8 @@ class BilevelClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def _start(self, X: Array, classes: Array, generator: torch.Generator) -> Tensor:
         """An untrained policy over ``classes``; the inputs of X."""
-        vars(self).pop("reward_matrix_", None)  # of another method, fitted before
+        if hasattr(self, "reward_matrix_"):  # of another method, fitted before
+            del self.reward_matrix_
         self.classes_ = classes
         self._generator = generator
         self._normaliser = Normaliser.fit(torch.tensor(X))

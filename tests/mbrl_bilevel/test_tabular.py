@@ -200,6 +200,13 @@ def test_partial_fit_keeps_what_fit_inferred() -> None:
     assert not np.array_equal(model.predict_proba(x), before)
 
 
+def test_nothing_is_left_of_the_method_before() -> None:
+    x, y, _ = logistic(60, seed=0)
+    model = BilevelClassifier(**QUICK).fit(x, y)
+    assert model.reward_matrix_.shape == (2, 2)
+    assert not hasattr(model.set_params(method="nll").fit(x, y), "reward_matrix_")
+
+
 def test_verbose_shows_a_bar(capsys: pytest.CaptureFixture[str]) -> None:
     x, y, _ = logistic(60, seed=0)
     BilevelClassifier(**QUICK).fit(x, y)
