@@ -134,26 +134,24 @@ class BilevelClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         X, y, weight = _checked(self, X, y, sample_weight, first=first, rows=1)
         check_classification_targets(y)
         X, y, weight = X[weight > 0.0], y[weight > 0.0], weight[weight > 0.0]
+        if first and classes is None:
+            raise ValueError(
+                "classes must be given at the first call to partial_fit: all there are"
+            )
+        known = np.unique(classes) if first else self.classes_
+        unknown = np.setdiff1d(y if classes is None else np.append(y, classes), known)
+        if len(unknown):
+            raise ValueError(
+                f"classes={unknown.tolist()} are not among those of the first call: {known.tolist()}"
+            )
         if first:
-            if classes is None:
-                raise ValueError(
-                    "classes must be given at the first call to partial_fit: all there are"
-                )
             random = check_random_state(self.random_state)
-            self._generator = torch.Generator().manual_seed(int(random.randint(2**31 - 1)))
-            data = self._start(X, np.unique(classes), self._generator)
-            self._loss = method.loss(len(self.classes_), self.n_features_in_)
+            generator = torch.Generator().manual_seed(int(random.randint(2**31 - 1)))
+            data = self._start(X, known, generator)
+            self._loss = method.loss(len(known), self.n_features_in_)
             self._keep_reward()
         else:
             data = self._inputs(X)
-        unknown = np.setdiff1d(y, self.classes_)
-        if len(unknown) or (
-            classes is not None and not np.array_equal(np.unique(classes), self.classes_)
-        ):
-            raise ValueError(
-                f"classes={unknown.tolist() or list(classes)} are not those of the first call: "
-                f"{self.classes_.tolist()}"
-            )
         everything = (np.arange(len(X)),) * self.members
         none = (np.arange(0),) * self.members
         # The temperature is for answers, not for training: the inner problem is the one at λ.

@@ -186,7 +186,7 @@ def test_partial_fit_learns_a_pass_at_a_time() -> None:
         for start in range(0, 600, 100):
             model.partial_fit(x[start : start + 100], y[start : start + 100])
     assert model.score(x, y) > 0.71 > 0.68 > first  # the true probabilities reach .727
-    with pytest.raises(ValueError, match="not those of the first call"):
+    with pytest.raises(ValueError, match="not among those of the first call"):
         model.partial_fit(x[:50], y[:50] + 7)
 
 
