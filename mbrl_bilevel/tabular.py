@@ -61,6 +61,10 @@ class BilevelClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     Raises ValueError for bad input, in scikit-learn's own words where it has them.
     """
 
+    classes_: Array
+    reward_matrix_: Array
+    _policy: TemperedPolicy
+
     def __init__(
         self,
         method: str = "bilevel",
