@@ -38,6 +38,10 @@ RUNS: dict[str, list[str]] = {
 POOLS: dict[str, list[str]] = {
     "train, 2 seeds": ["train", *_TRAIN, "--seeds", "2", "--jobs", "2"],
     "compare, 2 jobs": [*RUNS["compare"], "--jobs", "2"],
+    "classify, 2 jobs": [
+        *["classify", "--data", "wine", "iris", "--members", "2", "--hidden", "8", "--seeds", "2"],
+        *["--train-steps", "40", "--methods", "bilevel", "nll", "--jobs", "2"],
+    ],
 }
 #: Times differ from run to run; nothing else may.
 _FREE = ("train_seconds", "wall_seconds")
