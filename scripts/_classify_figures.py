@@ -19,6 +19,7 @@ mpl.use("Agg")
 import matplotlib.pyplot as plt  # after the backend is chosen
 
 _COLOURS = {"bilevel": "#1b6ca8", "nll": "#d1495b", "label-smoothing": "#edae49"}
+_OTHERS = ("#2a9d8f", "#9b5de5", "#6c757d", "#a7c957", "#00a6d6", "#8d6e63", "#222222")
 _PANELS = (("accuracy", "accuracy"), ("nll", "NLL (nats)"), ("ece", "ECE"))
 #: Heat maps at most, and methods in one reliability diagram.
 _MOST = 6
@@ -26,7 +27,7 @@ _MOST = 6
 
 def colour(method: str, index: int) -> str:
     """A method's own colour, the same in every figure."""
-    return _COLOURS.get(method, f"C{index % 10}")
+    return _COLOURS.get(method, _OTHERS[index % len(_OTHERS)])
 
 
 def draw_differences(folder: Path, rows: Sequence[Row], methods: Sequence[str]) -> Path | None:
@@ -54,7 +55,9 @@ def draw_differences(folder: Path, rows: Sequence[Row], methods: Sequence[str]) 
                 if found:
                     _bar(axis, i, found, colour(other, i))
             axis.axvline(0.0, color="black", linewidth=1)
-            if name != "accuracy":  # some methods are ten times further away than the close ones
+            if name == "accuracy":
+                axis.locator_params(axis="x", nbins=5)
+            else:  # some methods are ten times further away than the close ones
                 axis.set_xscale("symlog", linthresh=0.01)
             axis.set_yticks(range(len(others)), others if axis is line[0] else [], fontsize=8)
             axis.set_ylim(len(others) - 0.4, -0.6)
@@ -140,10 +143,14 @@ def draw_rewards(folder: Path, rows: Sequence[Row]) -> Path | None:
     names = list(dict.fromkeys(row["dataset"] for row in kept))[:_MOST]
     if not names:
         return None
+    columns = min(3, len(names))
+    lines = -(-len(names) // columns)
     figure, axes = plt.subplots(
-        1, len(names), figsize=(3.4 * len(names), 3.4), layout="constrained", squeeze=False
+        lines, columns, figsize=(3.6 * columns, 3.5 * lines), layout="constrained", squeeze=False
     )
-    for axis, name in zip(axes[0], names, strict=True):
+    for axis in axes.flat[len(names) :]:
+        axis.set_axis_off()
+    for axis, name in zip(axes.flat, names, strict=False):
         mine = [row for row in kept if row["dataset"] == name]
         matrix = np.mean([row["reward_matrix"] for row in mine], axis=0)
         matrix = matrix - matrix.mean(0)
@@ -155,7 +162,8 @@ def draw_rewards(folder: Path, rows: Sequence[Row]) -> Path | None:
         axis.set_xlabel("true class")
         axis.set_title(name, fontsize=10)
         figure.colorbar(image, ax=axis, shrink=0.7)
-    axes[0][0].set_ylabel("answer")
+    for line in axes:
+        line[0].set_ylabel("answer")
     return _save(figure, folder / "reward_matrices.png")
 
 
