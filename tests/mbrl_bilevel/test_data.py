@@ -270,3 +270,18 @@ def test_rows_for_the_outer_level_only_are_seen_by_nothing_else(members: int, se
         assert not outer_only[stop].any()
         np.testing.assert_array_equal(np.sort(np.concatenate([train, stop])), np.arange(200))
         assert not set(groups[train]) & set(groups[stop])
+
+
+def test_a_rows_own_weight_goes_into_samples_and_minibatches() -> None:
+    x = torch.arange(6.0).unsqueeze(1)
+    folds = Folds((np.arange(2),), (np.arange(2, 6),), (np.arange(4, 6),))
+    data = FitData(x, x, folds, weight=x.squeeze(1) + 1.0)
+    batch = Minibatches(data, 5).draw(torch.Generator().manual_seed(0))
+    assert batch.weight is not None
+    assert torch.equal(batch.weight, batch.x.squeeze(-1) + 1.0)
+    # Rows 2 to 5 weigh 3 to 6: (2·3 + 3·4 + 4·5 + 5·6)/18.
+    stop = data.sample(folds.stop)
+    assert stop.mean(stop.y[..., 0]).item() == pytest.approx(68.0 / 18.0)
+    for wrong in (torch.ones(5), torch.zeros(6), torch.full((6,), torch.nan)):
+        with pytest.raises(InvalidInputError, match="leave rows of weight zero out"):
+            FitData(x, x, folds, weight=wrong)
