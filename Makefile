@@ -29,8 +29,8 @@ format: $(STAMP)  ## rewrite the code in the house style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-test: lint  ## lint, types and the whole test suite
-	$(BIN)/python -m pytest
+test: lint  ## lint, types and the whole test suite, on all cores
+	$(BIN)/python -m pytest --numprocesses logical --dist worksteal
 
 faults: $(STAMP)  ## 200 kills -9, full disks, hostile files, at full length (about half an hour)
 	FAULTS=200 $(BIN)/python -m pytest tests/faults -s

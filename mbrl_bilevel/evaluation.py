@@ -6,14 +6,12 @@ One step ahead and k steps open-loop, in raw units; likelihood in nats per targe
 from __future__ import annotations
 
 import math
-import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from scipy import stats
 from torch import Tensor
 
 from mbrl_bilevel.distributions import DiagonalGaussian
@@ -174,52 +172,6 @@ def evaluate_open_loop(
         tuple(error[:, at].mean((0, 2)).sqrt().tolist()),
         tuple(inside[:, at].double().mean((0, 2)).tolist()),
     )
-
-
-def interval(
-    values: Sequence[float], confidence: float = 0.95, seed: int = 0
-) -> Mapping[str, float | int | None]:
-    """Mean, interquartile mean and a bootstrap interval of the mean over repeats.
-
-    The interval is the bias-corrected accelerated bootstrap (Efron 1987) of scipy, percentile with
-    fewer than five values or where that is undefined; None with fewer than two values, or where one
-    is not finite. Raises InvalidInputError without any.
-    """
-    array = np.asarray(values, dtype=np.float64)
-    if len(array) == 0:
-        raise InvalidInputError("interval: values is empty; give at least one")
-    low: float | None = None
-    high: float | None = None
-    if len(array) >= 2 and np.isfinite(array).all():
-        if np.ptp(array) == 0.0:
-            low = high = float(array[0])
-        else:
-            low, high = _bootstrap(array, confidence, seed, "BCa" if len(array) >= 5 else None)
-    return {
-        "mean": float(array.mean()),
-        "iqm": float(stats.trim_mean(array, 0.25)),
-        "low": low,
-        "high": high,
-        "n": len(array),
-    }
-
-
-def _bootstrap(
-    array: npt.NDArray[np.float64], confidence: float, seed: int, method: str | None
-) -> tuple[float, float]:
-    with warnings.catch_warnings(), np.errstate(all="ignore"):
-        # Values that differ in the last digit alone have no acceleration; scipy warns, says NaN.
-        warnings.simplefilter("ignore")
-        found = stats.bootstrap(
-            (array,),
-            np.mean,
-            confidence_level=confidence,
-            method=method or "percentile",
-            rng=np.random.default_rng(seed),
-        ).confidence_interval
-    if method is not None and not (np.isfinite(found.low) and np.isfinite(found.high)):
-        return _bootstrap(array, confidence, seed, None)
-    return float(found.low), float(found.high)
 
 
 def _coverage(pit: Tensor) -> tuple[float, ...]:

@@ -27,8 +27,8 @@ from sklearn.preprocessing import StandardScaler
 from mbrl_bilevel.calibration import class_scores
 from mbrl_bilevel.class_methods import get_class_method
 from mbrl_bilevel.errors import InvalidInputError
-from mbrl_bilevel.evaluation import interval
 from mbrl_bilevel.fit import Schedule
+from mbrl_bilevel.statistics import interval
 from mbrl_bilevel.tabular import BilevelClassifier
 
 #: Columns that are summarised; accuracies are the better the higher, the others the lower.

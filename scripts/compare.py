@@ -37,12 +37,12 @@ from mbrl_bilevel.evaluation import (
     evaluate_one_step,
     evaluate_open_loop,
     evaluate_regression,
-    interval,
 )
 from mbrl_bilevel.fit import Schedule
 from mbrl_bilevel.methods import get_method
 from mbrl_bilevel.model_env import Imagination
 from mbrl_bilevel.regression import fit_regression
+from mbrl_bilevel.statistics import interval
 from mbrl_bilevel.types import FitResult, Rule, Transitions
 
 #: Metrics that are summarised, and whether a lower value is better.

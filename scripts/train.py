@@ -32,10 +32,10 @@ from envs.make import make_env
 from envs.offline import load_minari, require_new_minari, save_minari
 from envs.rules import load_rule, termination_rule
 from mbrl_bilevel.errors import CheckpointError, InvalidInputError
-from mbrl_bilevel.evaluation import interval
 from mbrl_bilevel.fit import Schedule
 from mbrl_bilevel.methods import get_method
 from mbrl_bilevel.model_env import Imagination
+from mbrl_bilevel.statistics import interval
 from mbrl_bilevel.types import Rule
 
 

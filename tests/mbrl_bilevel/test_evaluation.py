@@ -19,7 +19,6 @@ from mbrl_bilevel.evaluation import (
     _window_starts,
     evaluate_one_step,
     evaluate_open_loop,
-    interval,
 )
 from mbrl_bilevel.normaliser import Normaliser
 from mbrl_bilevel.types import Transitions
@@ -259,51 +258,3 @@ def test_open_loop_says_what_is_wrong(linear_model: LinearModel) -> None:
     for bad in ({"steps": (0, 2)}, {"steps": ()}, {"windows": 0}, {"particles_per_member": 0}):
         with pytest.raises(InvalidInputError, match="must be at least 1"):
             evaluate_open_loop(model, data, generator=seeded(), **({"steps": (1,)} | bad))
-
-
-def test_interval_is_the_bootstrap_of_scipy() -> None:
-    values = np.random.default_rng(0).lognormal(size=25)
-    found = interval(values, confidence=0.9, seed=3)
-    expected = stats.bootstrap(
-        (values,), np.mean, confidence_level=0.9, method="BCa", rng=np.random.default_rng(3)
-    ).confidence_interval
-    assert (found["low"], found["high"]) == (expected.low, expected.high)
-    assert found["mean"] == pytest.approx(values.mean())
-    # n = 25: rliable and scipy cut int(25/4) = 6 values on each side.
-    assert found["iqm"] == pytest.approx(np.sort(values)[6:-6].mean())
-    assert found["n"] == 25
-
-
-def test_interval_covers_the_mean_as_often_as_it_says() -> None:
-    draws = np.random.default_rng(1)
-    covered = 0
-    for _ in range(60):
-        found = interval(draws.normal(2.0, 1.0, size=30), confidence=0.9)
-        assert found["low"] is not None
-        assert found["high"] is not None
-        covered += found["low"] <= 2.0 <= found["high"]
-    assert stats.binomtest(covered, 60, 0.88).pvalue > 0.01
-
-
-def test_interval_of_few_values() -> None:
-    assert interval([4.0]) == {"mean": 4.0, "iqm": 4.0, "low": None, "high": None, "n": 1}
-    assert interval([3.0] * 4) == {"mean": 3.0, "iqm": 3.0, "low": 3.0, "high": 3.0, "n": 4}
-    two = interval([1.0, 2.0])
-    assert (two["mean"], two["low"], two["high"]) == (1.5, 1.0, 2.0)
-    with pytest.raises(InvalidInputError, match="values is empty"):
-        interval([])
-
-
-def test_interval_is_a_number_where_bca_is_undefined() -> None:
-    """Values that differ in the last digit alone have no acceleration."""
-    found = interval([1.0, 1.0, 1.0, 1.0, 1.0 + 2**-52])
-    assert found["low"] == pytest.approx(1.0)
-    assert found["high"] == pytest.approx(1.0)
-
-
-@pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_interval_does_not_hide_what_is_not_finite(bad: float) -> None:
-    found = interval([1.0, 2.0, 3.0, 4.0, 5.0, bad])
-    assert not np.isfinite(found["mean"])
-    assert found["low"] is None
-    assert found["high"] is None
