@@ -43,6 +43,11 @@ class Folds:
         train = tuple(np.concatenate(pair) for pair in zip(self.train, self.outer, strict=True))
         return Folds(train, self.stop, tuple(rows[:0] for rows in self.outer))
 
+    def with_stop_as_outer(self) -> Folds:
+        """The stopping samples lent to the outer level, for one that sets nothing they stop."""
+        outer = tuple(np.concatenate(pair) for pair in zip(self.stop, self.outer, strict=True))
+        return Folds(self.train, self.stop, outer)
+
 
 @dataclass(frozen=True)
 class Chain:

@@ -18,7 +18,6 @@ from mbrl_bilevel.data import FitData
 from mbrl_bilevel.errors import InvalidInputError
 from mbrl_bilevel.estimators import REINFORCE
 from mbrl_bilevel.fit import Log, Schedule, fit
-from mbrl_bilevel.held_out_variance import HeldOutVarianceNetwork
 from mbrl_bilevel.implicit import FisherImplicit
 from mbrl_bilevel.k_step import HeldOutShift
 from mbrl_bilevel.kernel_reward import KernelReward
@@ -31,14 +30,14 @@ from mbrl_bilevel.objectives import (
     OneStepNLL,
     ProfileNLL,
     Total,
-    WeightedMSE,
 )
 from mbrl_bilevel.outer import Outer
 from mbrl_bilevel.policies import GaussianPolicy, MixturePolicy, Scale
 from mbrl_bilevel.regularisers import Entropy
 from mbrl_bilevel.rewards import Mahalanobis
 from mbrl_bilevel.shift import AffineShift, Shifted
-from mbrl_bilevel.temperature import HeldOutTemperature, SharedSpread
+from mbrl_bilevel.spread import HeldOutSpread, SharedSpread
+from mbrl_bilevel.temperature import HeldOutTemperature
 from mbrl_bilevel.transforms import Exponential, MinShift, Transform
 from mbrl_bilevel.types import FitResult
 
@@ -49,8 +48,9 @@ class Method:
 
     Losses and objectives that look ahead get segments of ``horizon`` rows. Where ``shifted``, the
     reward asks for y + b_φ(x), b affine (``Shifted``). The policy is a mixture of
-    ``components`` Gaussians where there are several. With a ``share`` above zero, the second half of the steps trains on U(x): the spread found in the
-    first half, shared with the temperature (``SharedSpread``).
+    ``components`` Gaussians where there are several. With a ``share`` the reward is the policy's
+    ``SharedSpread``. An outer level that sets nothing but σ ``lends_stop``: it sees the rows of early
+    stopping as well.
     """
 
     scale: Scale
@@ -58,7 +58,8 @@ class Method:
     outer: Outer | None
     criterion: Objective
     summary: str
-    share: float = 0.0
+    share: float | None = None
+    lends_stop: bool = False
     horizon: int = 1
     shifted: bool = False
     components: int = 1
@@ -98,36 +99,24 @@ class Method:
         log: Log | None = None,
     ) -> FitResult:
         """Fit ``policy`` in place. Raises as ``mbrl_bilevel.fit.fit`` does."""
-        schedule, dim = schedule or Schedule(), data.y.shape[-1]
-        if self.share > 0.0:
-            schedule = replace(schedule, steps=-(-schedule.steps // 2))
-        loss = self.loss(dim)
+        loss = self.loss(data.y.shape[-1])
         if self.shifted:
             assert isinstance(loss, PolicyGradient)
-            loss.reward = Shifted(loss.reward, AffineShift(data.x.shape[-1], dim))
-        first = fit(
+            loss.reward = Shifted(loss.reward, AffineShift(data.x.shape[-1], data.y.shape[-1]))
+        if self.share is not None:
+            assert isinstance(loss, PolicyGradient)
+            assert isinstance(policy, GaussianPolicy)
+            loss.reward = SharedSpread(policy, self.share)
+        if self.lends_stop:
+            data = replace(data, folds=data.folds.with_stop_as_outer())
+        return fit(
             policy,
             loss,
             data,
             generator=generator,
             outer=self.outer,
             criterion=self.criterion,
-            schedule=schedule,
-            progress=progress,
-            log=log,
-        )
-        if self.share == 0.0:
-            return first
-        assert isinstance(policy, GaussianPolicy)
-        weight = SharedSpread(policy, self.share)
-        return fit(
-            policy,
-            PolicyGradient(Mahalanobis(dim, function=weight)),
-            data,
-            generator=generator,
-            outer=self.outer,
-            criterion=WeightedMSE(weight),
-            schedule=schedule,
+            schedule=schedule or Schedule(),
             progress=progress,
             log=log,
         )
@@ -149,20 +138,28 @@ def _published(u: float, temperature: float, transform: Transform) -> Callable[[
 
 METHODS: dict[str, Method] = {
     "bilevel": Method(
+        scale="separate",
+        loss=lambda dim: PolicyGradient(Mahalanobis(dim)),
+        outer=Outer(HeldOutSpread(), every=200, warmup=200),
+        criterion=ProfileNLL(),
+        summary="policy gradient on a quadratic reward; its weights u(x) and the temperature λ(x), which "
+        "share the spread, inferred on held-out data again and again",
+        share=0.5,
+        lends_stop=True,
+    ),
+    "bilevel-temperature": Method(
         scale="tempered",
         loss=lambda dim: PolicyGradient(Mahalanobis(dim, "diagonal")),
         outer=Outer(HeldOutTemperature()),
         criterion=ProfileNLL(),
-        summary="policy gradient on a Mahalanobis reward; U(x) and the temperature λ(x), which share "
-        "the spread, inferred on held-out data",
-        share=0.5,
+        summary="the same with a constant U: the temperature λ(x) has all of the spread",
     ),
     "bilevel-constant": Method(
         scale="constant",
         loss=lambda dim: PolicyGradient(Mahalanobis(dim, "diagonal")),
         outer=Outer(ClosedForm()),
         criterion=ProfileNLL(),
-        summary="the same with a constant U and temperature",
+        summary="the same with constants U and λ, in closed form",
     ),
     "nll": Method(
         scale="network",
@@ -203,8 +200,9 @@ METHODS: dict[str, Method] = {
     "mse-network": Method(
         scale="separate",
         loss=lambda dim: MSE(),
-        outer=Outer(HeldOutVarianceNetwork()),
+        outer=Outer(HeldOutSpread(refit=0, ensemble=False)),
         criterion=OneStepMSE(),
+        lends_stop=True,
         summary="mean squared error, a variance network fitted on held-out residuals",
     ),
     "beta-nll": Method(

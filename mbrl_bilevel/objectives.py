@@ -7,7 +7,6 @@ form is one, since the solvers need its gradient in θ only.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -152,17 +151,6 @@ class OneStepMSE:
     def __call__(self, policy: Policy, batch: Batch) -> Tensor:
         mean = _mean(policy.dist(batch.x), "OneStepMSE")
         return batch.mean((mean - batch.y).square().mean(-1))
-
-
-@dataclass(frozen=True)
-class WeightedMSE:
-    """Mean squared error per target dimension, weighted by ``weight(x [E, B, X]) -> [E, B, D]``."""
-
-    weight: Callable[[Tensor], Tensor]
-
-    def __call__(self, policy: Policy, batch: Batch) -> Tensor:
-        mean = _mean(policy.dist(batch.x), "WeightedMSE")
-        return batch.mean(((mean - batch.y).square() * self.weight(batch.x)).mean(-1))
 
 
 def _mean(dist: Distribution, objective: str) -> Tensor:

@@ -58,7 +58,8 @@ class _ScaledPolicy(nn.Module):
         width = located + scaled if scale == "network" else located
         self.network = EnsembleMLP(members, (inputs, *hidden, width), generator)
         if scale != "network":
-            self.raw_scale = nn.Parameter(torch.zeros(members, 1, scaled))
+            # A separate scale is an outer solver's alone.
+            self.raw_scale = nn.Parameter(torch.zeros(members, 1, scaled), scale != "separate")
         if scale in ("detached", "tempered"):
             # A tempered scale is not trained by the inner level: an outer solver sets it once the
             # mean is there. A detached one is. Zeros: no draw that another scale would not make.
@@ -81,6 +82,10 @@ class _ScaledPolicy(nn.Module):
             unbounded = torch.full((members, 1, scaled), math.inf)
             self.register_buffer("temper_low", -unbounded)
             self.register_buffer("temper_high", unbounded)
+        if scale == "separate":
+            # Added to log σ where there are other members, whose disagreement is spread already.
+            self.dispersion: Tensor
+            self.register_buffer("dispersion", torch.zeros(members, 1, scaled))
         if scale == "network":
             # Scales start at one for every x. From random weights a likelihood first shrinks σ
             # where the untrained mean happens to be right, and a linear policy stays there.
@@ -119,6 +124,7 @@ class _ScaledPolicy(nn.Module):
             if self.scale == "separate":
                 for parameter in self.scale_network.last.parameters():
                     parameter.zero_()
+                self.dispersion.zero_()
             if self.scale in ("tempered", "separate"):
                 self.temper_low.fill_(-math.inf)
                 self.temper_high.fill_(math.inf)
@@ -142,7 +148,7 @@ class GaussianPolicy(_ScaledPolicy):
     ``scale="detached"`` learns σ(x) from the same trunk without moving it (Stirn 2023).
     ``scale="tempered"`` is constant until an outer solver gives it a temperature λ(x), log-linear in
     the detached features of the last hidden layer (``HeldOutTemperature``), and so is
-    ``scale="separate"``, which gets a small network on these features (``HeldOutVarianceNetwork``).
+    ``scale="separate"``, which gets a small network on these features (``HeldOutSpread``).
     log σ lies within ``log_std_bounds`` by a sigmoid (``LogBounds``), so its gradient never dies
     at once; raw zero, where both start, means σ = 1.
 
@@ -176,7 +182,10 @@ class GaussianPolicy(_ScaledPolicy):
     def dist(self, x: Tensor) -> DiagonalGaussian:
         """The predicted distribution at ``x`` [E, B, X]: mean and log σ [E, B, D]."""
         mean, raw = self._outputs(x)
-        return DiagonalGaussian(mean, self._bounds.bound(raw))
+        log_std = self._bounds.bound(raw)
+        if self.scale == "separate" and self.members > 1:
+            log_std = log_std + self.dispersion
+        return DiagonalGaussian(mean, log_std)
 
     def bounded_log_std(self, raw: Tensor) -> Tensor:
         """log σ for raw scales of any shape."""

@@ -6,18 +6,15 @@ reward, and λ_d(x) = 2 u_d σ_d²(x) is what makes held-out residuals likely (a
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from mbrl_bilevel.bilevel import Problem, Report
-from mbrl_bilevel.closed_form import ClosedForm, held_out_second_moment
+from mbrl_bilevel.closed_form import ClosedForm
 from mbrl_bilevel.errors import InvalidInputError, UnsupportedCombinationError
-from mbrl_bilevel.losses import PolicyGradient
 from mbrl_bilevel.policies import GaussianPolicy
-from mbrl_bilevel.rewards import Mahalanobis
 
 #: How much more a dimension's own map is held back than the shared one.
 _OWN_RIDGE = 5.0
@@ -67,25 +64,18 @@ class HeldOutTemperature:
             raise UnsupportedCombinationError(
                 'HeldOutTemperature needs a GaussianPolicy(scale="tempered"), whose σ(x) it sets'
             )
-        if not _given_u(problem):
-            self.closed_form.check(problem)
+        self.closed_form.check(problem)
 
     def step(self, problem: Problem) -> Report:
         """A constant U at its optimum at the present θ; λ stays constant while the mean is on its
-        way. A given U(x) is left as it is."""
-        return {} if _given_u(problem) else self.closed_form.step(problem)
+        way."""
+        return self.closed_form.step(problem)
 
     def finish(self, problem: Problem) -> Report:
         """U and the constant σ at the kept θ, then σ(x)."""
         policy = problem.policy
         assert isinstance(policy, GaussianPolicy)
-        if _given_u(problem):
-            # Whatever U(x) is, λ_d(x) = 2 u_d(x) σ_d²(x) makes σ the inner optimum's.
-            report: Report = {}
-            moment = held_out_second_moment(policy, problem.held_out)
-            policy.set_std(moment.diagonal().sqrt())
-        else:
-            report = self.closed_form.finish(problem)
+        report = self.closed_form.finish(problem)
         rows = _Rows.of(problem, policy, self.rows)
         own = torch.zeros_like(policy.temper_weight, requires_grad=True)
         shared = torch.zeros_like(own[..., :1], requires_grad=True)
@@ -113,37 +103,6 @@ class HeldOutTemperature:
             rows.bound(factor * kept[0])
         gain = constant - best
         return {**report, "temperature_factor": factor, "temperature_gain": gain}
-
-
-class SharedSpread:
-    """U(x) = ½ σ²ᵃ⁻²·σ(x)⁻²ᵃ from a fitted policy's σ(x), its constant part σ and a ``share`` a.
-
-    One-step likelihood fixes only λ(x)/U(x) = 2σ²(x): how the two share the spread is a gauge. Every
-    a has the same inner optimum, but a says how strongly each x pulls on a mean that cannot be
-    right everywhere: a = 0 as squared error does, a = 1 as likelihood does. Weights relative to the
-    constant's stay within ``limit`` of one either way.
-    """
-
-    def __init__(self, policy: GaussianPolicy, share: float = 0.5, limit: float = 20.0) -> None:
-        self._policy = copy.deepcopy(policy).requires_grad_(False)
-        self._share, self._limit = share, limit
-
-    @torch.no_grad()
-    def __call__(self, x: Tensor) -> Tensor:
-        """u_d(x), [E, B, D]."""
-        constant = self._policy.bounded_log_std(self._policy.raw_scale)
-        excess = self._policy.dist(x).log_std - constant
-        weight = torch.exp(-2.0 * self._share * excess).clamp(1.0 / self._limit, self._limit)
-        return 0.5 * torch.exp(-2.0 * constant) * weight
-
-
-def _given_u(problem: Problem) -> bool:
-    loss = problem.loss
-    return (
-        isinstance(loss, PolicyGradient)
-        and isinstance(loss.reward, Mahalanobis)
-        and isinstance(loss.reward.function, SharedSpread)
-    )
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,8 @@ class Args(RunArgs):
     agent: Literal["mpc"] = "mpc"
     """What acts: mpc plans in the learned model at every step."""
     model: str = "bilevel"
-    """How the model is trained: bilevel, bilevel-constant, bilevel-k-step, bilevel-mixture, nll,
+    """How the model is trained: bilevel, bilevel-temperature, bilevel-constant,
+    bilevel-k-step, bilevel-mixture, nll,
     mse, mse-network, beta-nll, beta-nll-1, faithful, nll-mixture, k-step, paper, paper-exponential."""
     steps: int = 3000
     """Real environment steps."""

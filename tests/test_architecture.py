@@ -40,7 +40,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
         "closed_form",
         "temperature",
         "class_temperature",
-        "held_out_variance",
+        "spread",
         "k_step",
         "function_space",
         "outer",

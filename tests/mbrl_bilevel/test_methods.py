@@ -3,29 +3,32 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from mbrl_bilevel import methods
 from mbrl_bilevel.data import Chain, FitData, cross_fit
 from mbrl_bilevel.errors import InvalidInputError
 from mbrl_bilevel.fit import Schedule
 from mbrl_bilevel.methods import METHODS, get_method
-from mbrl_bilevel.objectives import WeightedMSE
-from mbrl_bilevel.temperature import SharedSpread
-from mbrl_bilevel.types import FitResult
 
 
 def test_the_methods_are_these() -> None:
     assert tuple(METHODS) == (
-        *("bilevel", "bilevel-constant", "nll", "nll-mixture", "bilevel-mixture", "mse"),
+        *(
+            "bilevel",
+            "bilevel-temperature",
+            "bilevel-constant",
+            "nll",
+            "nll-mixture",
+            "bilevel-mixture",
+            "mse",
+        ),
         *("mse-network", "beta-nll", "beta-nll-1", "faithful", "k-step", "bilevel-k-step"),
         *("paper", "paper-exponential"),
     )
-    assert [name for name in METHODS if METHODS[name].share > 0.0] == ["bilevel"]
+    assert [name for name in METHODS if METHODS[name].share is not None] == ["bilevel"]
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -71,39 +74,6 @@ def test_every_method_trains(name: str) -> None:
         # The truth has log(.3 √(2πe)) = 0.215 nats a dimension, the marginal 1.0.
         assert nll < 0.35
     assert all(math.isfinite(value) for value in result.criterion)
-
-
-@pytest.mark.parametrize("name", METHODS)
-@pytest.mark.parametrize("steps", [400, 401])
-def test_only_a_shared_spread_is_trained_in_halves(
-    name: str, steps: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The second half goes on from the first, on the same data, with the U(x) that it left."""
-    calls: list[tuple[Any, Any, FitData, dict[str, Any]]] = []
-
-    def spy(policy: Any, loss: Any, data: FitData, **rest: Any) -> FitResult:
-        calls.append((policy, loss, data, rest))
-        return FitResult((float(len(calls)),), (0,), 0, False, {}, {})
-
-    monkeypatch.setattr(methods, "fit", spy)
-    method, g = METHODS[name], torch.Generator().manual_seed(0)
-    x, y = torch.randn(60, 2, generator=g), torch.randn(60, 3, generator=g)
-    data = FitData(x, y, cross_fit(np.arange(60) // 3, 2, np.random.default_rng(0)))
-    policy = method.policy(2, 3, generator=g, members=2, hidden=(4,))
-    result = method.fit(policy, data, generator=g, schedule=Schedule(steps=steps))
-    assert result.criterion == (float(len(calls)),)
-    for called, _, given, rest in calls:
-        assert called is policy
-        assert given is data
-        assert rest["outer"] is method.outer
-    if method.share == 0.0:
-        assert [rest["schedule"].steps for *_, rest in calls] == [steps]
-        assert calls[0][3]["criterion"] is method.criterion
-        return
-    assert [rest["schedule"].steps for *_, rest in calls] == [(steps + 1) // 2] * 2
-    assert calls[0][3]["criterion"] is method.criterion
-    assert isinstance(calls[1][3]["criterion"], WeightedMSE)
-    assert isinstance(calls[1][1].reward.function, SharedSpread)
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -12,12 +12,11 @@ from mbrl_bilevel.data import FitData, cross_fit
 from mbrl_bilevel.errors import InvalidInputError, UnsupportedCombinationError
 from mbrl_bilevel.fit import Schedule, fit
 from mbrl_bilevel.losses import PolicyGradient
-from mbrl_bilevel.methods import METHODS
 from mbrl_bilevel.objectives import ProfileNLL
 from mbrl_bilevel.outer import Outer
 from mbrl_bilevel.policies import GaussianPolicy, Scale
 from mbrl_bilevel.rewards import Mahalanobis
-from mbrl_bilevel.temperature import HeldOutTemperature, SharedSpread
+from mbrl_bilevel.temperature import HeldOutTemperature
 
 ROWS = 3000
 
@@ -113,44 +112,6 @@ def test_off_the_data_it_stays_within_what_was_seen() -> None:
     assert (far <= seen.amax(1, keepdim=True) + 1e-5).all()
     assert (far >= seen.amin(1, keepdim=True) - 1e-5).all()
     assert seen.std() > 0.2
-
-
-def test_shared_spread_weighs_by_the_share() -> None:
-    policy, _ = fitted(noisy(slope=1.0))
-    x = torch.rand(3, 40, 2, generator=torch.Generator().manual_seed(2)) * 2.0 - 1.0
-    log_std = policy.dist(x).log_std
-    base = 0.5 * torch.exp(-2.0 * policy.bounded_log_std(policy.raw_scale))
-    even, full = SharedSpread(policy, 0.0)(x), SharedSpread(policy, 1.0, limit=1e9)(x)
-    torch.testing.assert_close(even, base.expand_as(log_std))
-    torch.testing.assert_close(full, 0.5 * torch.exp(-2.0 * log_std))
-    tight = SharedSpread(policy, 1.0, limit=1.1)(x) / base
-    assert tight.max() <= 1.1 + 1e-5
-    assert tight.min() >= 1.0 / 1.1 - 1e-5
-
-
-def test_shared_spread_is_frozen() -> None:
-    policy, _ = fitted(noisy(slope=1.0))
-    share = SharedSpread(policy, 0.5)
-    x = torch.zeros(3, 4, 2)
-    before = share(x).clone()
-    with torch.no_grad():
-        for parameter in policy.parameters():
-            parameter.add_(1.0)
-    assert torch.equal(share(x), before)
-
-
-def test_the_second_half_is_weighted_and_keeps_the_likelihood() -> None:
-    """Method.fit with a share: σ(x) is still what held-out residuals say, at the new mean."""
-    data = noisy(slope=1.0)
-    generator = torch.Generator().manual_seed(1)
-    policy = GaussianPolicy(2, 1, generator=generator, members=3, hidden=(32, 32), scale="tempered")
-    result = METHODS["bilevel"].fit(
-        policy, data, generator=generator, schedule=Schedule(steps=1000, learning_rate=1e-2)
-    )
-    assert result.steps <= 500  # the second half's own
-    x = torch.stack([torch.linspace(-0.9, 0.9, 7), torch.zeros(7)], dim=1).expand(3, -1, -1)
-    assert (policy.dist(x).log_std - (-1.5 + x[..., :1])).abs().max() < 0.4
-    assert (policy.dist(x).mean - torch.sin(2.0 * x[..., :1])).abs().max() < 0.3
 
 
 @pytest.mark.parametrize(
