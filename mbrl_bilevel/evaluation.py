@@ -6,8 +6,9 @@ One step ahead and k steps open-loop, in raw units; likelihood in nats per targe
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -19,8 +20,13 @@ from mbrl_bilevel.dynamics import DynamicsModel
 from mbrl_bilevel.errors import InvalidInputError
 from mbrl_bilevel.mixture import GaussianMixture
 from mbrl_bilevel.model_env import Imagination, imagined_trajectories
+from mbrl_bilevel.policies import with_members
 from mbrl_bilevel.regression import Regression
+from mbrl_bilevel.scores import Normals
 from mbrl_bilevel.types import Transitions
+
+#: Least standard deviation of particles, in units of the observations' own.
+_LEAST_WIDTH = 1e-4
 
 #: Central intervals at which calibration is read.
 LEVELS: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
@@ -30,18 +36,31 @@ LEVELS: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 class OneStep:
     """One-step test metrics of an ensemble, over the target dimensions that vary in training.
 
-    ``rmse`` and ``crps`` (raw units, mean over dimensions); ``nrmse`` in units of the training
-    targets' standard deviation; ``nll`` in nats per dimension, of the members' mixture;
-    ``member_nll`` the members' own mean; ``calibration_error`` the mean over LEVELS of
-    |covered − level|; ``coverage`` [len(LEVELS)] what the central intervals cover.
+    ``rmse`` and ``crps`` (raw units, mean over dimensions); ``nrmse`` and ``ncrps`` in units of the
+    training targets' standard deviation; ``nll`` in nats per dimension; ``calibration_error`` the mean
+    over LEVELS of |covered − level|; ``coverage`` [len(LEVELS)] what the central intervals cover. All
+    of the mixture of the members; under ``member_`` the mean over the members, each as a model alone.
+
+    ``scaled_nll`` is that of a Gaussian with the mixture's mean and variance, the latter times one
+    factor found on the other half of the test rows: what is left of the differences if every method may
+    correct its over- or underdispersion by one number. ``dispersion`` is the square root of that
+    factor on all rows: above one, the ensemble is too sure of itself.
     """
 
     rmse: float
     nrmse: float
     nll: float
-    member_nll: float
     crps: float
+    ncrps: float
     calibration_error: float
+    member_rmse: float
+    member_nrmse: float
+    member_nll: float
+    member_crps: float
+    member_ncrps: float
+    member_calibration_error: float
+    scaled_nll: float
+    dispersion: float
     coverage: tuple[float, ...]
 
     @property
@@ -54,20 +73,18 @@ class OneStep:
 def evaluate_one_step(model: DynamicsModel, transitions: Transitions, chunk: int = 4096) -> OneStep:
     """One-step metrics of ``model`` on ``transitions``, which training must not have seen.
 
-    CRPS and coverage are of the Gaussian with the mixture's mean and variance. CRPS: Gneiting &
-    Raftery 2007, eq. 21. Raises InvalidInputError if there are no transitions.
+    Raises InvalidInputError if there are no transitions.
     """
     if len(transitions) == 0:
         raise InvalidInputError("evaluate_one_step: transitions is empty; give at least one")
-    parts = (transitions[slice(i, i + chunk)] for i in range(0, len(transitions), chunk))
-    pairs = (
-        (
-            model.dist(torch.from_numpy(rows.obs), torch.from_numpy(rows.action)),
-            model.target_values(rows),
-        )
-        for rows in parts
-    )
-    return _one_step(pairs, model.targets.scale[model.active])
+    obs, action = torch.from_numpy(transitions.obs), torch.from_numpy(transitions.action)
+    y = model.target_values(transitions)
+
+    def scored(one: DynamicsModel) -> _Scores:
+        return _scores(lambda rows: one.dist(obs[rows], action[rows]), y, chunk)
+
+    found = [scored(one) for one in (model, *_alone(model))]
+    return _one_step(found, model.targets.scale[model.active])
 
 
 @torch.inference_mode()
@@ -78,50 +95,107 @@ def evaluate_regression(model: Regression, x: Tensor, y: Tensor, chunk: int = 40
     """
     if len(x) == 0:
         raise InvalidInputError("evaluate_regression: x is empty; give at least one row")
-    parts = (slice(i, i + chunk) for i in range(0, len(x), chunk))
-    pairs = ((model.dist(x[part]), y[part][:, model.active]) for part in parts)
-    return _one_step(pairs, model.targets.scale[model.active])
+    active = y[:, model.active]
+
+    def scored(one: Regression) -> _Scores:
+        return _scores(lambda rows: one.dist(x[rows]), active, chunk)
+
+    found = [scored(one) for one in (model, *_alone(model))]
+    return _one_step(found, model.targets.scale[model.active])
 
 
-def _one_step(
-    pairs: Iterable[tuple[DiagonalGaussian | GaussianMixture, Tensor]], scale: Tensor
-) -> OneStep:
-    """Of the members' distributions [E, B, D] and the truth [B, D], both in raw units."""
-    squared, nll, member_nll, crps, pit = [], [], [], [], []
-    for dist, y in pairs:
-        joint = dist.log_prob(y)
-        nll.append(-(joint.logsumexp(0) - math.log(len(joint))) / y.shape[-1])
-        member_nll.append(-joint.mean(0) / y.shape[-1])
-        each, own = dist.marginals()
-        mean = each.mean(0)
-        std = (own.square().mean(0) + each.var(0, correction=0)).sqrt()
-        squared.append((y - mean).square())
-        z = (y - mean) / std
-        density = torch.exp(-0.5 * z.square()) / math.sqrt(2.0 * math.pi)
-        cdf = torch.special.ndtr(z)
-        crps.append(std * (z * (2.0 * cdf - 1.0) + 2.0 * density - 1.0 / math.sqrt(math.pi)))
-        pit.append(cdf)
-    error = torch.cat(squared)
-    coverage = _coverage(torch.cat(pit))
-    return OneStep(
-        rmse=error.mean().sqrt().item(),
-        nrmse=(error / scale.square()).mean().sqrt().item(),
-        nll=torch.cat(nll).mean().item(),
-        member_nll=torch.cat(member_nll).mean().item(),
-        crps=torch.cat(crps).mean().item(),
-        calibration_error=float(np.mean(np.abs(np.subtract(coverage, LEVELS)))),
-        coverage=coverage,
+Model = TypeVar("Model", DynamicsModel, Regression)
+
+
+def _alone(model: Model) -> list[Model]:
+    """Each member as a model of its own."""
+    return [replace(model, policy=with_members(model.policy, [k])) for k in range(model.members)]
+
+
+@dataclass(frozen=True)
+class _Scores:
+    """Of one model at each of N rows: ``nll`` [N] a dimension; ``error`` (squared), ``crps``, ``cdf``,
+    ``z`` (the error in standard deviations) and ``std``, [N, D]."""
+
+    nll: Tensor
+    error: Tensor
+    crps: Tensor
+    cdf: Tensor
+    z: Tensor
+    std: Tensor
+
+    @property
+    def coverage(self) -> tuple[float, ...]:
+        distance = (self.cdf - 0.5).abs()
+        return tuple((distance <= level / 2.0).double().mean().item() for level in LEVELS)
+
+    @property
+    def calibration_error(self) -> float:
+        return float(np.mean(np.abs(np.subtract(self.coverage, LEVELS))))
+
+
+def _scores(
+    dist_at: Callable[[slice], DiagonalGaussian | GaussianMixture], y: Tensor, chunk: int
+) -> _Scores:
+    parts = []
+    for start in range(0, len(y), chunk):
+        rows = slice(start, start + chunk)
+        dist, truth = dist_at(rows), y[rows]
+        joint = dist.log_prob(truth)
+        nll = -(joint.logsumexp(0) - math.log(len(joint))) / y.shape[-1]
+        normals = Normals.of(dist)
+        mean, std = normals.moments()
+        error = truth - mean
+        parts.append(
+            (nll, error.square(), normals.crps(truth), normals.cdf(truth), error / std, std)
+        )
+    return _Scores(*(torch.cat(part) for part in zip(*parts, strict=True)))
+
+
+def _one_step(found: Sequence[_Scores], scale: Tensor) -> OneStep:
+    """From the ensemble's scores and each member's, targets of standard deviation ``scale`` [D]."""
+    together, *members = (
+        {
+            "rmse": s.error.mean().sqrt().item(),
+            "nrmse": (s.error / scale.square()).mean().sqrt().item(),
+            "nll": s.nll.mean().item(),
+            "crps": s.crps.mean().item(),
+            "ncrps": (s.crps / scale).mean().item(),
+            "calibration_error": s.calibration_error,
+        }
+        for s in found
     )
+    alone = {f"member_{name}": float(np.mean([m[name] for m in members])) for name in together}
+    ensemble = found[0]
+    return OneStep(
+        **together,
+        **alone,
+        scaled_nll=_scaled_nll(ensemble),
+        dispersion=ensemble.z.square().mean().sqrt().item(),
+        coverage=ensemble.coverage,
+    )
+
+
+def _scaled_nll(scores: _Scores) -> float:
+    """Each half of the rows with the factor of the other; both halves with their own for one row."""
+    square = scores.z.square().mean(-1)
+    half = (len(square) + 1) // 2
+    first, second = square[:half].mean(), square[len(square) - half :].mean()
+    factor = torch.cat([second.expand(half), first.expand(len(square) - half)])
+    log_std = scores.std.log().mean(-1) + 0.5 * factor.log()
+    return (0.5 * square / factor + log_std + 0.5 * math.log(2.0 * math.pi)).mean().item()
 
 
 @dataclass(frozen=True)
 class OpenLoop:
-    """k-step open-loop metrics at each of ``steps``: ``nrmse`` of the particles' mean observation,
-    in units of the observations' standard deviation over the test data, and the share of true
-    observations in the particles' central 90 % interval."""
+    """k-step open-loop metrics at each of ``steps``, of the Gaussian with the particles' mean and variance:
+    ``nrmse`` of the mean observation, in units of the observations' standard deviation over the test
+    data; ``nll`` in nats per dimension of observations in these units; and the share of
+    true observations in the central 90 % interval."""
 
     steps: tuple[int, ...]
     nrmse: tuple[float, ...]
+    nll: tuple[float, ...]
     coverage_90: tuple[float, ...]
 
 
@@ -166,17 +240,16 @@ def evaluate_open_loop(
     half = 1.6448536 * std
     inside = ((truth - mean).abs() <= half)[..., varies]
     error = ((truth - mean) / spread.clamp_min(1e-6))[..., varies].square()
+    # Particles that all fell together (a mean that is sure of itself) still have a density.
+    width = (std / spread.clamp_min(1e-6))[..., varies].clamp_min(_LEAST_WIDTH)
+    nll = 0.5 * error / width.square() + width.log() + 0.5 * math.log(2.0 * math.pi)
     at = [k - 1 for k in steps]
     return OpenLoop(
         tuple(steps),
         tuple(error[:, at].mean((0, 2)).sqrt().tolist()),
+        tuple(nll[:, at].mean((0, 2)).tolist()),
         tuple(inside[:, at].double().mean((0, 2)).tolist()),
     )
-
-
-def _coverage(pit: Tensor) -> tuple[float, ...]:
-    distance = (pit - 0.5).abs()
-    return tuple((distance <= level / 2.0).double().mean().item() for level in LEVELS)
 
 
 def _window_starts(transitions: Transitions, horizon: int) -> npt.NDArray[np.int64]:

@@ -91,7 +91,7 @@ class HeldOutSpread:
     steps: int = 300
     average: int = 150
     ensemble: bool = True
-    learning_rate: float = 1e-3
+    learning_rate: float = 2e-3
     weight_decay: float = 0.1
     batch_size: int = 256
     rows: int = 20_000

@@ -12,6 +12,7 @@ import pytest
 import torch
 from scipy import integrate, special, stats
 
+from mbrl_bilevel.distributions import DiagonalGaussian
 from mbrl_bilevel.dynamics import DynamicsModel
 from mbrl_bilevel.errors import InvalidInputError
 from mbrl_bilevel.evaluation import (
@@ -20,7 +21,9 @@ from mbrl_bilevel.evaluation import (
     evaluate_one_step,
     evaluate_open_loop,
 )
+from mbrl_bilevel.mixture import GaussianMixture
 from mbrl_bilevel.normaliser import Normaliser
+from mbrl_bilevel.scores import Normals
 from mbrl_bilevel.types import Transitions
 
 Array = npt.NDArray[Any]
@@ -96,30 +99,68 @@ def test_one_step_metrics_against_scipy(ensemble: DynamicsModel, rows: Transitio
     assert found.nll < found.member_nll  # Jensen
     coverage = []
     for level in LEVELS:
-        low, high = stats.norm.interval(level, center, spread)
-        coverage.append(np.mean((low <= y) & (y <= high)))
+        # The central interval of the mixture: its cdf is the mean of the members'.
+        below = stats.norm.cdf(y, mean, std).mean(0)
+        coverage.append(np.mean(abs(below - 0.5) <= level / 2))
     assert found.coverage == pytest.approx(coverage, abs=1e-9)
     assert found.coverage_90 == found.coverage[LEVELS.index(0.9)]
     error = np.mean([abs(c - p) for c, p in zip(coverage, LEVELS, strict=True)])
     assert found.calibration_error == pytest.approx(error)
     assert found.calibration_error > 0.02  # the model is wrong, and it shows
+    each = [np.sqrt(np.mean((y - m) ** 2)) for m in mean]
+    assert found.member_rmse == pytest.approx(np.mean(each), **close)
+    assert found.member_rmse > found.rmse
+    z = (y - center) / spread
+    assert found.dispersion == pytest.approx(np.sqrt(np.mean(z**2)), **close)
+    first, second = z[:30], z[30:]
+    own = [
+        -stats.norm.logpdf(a, 0.0, np.sqrt(np.mean(b**2)) * np.ones(2)) + np.log(s)
+        for a, b, s in ((first, second, spread[:30]), (second, first, spread[30:]))
+    ]
+    assert found.scaled_nll == pytest.approx(np.mean(own), **close)
 
 
 def test_crps_against_its_integral(ensemble: DynamicsModel, rows: Transitions) -> None:
-    """CRPS = ∫ (F(z) − 1{y ≤ z})² dz, of the Gaussian with the mixture's mean and variance."""
-    few = rows[:12]
+    """CRPS = ∫ (F(z) − 1{y ≤ z})² dz, F the mean of the members' cdfs; of a member, its own."""
+    few = rows[:6]
     y, mean, std = by_hand(ensemble, few)
-    center = mean.mean(0)
-    spread = np.sqrt((std**2).mean(0) + mean.var(0))
+    std = np.broadcast_to(std, mean.shape)
 
-    def crps(at: float, mu: float, sd: float) -> float:
-        far = 12 * sd + abs(at - mu)
-        below = integrate.quad(lambda z: stats.norm.cdf(z, mu, sd) ** 2, mu - far, at)[0]
-        above = integrate.quad(lambda z: stats.norm.sf(z, mu, sd) ** 2, at, mu + far)[0]
-        return float(below + above)
+    def crps(at: float, mu: Array, sd: Array) -> float:
+        low, high = min(at, (mu - 12 * sd).min()), max(at, (mu + 12 * sd).max())
+        below, above = np.linspace(low, at, 4001), np.linspace(at, high, 4001)
+        cdf = [stats.norm.cdf(z[:, None], mu, sd).mean(1) for z in (below, above)]
+        return float(
+            integrate.simpson(cdf[0] ** 2, x=below) + integrate.simpson((1 - cdf[1]) ** 2, x=above)
+        )
 
-    expected = np.mean([crps(*row) for row in zip(y.flat, center.flat, spread.flat, strict=True)])
-    assert evaluate_one_step(ensemble, few).crps == pytest.approx(expected, rel=1e-4)
+    def mean_crps(members: slice) -> Array:
+        return np.array(
+            [
+                [crps(y[b, d], mean[members, b, d], std[members, b, d]) for d in range(2)]
+                for b in range(6)
+            ]
+        ).mean(0)
+
+    found = evaluate_one_step(ensemble, few)
+    assert found.crps == pytest.approx(mean_crps(slice(None)).mean(), rel=1e-4)
+    scaled = mean_crps(slice(None)) / np.array([0.2, 10.0])
+    assert found.ncrps == pytest.approx(scaled.mean(), rel=1e-4)
+    alone = np.mean([mean_crps(slice(k, k + 1)).mean() for k in range(3)])
+    assert found.member_crps == pytest.approx(alone, rel=1e-4)
+    assert found.member_crps > found.crps
+
+
+def test_a_mixture_policy_is_scored_as_all_its_components() -> None:
+    """Against the ensemble of Gaussians that has the same components with the same weights."""
+    g = seeded(4)
+    mean, log_std = torch.randn(2, 7, 3, 2, generator=g), 0.3 * torch.randn(2, 7, 3, 2, generator=g)
+    y = torch.randn(7, 2, generator=g)
+    mixture = Normals.of(GaussianMixture(torch.zeros(2, 7, 3), mean, log_std))
+    flat = Normals.of(DiagonalGaussian(*(p.movedim(2, 1).flatten(0, 1) for p in (mean, log_std))))
+    torch.testing.assert_close(mixture.crps(y), flat.crps(y))
+    torch.testing.assert_close(mixture.cdf(y), flat.cdf(y))
+    torch.testing.assert_close(mixture.moments(), flat.moments())
 
 
 def test_chunks_make_no_difference(ensemble: DynamicsModel, rows: Transitions) -> None:
