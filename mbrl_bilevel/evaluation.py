@@ -252,6 +252,36 @@ def evaluate_open_loop(
     )
 
 
+@torch.inference_mode()
+def rollout_band(
+    model: DynamicsModel,
+    transitions: Transitions,
+    steps: int,
+    *,
+    generator: torch.Generator,
+    particles_per_member: int = 20,
+) -> dict[str, Tensor]:
+    """One stretch of ``steps`` true steps and what ``model`` predicts open-loop: ``truth``, ``mean``,
+    ``low`` and ``high`` (the particles' central 90 %), each [steps, O] in raw units.
+
+    Raises InvalidInputError if no episode is long enough.
+    """
+    starts = _window_starts(transitions, steps)
+    if len(starts) == 0:
+        raise InvalidInputError(
+            f"steps: no episode of the test data holds {steps} steps in a row; ask for fewer"
+        )
+    rows = slice(starts[len(starts) // 2], starts[len(starts) // 2] + steps)
+    obs = torch.from_numpy(transitions.obs[rows][:1])
+    actions = torch.from_numpy(transitions.action[rows]).unsqueeze(0)
+    imagination = Imagination(particles=particles_per_member * model.members, sample=True)
+    particles, _ = imagined_trajectories(model, obs, actions, imagination, generator)
+    cloud = particles[:, 0]
+    low, high = torch.quantile(cloud, torch.tensor([0.05, 0.95]), dim=0)
+    truth = torch.from_numpy(transitions.next_obs[rows])
+    return {"truth": truth, "mean": cloud.mean(0), "low": low, "high": high}
+
+
 def _window_starts(transitions: Transitions, horizon: int) -> npt.NDArray[np.int64]:
     """Rows from which ``horizon`` steps of one episode follow each other without a gap."""
     rows = np.arange(max(0, len(transitions) - horizon + 1))

@@ -7,7 +7,7 @@ N(E[y|x], λ(x)/2u(x)) (arXiv 2510.07624): one-step likelihood fixes λ_d(x)/u_d
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -149,16 +149,16 @@ class HeldOutSpread:
         policy.set_std(rows.constant)
         network.load_state_dict(start)
 
-        best, kept, factor, kept_step = rows.judge(0.0), start, 0.0, 0
-        constant = best
+        (constant,) = rows.judge((0.0,))
+        best, kept, factor, kept_step = constant, start, 0.0, 0
 
         def judge(step: int) -> None:
             nonlocal best, kept, factor, kept_step
             if step % every == 0 or step == steps:
-                for shrunk in self.shrinkage:
-                    if (found := rows.judge(shrunk)) < best:
-                        best, factor, kept_step = found, shrunk, step
-                        kept = copy.deepcopy(network.state_dict())
+                found, shrunk = min(zip(rows.judge(self.shrinkage), self.shrinkage, strict=True))
+                if found < best:
+                    best, factor, kept_step = found, shrunk, step
+                    kept = copy.deepcopy(network.state_dict())
 
         # Draws of its own: the inner level's are the same with and without this fit.
         self._descend(rows, steps, rows.loss, judge)
@@ -194,7 +194,7 @@ class HeldOutSpread:
         )
         cosine = CosineAnnealingLR(optimiser, steps)
         for step in range(1, steps + 1):
-            index = torch.multinomial(rows.fits, self.batch_size, True, generator=generator)
+            index = rows.drawn(self.batch_size, generator)
             optimiser.zero_grad(set_to_none=True)
             value = loss(rows.excess(index), index)
             value.backward()  # type: ignore[no-untyped-call]
@@ -209,7 +209,8 @@ class _Rows:
     """R held-out rows of all members: each member's ``features`` [E, R, F], their mean ``shift`` and
     standard deviation ``scale`` [E, 1, F], each member's ``mean`` [E, R, D], the ``squared`` residual
     [R, D] of the member that held the row out, ``constant`` σ [D] of these,
-    who ``fits`` on each row [E, R], and the rows ``judges`` [E, J] that each member judges on."""
+    the rows ``fits`` [E, R'] that each member fits to and
+    ``judges`` [E, J] that it judges on."""
 
     policy: GaussianPolicy
     features: Tensor
@@ -242,7 +243,8 @@ class _Rows:
             judging = owner == torch.arange(policy.members).unsqueeze(1)
         fewest = int(judging.sum(1).min())
         judges = torch.stack([torch.nonzero(row).squeeze(1)[:fewest] for row in judging])
-        fits = (~judging).to(x.dtype)
+        fewest = int((~judging).sum(1).min())
+        fits = torch.stack([torch.nonzero(~row).squeeze(1)[:fewest] for row in judging])
         shift, scale = features.mean(1, keepdim=True), features.std(1, keepdim=True).clamp(min=1e-3)
         return _Rows(policy, features, shift, scale, mean, squared, constant, fits, judges)
 
@@ -268,6 +270,11 @@ class _Rows:
         found: Tensor = self.policy.scale_network((features - self.shift) / self.scale)
         return found
 
+    def drawn(self, count: int, generator: torch.Generator) -> Tensor:
+        """``count`` of each member's fitting rows, with replacement, [E, count]."""
+        members, rows = self.fits.shape
+        return self.fits.gather(1, torch.randint(rows, (members, count), generator=generator))
+
     def loss(self, excess: Tensor, index: Tensor) -> Tensor:
         """What the residuals at ``index`` [E, B] cost if log σ exceeds the constant's by ``excess``
         [E, B, D]: nats per dimension up to a constant, summed over members."""
@@ -276,9 +283,10 @@ class _Rows:
         return nll.mean((1, 2)).sum()
 
     @torch.no_grad()
-    def judge(self, factor: float) -> float:
-        excess = factor * self.excess(self.judges)
-        return self.loss(excess, self.judges).item() / len(self.judges)
+    def judge(self, factors: Sequence[float]) -> list[float]:
+        """What the judging rows cost, shrunk by each of ``factors``."""
+        excess, members = self.excess(self.judges), len(self.judges)
+        return [self.loss(factor * excess, self.judges).item() / members for factor in factors]
 
     @torch.no_grad()
     def own_share(self) -> Tensor:

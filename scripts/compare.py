@@ -8,25 +8,27 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import gymnasium as gym
 import numpy as np
 import torch
 from _args import option_name
-from _data import collect_split, minari_split, table_split
-from _figures import draw_calibration, draw_errors, draw_open_loop
+from _data import Source, Split, steps_split, table_split
+from _figures import draw_calibration, draw_errors, draw_open_loop, draw_pooled, draw_rollout
 from _pool import Cells, Done, run_cells
 from _rows import Row
 from _run import Result, RunArgs, RunFolder, launch
+from _settings import Settings, read_settings
+from _summary import paired, pooled, summarise
 from stable_baselines3.common.evaluation import evaluate_policy
 
 from agents.mpc import MPC, MPCSettings
 from envs.make import make_env
+from envs.noise import Noise
 from envs.rules import termination_rule
 from mbrl_bilevel.data import sample_segments
 from mbrl_bilevel.dynamics import DynamicsModel, fit_dynamics
@@ -37,30 +39,57 @@ from mbrl_bilevel.evaluation import (
     evaluate_one_step,
     evaluate_open_loop,
     evaluate_regression,
+    rollout_band,
 )
 from mbrl_bilevel.fit import Schedule
 from mbrl_bilevel.methods import get_method
 from mbrl_bilevel.model_env import Imagination
 from mbrl_bilevel.regression import fit_regression
-from mbrl_bilevel.statistics import interval
 from mbrl_bilevel.types import FitResult, Rule, Transitions
 
-#: Metrics that are summarised, and whether a lower value is better.
-METRICS = ("rmse", "nrmse", "nll", "member_nll", "crps", "calibration_error", "coverage_90")
+#: Metrics that are summarised.
+METRICS = (
+    *("rmse", "nrmse", "nll", "crps", "ncrps", "calibration_error", "coverage_90"),
+    *("member_rmse", "member_nrmse", "member_nll", "member_crps", "member_ncrps"),
+    *("member_calibration_error", "scaled_nll", "dispersion"),
+)
+#: Those whose differences are told.
+PAIRED = (
+    "nrmse",
+    "nll",
+    "ncrps",
+    "calibration_error",
+    "member_nrmse",
+    "member_nll",
+    "member_ncrps",
+)
+#: A predicted rollout is drawn of this many steps and observations.
+ROLLOUT = (50, 4)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Args(RunArgs):
     """Options of compare."""
 
-    env_id: str = "HalfCheetah-v5"
-    """Gymnasium environment with Box observations and actions; its data are collected."""
-    minari: str | None = None
-    """Minari data set to take the steps from, instead of --env-id."""
-    csv: Path | None = None
-    """Table (.csv, .csv.gz, .npz) to fit --target in, instead of --env-id."""
+    env_id: tuple[str, ...] = ("HalfCheetah-v5",)
+    """Gymnasium environments with Box observations and actions; their data are collected."""
+    minari: tuple[str, ...] = ()
+    """Minari data sets to take the steps from, instead of --env-id."""
+    csv: tuple[Path, ...] = ()
+    """Tables (.csv, .csv.gz, .npz) to fit --target in, instead of --env-id."""
     target: tuple[str, ...] = ()
-    """Columns of --csv to predict from all the others."""
+    """Columns of --csv to predict from all the others; of several tables, one for each or one for all."""
+    noise: tuple[Noise, ...] = ("none",)
+    """Known noise to add to steps, each kind a data set of its own: none, action, heteroscedastic,
+    two-mode, outliers."""
+    shift: Literal["none", "speed"] = "none"
+    """speed: train on the slower half of the stretches of --segment steps, test on the fastest quarter."""
+    test_minari: tuple[str, ...] = ()
+    """Another policy's data to test on, one data set for each of --minari."""
+    outer_minari: tuple[str, ...] = ()
+    """Another policy's data for the outer level (for training, without one), one for each of --minari."""
+    settings: Path | None = None
+    """metrics.json of tune: each method is trained with the best settings found there."""
     import_module: str | None = None
     """Module to import first; it registers an environment of your own."""
     env_timeout: float | None = None
@@ -89,7 +118,7 @@ class Args(RunArgs):
     """Training data is taken in stretches of at most this many steps, from many episodes."""
     n_test: int = 4000
     """Test transitions at most, from whole episodes of their own; at most a fifth of a table."""
-    horizons: tuple[int, ...] = (1, 5, 10, 20)
+    horizons: tuple[int, ...] = (1, 5, 20, 50)
     """Steps ahead of the open-loop test; null where no test episode is long enough."""
     plan_episodes: int = 0
     """Episodes to plan with each model; their mean is the row's return."""
@@ -109,91 +138,164 @@ class Args(RunArgs):
         self.require_at_least(50, "n_train")
         for method in self.methods:
             get_method(method)
-        if self.csv is not None and self.minari is not None:
-            raise InvalidInputError("--csv and --minari: give one source of data")
-        if (self.csv is None) != (not self.target):
-            raise InvalidInputError("--csv and --target go together: name the columns to predict")
-        if self.plan_episodes and (self.csv is not None or self.minari is not None):
-            raise InvalidInputError("--plan-episodes needs an environment to plan in: use --env-id")
-        self.schedule()
+        self._check_sources()
+        self.schedule(self.methods[0])
 
-    def schedule(self) -> Schedule:
-        """How long and how fast each model is trained."""
+    def _check_sources(self) -> None:
+        if self.csv and self.minari:
+            raise InvalidInputError("--csv and --minari: give one kind of data")
+        if bool(self.csv) != bool(self.target):
+            raise InvalidInputError("--csv and --target go together: name the columns to predict")
+        if len(self.csv) > 1 and len(self.target) not in (1, len(self.csv)):
+            raise InvalidInputError(
+                f"--target: give one column for all {len(self.csv)} tables, or one for each; "
+                f"got {len(self.target)}"
+            )
+        if self.csv and (self.noise != ("none",) or self.shift != "none"):
+            raise InvalidInputError("--noise and --shift are for steps, not for tables")
+        for name in ("test_minari", "outer_minari"):
+            if getattr(self, name) and len(getattr(self, name)) != len(self.minari):
+                raise InvalidInputError(f"{option_name(name)}: give one for each of --minari")
+        if self.shift != "none" and self.test_minari:
+            raise InvalidInputError("--shift and --test-minari: give one of them")
+        if self.plan_episodes and (self.csv or self.minari or self.noise != ("none",)):
+            raise InvalidInputError("--plan-episodes needs an environment to plan in: use --env-id")
+        names = [source.name for source in self.sources]
+        if not names or len(set(names)) < len(names):
+            raise InvalidInputError(
+                "--env-id, --minari, --csv, --noise: give at least one, and none twice; got "
+                + (", ".join(names) or "none")
+            )
+
+    def schedule(self, method: str) -> Schedule:
+        """How long and how fast models are trained by ``method``."""
+        mine = self.tuned.get(method, {})
         return Schedule(
-            steps=self.train_steps, batch_size=self.batch_size, learning_rate=self.learning_rate
+            **{
+                "steps": self.train_steps,
+                "batch_size": self.batch_size,
+                "learning_rate": self.learning_rate,
+                **mine,
+            }
         )
 
     @property
-    def dataset(self) -> str:
-        """The name of the data in the rows."""
-        return (
-            self.csv.name.partition(".")[0] if self.csv is not None else self.minari or self.env_id
-        )
+    def tuned(self) -> Settings:
+        """The settings of --settings, method by method."""
+        return {} if self.settings is None else read_settings(self.settings)
+
+    @property
+    def sources(self) -> list[Source]:
+        """The data sets of the rows."""
+        if self.csv:
+            single = len(self.csv) == 1
+            targets = [self.target] if single else [(column,) for column in self.target]
+            targets = targets * len(self.csv) if len(targets) == 1 else targets
+            return [
+                Source(path.name.partition(".")[0], csv=path, target=target)
+                for path, target in zip(self.csv, targets, strict=True)
+            ]
+        found = [
+            Source(
+                name,
+                minari=name if self.minari else None,
+                env_id=None if self.minari else name,
+                speed=self.shift == "speed",
+                test_minari=self.test_minari[i] if self.test_minari else None,
+                outer_minari=self.outer_minari[i] if self.outer_minari else None,
+            )
+            for i, name in enumerate(self.minari or self.env_id)
+        ]
+        return [
+            replace(s, noise=noise, name=s.name if noise == "none" else f"{s.name}+{noise}")
+            for s in found
+            for noise in self.noise
+        ]
+
+    def source(self, dataset: str) -> Source:
+        """The one of that name."""
+        return next(source for source in self.sources if source.name == dataset)
 
 
 def main(args: Args, run: RunFolder) -> Result:
     """Fill in the rows that are missing, then summarise and draw."""
-    if args.csv is not None:
-        table_split(args.csv, args.target, args.seed, args.n_test)
-    elif args.minari is not None:
-        minari_split(args.minari, args.seed, args.n_test)
-    else:
-        _make(args).close()
+    for source in args.sources:  # what is wrong with them is told before the first fit
+        if source.csv is not None:
+            table_split(source, args.seed, args.n_test)
+        elif source.minari is not None:
+            _split(args, source.name, args.seed)
+        else:
+            assert source.env_id is not None
+            _make(args, source.env_id).close()
+    # Repeats outermost: a study that is stopped has whole ones.
     keys: list[dict[str, Any]] = [
-        {"method": method, "dataset": args.dataset, "seed": seed, "n_train": n}
+        {"method": method, "dataset": source.name, "seed": seed, "n_train": n}
         for seed in range(args.seed, args.seed + args.seeds)
+        for source in args.sources
         for n in args.n_train
         for method in args.methods
     ]
-    ahead = () if args.csv is not None else ("k", "k_nrmse", "k_coverage_90")
+    ahead = () if args.csv else ("k", "k_nrmse", "k_nll", "k_coverage_90")
     cells = Cells(keys, fit_cell, (*METRICS, "coverage", *ahead))
     rows = run_cells(run, args, cells, "compare", args.jobs)
-    summary = list(_summarise(rows, args))
+    names = METRICS + (("return",) if args.plan_episodes else ())
+    summary = list(summarise(rows, args.methods, names))
     figures = [
         draw_errors(run.figures, rows, args.methods),
         draw_calibration(run.figures, rows, args.methods),
     ]
     if ahead:
         figures.append(draw_open_loop(run.figures, rows, args.methods))
+        figures += draw_rollout(run.figures, rows, args.methods)
+    against = list(pooled(rows, args.methods))
+    if against:
+        figures.append(draw_pooled(run.figures, against))
     metrics = {
-        "rows": rows,
+        "rows": [{k: v for k, v in row.items() if k != "rollout"} for row in rows],
         "summary": summary,
-        "paired": list(_paired(rows, args)),
+        "paired": list(paired(rows, args.methods, PAIRED)),
+        "pooled": against,
         "levels": LEVELS,
     }
     short = {
-        f"{line['method']}@{line['n_train']}": {
-            name: round(line[name]["mean"], 4) for name in ("nrmse", "nll", "coverage_90")
+        f"{line['method']}@{line['dataset']}@{line['n_train']}": {
+            name: _rounded(line[name]["mean"]) for name in ("nrmse", "nll", "coverage_90")
         }
         for line in summary
     }
     return Result(metrics, {"summary": short, "figures": [str(path) for path in figures]})
 
 
-def _make(args: Args) -> gym.Env[Any, Any]:
-    return make_env(args.env_id, import_module=args.import_module, timeout=args.env_timeout)
+def _rounded(value: float) -> float | None:
+    return round(value, 4) if math.isfinite(value) else None
+
+
+def _make(args: Args, env_id: str) -> gym.Env[Any, Any]:
+    return make_env(env_id, import_module=args.import_module, timeout=args.env_timeout)
 
 
 @lru_cache(maxsize=2)
-def _split(args: Args, seed: int) -> tuple[Transitions, Transitions]:
-    """(training pool, test set of other episodes) of one repeat."""
-    if args.minari is not None:
-        return minari_split(args.minari, seed, args.n_test)
-    env = _make(args)
-    found = collect_split(env, seed, max(args.n_train), args.n_test)
-    env.close()
-    return found
+def _split(args: Args, dataset: str, seed: int) -> Split:
+    return steps_split(
+        args.source(dataset),
+        lambda env_id: _make(args, env_id),
+        seed,
+        largest=max(args.n_train),
+        n_test=args.n_test,
+        segment=args.segment,
+    )
 
 
 def fit_cell(args: Args, key: Row) -> Done:
     """One model: its row, and the curves of its training."""
-    return _table_cell(args, key) if args.csv is not None else _dynamics_cell(args, key)
+    return _table_cell(args, key) if args.csv else _dynamics_cell(args, key)
 
 
 def _dynamics_cell(args: Args, key: Row) -> Done:
-    pool, test = _split(args, key["seed"])
+    split = _split(args, key["dataset"], key["seed"])
     random = np.random.default_rng([key["seed"], key["n_train"]])
-    data = sample_segments(pool, key["n_train"], args.segment, random)
+    data = sample_segments(split.pool, key["n_train"], args.segment, random)
+    env_id = args.source(key["dataset"]).env_id
     started = time.perf_counter()
     model, fitted = fit_dynamics(
         data,
@@ -202,19 +304,40 @@ def _dynamics_cell(args: Args, key: Row) -> Done:
         generator=torch.Generator().manual_seed(key["seed"]),
         members=args.members,
         hidden=args.hidden,
-        schedule=args.schedule(),
-        termination=_rule(args),
+        schedule=args.schedule(key["method"]),
+        # What ends an episode is no method's: without a rule, nothing does.
+        termination=_never if env_id is None else _rule(args, env_id),
+        outer_transitions=split.outer,
     )
-    row = _one_step_row(evaluate_one_step(model, test), fitted, time.perf_counter() - started)
-    row |= _open_loop(args, model, test, key["seed"])
+    seconds = time.perf_counter() - started
+    row = _one_step_row(evaluate_one_step(model, split.test), fitted, seconds)
+    if split.noise_nll is not None:
+        row["noise_nll"] = split.noise_nll
+        row["truth_nrmse"] = evaluate_one_step(model, split.clean).nrmse
+    row |= _open_loop(args, model, split.clean, key["seed"])
+    if key["seed"] == args.seed and key["n_train"] == max(args.n_train):
+        row["rollout"] = _rollout(model, split.clean)
     if args.plan_episodes:
-        row |= _returns(args, model, key["method"], key["seed"])
+        assert env_id is not None
+        row |= _returns(args, env_id, model, key["method"], key["seed"])
     return Done(row, fitted.history)
 
 
+def _never(obs: torch.Tensor, action: torch.Tensor, next_obs: torch.Tensor) -> torch.Tensor:
+    return torch.zeros_like(next_obs[..., 0])
+
+
+def _rollout(model: DynamicsModel, test: Transitions) -> dict[str, Any] | None:
+    """The arrays of a predicted rollout, if a test episode is long enough."""
+    steps, dims = ROLLOUT
+    steps = min(steps, int(np.bincount(test.episode).max()))
+    band = rollout_band(model, test, steps, generator=torch.Generator().manual_seed(0))
+    return {name: value[:, :dims].tolist() for name, value in band.items()}
+
+
 def _table_cell(args: Args, key: Row) -> Done:
-    assert args.csv is not None
-    (x, y), (test_x, test_y) = table_split(args.csv, args.target, key["seed"], args.n_test)
+    source = args.source(key["dataset"])
+    (x, y), (test_x, test_y) = table_split(source, key["seed"], args.n_test)
     n = key["n_train"]
     if n > len(x):
         raise InvalidInputError(
@@ -229,7 +352,7 @@ def _table_cell(args: Args, key: Row) -> Done:
         generator=torch.Generator().manual_seed(key["seed"]),
         members=args.members,
         hidden=args.hidden,
-        schedule=args.schedule(),
+        schedule=args.schedule(key["method"]),
     )
     seconds = time.perf_counter() - started
     found = evaluate_regression(model, torch.from_numpy(test_x), torch.from_numpy(test_y))
@@ -241,11 +364,9 @@ def _one_step_row(found: OneStep, fitted: FitResult, seconds: float) -> dict[str
     return row | {"coverage": found.coverage, "train_seconds": seconds, "steps": fitted.steps}
 
 
-def _rule(args: Args) -> Rule | None:
-    """The known termination of the environment; data alone has none."""
-    if args.minari is not None:
-        return None
-    env = _make(args)
+def _rule(args: Args, env_id: str) -> Rule | None:
+    """The known termination of the environment."""
+    env = _make(args, env_id)
     rule = termination_rule(env)
     env.close()
     return rule
@@ -255,22 +376,23 @@ def _open_loop(args: Args, model: DynamicsModel, test: Transitions, seed: int) -
     """At each of the horizons; None at those that no test episode is long enough for."""
     longest = int(np.bincount(test.episode).max())
     steps = [k for k in args.horizons if k <= longest]
-    errors: dict[int, float] = {}
-    covered: dict[int, float] = {}
+    found_at: dict[str, dict[int, float]] = {}
     if steps:
         generator = torch.Generator().manual_seed(seed)
         found = evaluate_open_loop(model, test, generator=generator, steps=steps)
-        errors = dict(zip(steps, found.nrmse, strict=True))
-        covered = dict(zip(steps, found.coverage_90, strict=True))
-    return {
-        "k": args.horizons,
-        "k_nrmse": [errors.get(k) for k in args.horizons],
-        "k_coverage_90": [covered.get(k) for k in args.horizons],
+        for name in ("nrmse", "nll", "coverage_90"):
+            found_at[name] = dict(zip(steps, getattr(found, name), strict=True))
+    at = {
+        f"k_{name}": [found_at.get(name, {}).get(k) for k in args.horizons]
+        for name in ("nrmse", "nll", "coverage_90")
     }
+    return {"k": args.horizons, **at}
 
 
-def _returns(args: Args, model: DynamicsModel, method: str, seed: int) -> dict[str, Any]:
-    env = _make(args)
+def _returns(
+    args: Args, env_id: str, model: DynamicsModel, method: str, seed: int
+) -> dict[str, Any]:
+    env = _make(args, env_id)
     settings = MPCSettings(
         method=method,
         members=args.members,
@@ -290,45 +412,6 @@ def _returns(args: Args, model: DynamicsModel, method: str, seed: int) -> dict[s
     )
     env.close()
     return {"return": float(np.mean(returns)), "returns": [float(r) for r in returns]}
-
-
-def _summarise(rows: Sequence[dict[str, Any]], args: Args) -> Iterator[dict[str, Any]]:
-    names = METRICS + (("return",) if args.plan_episodes else ())
-    for n in args.n_train:
-        for method in args.methods:
-            mine = [r for r in rows if r["method"] == method and r["n_train"] == n]
-            if not mine:  # all of its repeats failed
-                continue
-            line: dict[str, Any] = {"method": method, "n_train": n}
-            yield line | {name: interval(_numbers(r[name] for r in mine)) for name in names}
-
-
-def _paired(rows: Sequence[dict[str, Any]], args: Args) -> Iterator[dict[str, Any]]:
-    """The first method minus each other one, repeat by repeat: negative is better."""
-    first, *others = args.methods
-    for n in args.n_train:
-        for other in others:
-            ours, theirs = (
-                {r["seed"]: r for r in rows if r["method"] == m and r["n_train"] == n}
-                for m in (first, other)
-            )
-            both = sorted(ours.keys() & theirs.keys())  # a repeat may have failed for one
-            if not both:
-                continue
-            line: dict[str, Any] = {"method": first, "minus": other, "n_train": n}
-            for name in ("nrmse", "nll", "member_nll", "crps", "calibration_error"):
-                pairs = zip(
-                    _numbers(ours[seed][name] for seed in both),
-                    _numbers(theirs[seed][name] for seed in both),
-                    strict=True,
-                )
-                line[name] = interval([a - b for a, b in pairs])
-            yield line
-
-
-def _numbers(values: Iterable[float | None]) -> list[float]:
-    """As rows.jsonl gives them back: what was not finite is null there."""
-    return [math.nan if value is None else value for value in values]
 
 
 if __name__ == "__main__":

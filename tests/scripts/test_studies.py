@@ -266,7 +266,7 @@ def test_train_takes_a_rule_of_the_users_own(tmp_path: Path) -> None:
         (compare, ["--seeds", "0"], "--seeds"),
         (compare, ["--csv", "none.csv", "--target", "y"], "does not exist"),
         (compare, ["--csv", "none.csv"], "--target"),
-        (compare, ["--csv", "none.csv", "--target", "y", "--minari", "a-v0"], "one source"),
+        (compare, ["--csv", "none.csv", "--target", "y", "--minari", "a-v0"], "one kind"),
         (compare, ["--minari", "none-v0"], "minari download"),
         (compare, ["--learning-rate", "inf"], "--learning-rate"),
         (train, ["--horizon", "100000000000"], "--horizon"),
