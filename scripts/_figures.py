@@ -236,6 +236,33 @@ def draw_calibration(folder: Path, rows: Sequence[Row], methods: Sequence[str]) 
     return _save(figure, folder / "calibration.png")
 
 
+def draw_trials(folder: Path, rows: Sequence[Row], methods: Sequence[str]) -> Path:
+    """The value of each trial against its step size; the best of each method filled."""
+    figure, axis = plt.subplots(figsize=(6.4, 4.2), layout="constrained")
+    for i, method in enumerate(methods):
+        mine = [r for r in rows if r["method"] == method and r["value"] is not None]
+        if not mine:
+            continue
+        best = min(mine, key=lambda row: float(row["value"]))
+        for row in mine:
+            face = colour(method, i) if row is best else "none"
+            label = method if row is best else None
+            axis.plot(
+                row["learning_rate"],
+                row["value"],
+                "o",
+                color=colour(method, i),
+                markerfacecolor=face,
+                label=label,
+            )
+    axis.set_xscale("log")
+    axis.set_xlabel("learning rate")
+    axis.set_ylabel("held-out NLL (nats per dimension)")
+    axis.grid(alpha=0.3)
+    axis.legend(frameon=False, fontsize=8)
+    return _save(figure, folder / "trials.png")
+
+
 def draw_returns(
     path: Path,
     curves: Mapping[str, Sequence[Sequence[Row]]],

@@ -1,0 +1,128 @@
+"""tune: the same budget for all, the same result however it is run, and what its file is good for."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
+sys.path.append(str(SCRIPTS))
+sys.path.append(str(Path(__file__).resolve().parent))  # where my_task.py is
+
+import compare  # noqa: E402
+import tune  # noqa: E402
+from _run import launch  # noqa: E402
+from _settings import read_settings  # noqa: E402
+
+from mbrl_bilevel.errors import DivergedError, InvalidInputError  # noqa: E402
+
+TINY = [
+    *["--import-module", "my_task", "--env-id", "Line-v0", "--quiet", "--members", "2"],
+    *["--hidden", "8", "--n-train", "200", "--n-test", "200", "--train-steps", "30"],
+]
+TUNE = [*TINY, "--methods", "nll", "mse", "--trials", "6"]
+
+
+def tuned(out: Path, *options: str) -> dict[str, Any]:
+    launch(tune.Args, tune.main, [*TUNE, "--out", str(out), *options])
+    found: dict[str, Any] = json.loads((out / "metrics.json").read_text())
+    return found
+
+
+def test_every_method_gets_the_same_trials_and_the_best_is_the_lowest(tmp_path: Path) -> None:
+    found = tuned(tmp_path / "a")
+    assert len(found["trials"]) == 12
+    by_method = {
+        method: [row for row in found["trials"] if row["method"] == method]
+        for method in ("nll", "mse")
+    }
+    for rate in ("learning_rate", "weight_decay"):
+        low, high = tune.SPACE[rate]
+        assert all(low <= row[rate] <= high for row in found["trials"])
+        shared = [[row[rate] for row in rows][:3] for rows in by_method.values()]
+        assert shared[0] == shared[1]
+        assert len(set(shared[0])) == 3
+    for method, rows in by_method.items():
+        best = min(rows, key=lambda row: row["value"])
+        assert found["best"][method]["value"] == best["value"]
+        assert found["best"][method]["settings"]["learning_rate"] == best["learning_rate"]
+    assert (tmp_path / "a" / "figures" / "trials.png").stat().st_size > 5_000
+
+    # Stopped in the second round: the proposals that follow are those of the whole run.
+    rows = (tmp_path / "a" / "rows.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "a" / "rows.jsonl").write_text("".join(rows[:9]))
+    for name in ("metrics.json", "summary.json"):
+        (tmp_path / "a" / name).unlink()
+    assert tuned(tmp_path / "a", "--resume") == found
+
+    # compare trains with what was found.
+    options = [*TINY[:-1], "40", "--methods", "nll", "--seeds", "1", "--out", str(tmp_path / "c")]
+    file = tmp_path / "a" / "metrics.json"
+    launch(compare.Args, compare.main, [*options, "--settings", str(file)])
+    args = compare.Args(settings=file, methods=("nll",))
+    rate = found["best"]["nll"]["settings"]["learning_rate"]
+    assert args.schedule("nll").learning_rate == rate
+    assert args.schedule("bilevel").learning_rate == 1e-3  # not tuned: its own
+
+
+def test_a_method_that_diverges_has_no_best(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fit = tune.fit_dynamics
+
+    def fails(data: Any, method: Any, **rest: Any) -> Any:
+        if method is tune.get_method("nll"):
+            raise DivergedError("it ran away")
+        return fit(data, method, **rest)
+
+    monkeypatch.setattr(tune, "fit_dynamics", fails)
+    found = tuned(tmp_path / "a", "--trials", "2")
+    assert list(found["best"]) == ["mse"]
+    assert [row["value"] for row in found["trials"] if row["method"] == "nll"] == [None, None]
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("{", "metrics.json of tune"),
+        ("[]", "metrics.json of tune"),
+        ('{"best": {"nll": {}}}', "metrics.json of tune"),
+        ('{"best": {"nul": {"settings": {}}}}', "nul"),
+        ('{"best": {"nll": {"settings": {"rate": 1}}}}', "unknown setting rate"),
+        ('{"best": {"nll": {"settings": {"learning_rate": -1}}}}', "learning_rate"),
+        ('{"best": {"nll": {"settings": {"learning_rate": "x"}}}}', "learning_rate|nll"),
+    ],
+)
+def test_a_file_that_is_not_tunes_is_told(tmp_path: Path, text: str, told: str) -> None:
+    (tmp_path / "m.json").write_text(text)
+    with pytest.raises(InvalidInputError, match=told):
+        read_settings(tmp_path / "m.json")
+
+
+def test_a_file_that_is_not_there_is_told(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInputError, match="--settings"):
+        read_settings(tmp_path / "none.json")
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--trials", "0"], "--trials"),
+        (["--methods", "nl"], "nll"),
+        (["--env-id", "Nowhere-v0"], "Nowhere"),
+        (["--n-train", "3"], "--n-train"),
+    ],
+)
+def test_bad_input_is_one_line(
+    options: list[str], told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        launch(tune.Args, tune.main, [*options, "--quiet", "--out", str(tmp_path / "r")])
+    err = capsys.readouterr().err.strip()
+    assert stop.value.code == 2
+    assert "\n" not in err
+    assert told in err
