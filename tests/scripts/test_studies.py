@@ -12,18 +12,21 @@ import pytest
 
 from agents.collect import RandomBehaviour, collect
 from envs.make import make_env
-from envs.offline import save_minari
+from envs.offline import load_minari, save_minari
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 sys.path.append(str(SCRIPTS))
 sys.path.append(str(Path(__file__).resolve().parent))  # where my_task.py is
 
+import collect as collect_script  # noqa: E402
 import compare  # noqa: E402
 import train  # noqa: E402
+from _data import _slow_and_fast  # noqa: E402
 from _run import launch  # noqa: E402
 
 from mbrl_bilevel.errors import DivergedError  # noqa: E402
 from mbrl_bilevel.methods import METHODS  # noqa: E402
+from mbrl_bilevel.types import Transitions  # noqa: E402
 
 OWN = ["--import-module", "my_task", "--env-id", "Line-v0", "--quiet"]
 NET = ["--members", "2", "--hidden", "16"]
@@ -137,6 +140,111 @@ def test_compare_takes_a_minari_data_set(tmp_path: Path, monkeypatch: pytest.Mon
     (row,) = metrics(tmp_path / "a")["rows"]
     assert row["dataset"] == "lab/line-v0"
     assert row["k_nrmse"][0] > 0.0
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two Minari data sets of the tiny task: random actions, and a policy's own."""
+    folder = tmp_path_factory.mktemp("minari")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MINARI_DATASETS_PATH", str(folder))
+        for name, share in (("mixed", ("0", "0.5")), ("policy", ("1",))):
+            launch(
+                collect_script.Args,
+                collect_script.main,
+                [
+                    *[*OWN, "--dataset", f"lab/{name}-v0", "--rows", "900", "--sac-steps", "60"],
+                    *["--max-episode-steps", "30", "--out", str(folder / name), "--policy-share"],
+                    *share,
+                ],
+            )
+    return folder
+
+
+def test_collected_data_can_be_read_and_is_what_was_asked_for(
+    lab: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(lab))
+    mixed, policy = (load_minari(f"lab/{name}-v0") for name in ("mixed", "policy"))
+    assert len(mixed) == len(policy) == 900
+    assert np.bincount(mixed.episode).max() <= 30
+    told = json.loads((lab / "policy" / "metrics.json").read_text())
+    returns = np.bincount(policy.episode, policy.reward)[:-1]
+    assert told["mean_return"] == pytest.approx(returns.mean(), rel=1e-5)
+    assert told["episodes"] == len(returns) + 1
+    with pytest.raises(SystemExit) as stop:
+        launch(
+            collect_script.Args,
+            collect_script.main,
+            [*OWN, "--dataset", "lab/mixed-v0", "--out", str(lab / "again")],
+        )
+    assert stop.value.code == 2
+    assert "exists already" in capsys.readouterr().err
+
+
+def test_compare_takes_several_data_sets_with_noise(
+    tmp_path: Path, lab: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(lab))
+    options = [*NET, "--n-train", "200", "--seeds", "2", "--train-steps", "60", "--n-test", "200"]
+    source = ["--quiet", "--minari", "lab/mixed-v0", "lab/policy-v0", "--noise", "none", "two-mode"]
+    out = ["--methods", "mse", "nll", "--horizons", "1", "5", "--out", str(tmp_path / "a")]
+    launch(compare.Args, compare.main, [*source, *options, *out])
+    found = metrics(tmp_path / "a")
+    names = ["lab/mixed-v0", "lab/mixed-v0+two-mode", "lab/policy-v0", "lab/policy-v0+two-mode"]
+    assert [(r["seed"], r["dataset"], r["method"]) for r in found["rows"]] == [
+        (seed, name, method) for seed in (0, 1) for name in names for method in ("mse", "nll")
+    ]
+    for row in found["rows"]:
+        assert ("noise_nll" in row) == ("two-mode" in row["dataset"])
+        if "noise_nll" in row:
+            assert row["nll"] > row["noise_nll"]  # nobody beats the truth
+            assert row["truth_nrmse"] < row["nrmse"]
+        assert len(row["k_nll"]) == 2
+    (line,) = found["pooled"]
+    assert (line["method"], line["against"], line["strata"]) == ("mse", "nll", 4)
+    assert line["nrmse"]["low"] <= line["nrmse"]["estimate"] <= line["nrmse"]["high"]
+    figures = {path.name for path in (tmp_path / "a" / "figures").iterdir()}
+    assert {"pooled.png", "rollout-lab-mixed-v0.png"} <= figures
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--shift", "speed", "--n-test", "50"],
+        ["--test-minari", "lab/policy-v0", "--n-test", "200"],
+        ["--outer-minari", "lab/policy-v0", "--n-test", "200"],
+    ],
+)
+def test_compare_under_shift(
+    options: list[str], tmp_path: Path, lab: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(lab))
+    base = ["--quiet", "--minari", "lab/mixed-v0", "--methods", "bilevel-constant", *NET]
+    base += ["--n-train", "200", "--seeds", "1", "--train-steps", "60", "--segment", "10"]
+    values = {}
+    for name, more in (("plain", ["--n-test", options[-1]]), ("shifted", options)):
+        out = ["--out", str(tmp_path / name)]
+        launch(compare.Args, compare.main, [*base, *more, *out])
+        (row,) = metrics(tmp_path / name)["rows"]
+        values[name] = row["nrmse"]
+    assert values["plain"] != values["shifted"]
+
+
+def test_slow_stretches_train_and_fast_ones_test() -> None:
+    random = np.random.default_rng(0)
+    speed = np.repeat(random.uniform(0.1, 2.0, 200), 10)
+    obs = random.normal(size=(2000, 2)).astype(np.float32)
+    change = speed[:, None] * np.sign(random.normal(size=(2000, 2)))
+    never, row = np.zeros(2000, dtype=np.bool_), np.arange(2000)
+    steps = Transitions(
+        *(obs, obs[:, :1], obs[:, 0], (obs + change).astype(np.float32), never, never),
+        *(row // 100, row % 100),
+    )
+    slow, fast = _slow_and_fast(steps[:1000], steps[1000:], 10)
+    size = [np.abs(part.next_obs - part.obs).mean(1) for part in (slow, fast)]
+    assert size[0].max() < size[1].min()
+    assert len(slow) == 500
 
 
 def test_a_cell_that_fails_is_told_and_tried_again_and_the_others_go_on(
