@@ -135,15 +135,7 @@ def train_bilevel(sizes: Sizes, seed: int) -> Pair:
         def train() -> FitResult:
             generator = torch.Generator().manual_seed(seed)
             policy = make_policy(sizes, generator, method.scale)
-            return fit(
-                policy,
-                method.loss(TARGETS),
-                mine,
-                generator=generator,
-                outer=method.outer,
-                criterion=method.criterion,
-                schedule=schedule,
-            )
+            return method.fit(policy, mine, generator=generator, schedule=schedule)
 
         return train
 

@@ -20,6 +20,7 @@ from mbrl_bilevel.evaluation import (
     _window_starts,
     evaluate_one_step,
     evaluate_open_loop,
+    rollout_band,
 )
 from mbrl_bilevel.mixture import GaussianMixture
 from mbrl_bilevel.normaliser import Normaliser
@@ -299,3 +300,45 @@ def test_open_loop_says_what_is_wrong(linear_model: LinearModel) -> None:
     for bad in ({"steps": (0, 2)}, {"steps": ()}, {"windows": 0}, {"particles_per_member": 0}):
         with pytest.raises(InvalidInputError, match="must be at least 1"):
             evaluate_open_loop(model, data, generator=seeded(), **({"steps": (1,)} | bad))
+
+
+def test_open_loop_likelihood_of_the_true_model(linear_model: LinearModel) -> None:
+    """Δs = −u + σε: after k steps s is normal around s₀ − Σu with variance kσ²."""
+    sigma, n, steps = 0.5, 40_000, (1, 4)
+    g = np.random.default_rng(7)
+    action = g.normal(size=(n, 1))
+    obs = np.zeros((n, 1))
+    for t in range(1, n):
+        obs[t] = 0.0 if t % 10 == 0 else obs[t - 1] - action[t - 1] + sigma * g.normal()
+    next_obs = np.where(
+        (np.arange(n) % 10 == 9)[:, None],
+        obs - action + sigma * g.normal(size=(n, 1)),
+        np.roll(obs, -1, axis=0),
+    )
+    data = records(obs, action, g.normal(size=n), next_obs, 10)
+    weight = torch.tensor([[[0.0, 0.0], [-1.0, 0.0]]])
+    model = linear_model(weight, torch.zeros(1, 2), torch.tensor([[sigma, 1.0]]), 1)
+    found = evaluate_open_loop(
+        model, data, generator=seeded(), steps=steps, windows=4000, particles_per_member=400
+    )
+    for k, nll, nrmse in zip(steps, found.nll, found.nrmse, strict=True):
+        width = sigma * math.sqrt(k) / next_obs.std()
+        assert nrmse == pytest.approx(width, rel=0.05)
+        assert nll == pytest.approx(
+            math.log(width) + 0.5 * math.log(2 * math.pi * math.e), abs=0.05
+        )
+
+
+def test_a_band_holds_what_the_model_draws(linear_model: LinearModel) -> None:
+    data = noisy_walk(400, 5)
+    model = walk_model(linear_model)
+    band = rollout_band(model, data, 8, generator=seeded(), particles_per_member=4000)
+    assert {name: tuple(v.shape) for name, v in band.items()} == dict.fromkeys(
+        ("truth", "mean", "low", "high"), (8, 1)
+    )
+    # Δs = .3 s − u + .5 ε from a known start: the first step is normal with σ = .5.
+    half = ((band["high"] - band["low"]) / 2.0)[0].item()
+    assert half == pytest.approx(1.645 * 0.5, rel=0.05)
+    assert (band["high"] - band["low"])[-1] > (band["high"] - band["low"])[0]
+    with pytest.raises(InvalidInputError, match="steps"):
+        rollout_band(model, data, 11, generator=seeded())
