@@ -99,12 +99,17 @@ def _against_size(axis: Any, rows: Sequence[Row], methods: Sequence[str], name: 
 
 
 def _clip_catastrophes(axis: Any) -> None:
-    """A likelihood that broke down would hide all the others: the axis ends two nats above the best."""
-    values = [line.get_ydata() for line in axis.get_lines()]
-    best = min((v for line in values for v in np.atleast_1d(line) if np.isfinite(v)), default=0.0)
-    if axis.get_ylim()[1] > best + 2.5:
-        axis.set_ylim(top=best + 2.5)
-        axis.annotate("(cut)", (0.02, 0.95), xycoords="axes fraction", fontsize=8)
+    """A likelihood that broke down would hide all the others: the axis ends at three times the way from
+    the best value to the median."""
+    values = np.concatenate([np.asarray(line.get_ydata(), float) for line in axis.get_lines()])
+    values = values[np.isfinite(values)]
+    if len(values) == 0:
+        return
+    best, median, worst = values.min(), np.median(values), values.max()
+    top = best + 3.0 * (median - best)
+    if worst > top > best:
+        axis.set_ylim(best - 0.05 * (top - best), top)
+        axis.annotate("(cut)", (0.02, 0.94), xycoords="axes fraction", fontsize=8)
 
 
 def draw_open_loop(folder: Path, rows: Sequence[Row], methods: Sequence[str]) -> Path:
@@ -133,6 +138,7 @@ def draw_open_loop(folder: Path, rows: Sequence[Row], methods: Sequence[str]) ->
             axis.set_xlabel("steps ahead")
             axis.set_title(title, fontsize=10)
             axis.grid(alpha=0.3)
+        line[0].set_yscale("log")
         _clip_catastrophes(line[1])
         line[0].set_ylabel(f"{dataset}, n = {largest}")
         line[2].axhline(0.9, color="black", linestyle=":", linewidth=1)
