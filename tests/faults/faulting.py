@@ -38,6 +38,10 @@ RUNS: dict[str, list[str]] = {
 POOLS: dict[str, list[str]] = {
     "train, 2 seeds": ["train", *_TRAIN, "--seeds", "2", "--jobs", "2"],
     "compare, 2 jobs": [*RUNS["compare"], "--jobs", "2"],
+    "tune, 2 jobs": [
+        *["tune", *OWN, "--n-train", "200", "--n-test", "200", "--train-steps", "40"],
+        *["--trials", "6", "--methods", "bilevel-constant", "nll", "--jobs", "2"],
+    ],
     "classify, 2 jobs": [
         *["classify", "--data", "wine", "iris", "--members", "2", "--hidden", "8", "--seeds", "2"],
         *["--train-steps", "40", "--methods", "bilevel", "nll", "--jobs", "2"],

@@ -158,6 +158,16 @@ def test_without_an_outer_level_training_gets_its_sample() -> None:
         assert not set(plain.train[k]) & set(plain.stop[k])
 
 
+def test_stopping_rows_can_be_lent_to_the_outer_level() -> None:
+    folds = cross_fit(np.arange(20), 2, np.random.default_rng(0))
+    lent = folds.with_stop_as_outer()
+    for k in range(2):
+        np.testing.assert_array_equal(lent.train[k], folds.train[k])
+        np.testing.assert_array_equal(lent.stop[k], folds.stop[k])
+        assert set(lent.outer[k]) == set(folds.stop[k]) | set(folds.outer[k])
+        assert not set(lent.outer[k]) & set(lent.train[k])
+
+
 @pytest.mark.parametrize(("groups", "members"), [(9, 1), (13, 7)])
 def test_too_few_groups_are_refused(groups: int, members: int) -> None:
     assert groups < groups_needed(members)
