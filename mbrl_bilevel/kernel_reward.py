@@ -1,7 +1,7 @@
 """A reward that keeps modes and shrugs off outliers, and still has an inner optimum.
 
-r = Σ_d w_d·exp(−½ a_d (ŷ_d − y_d)²) − t_d (ŷ_d − y_d)²: Gaussian kernels, which pay for being near *a*
-target and nothing for being between two, with a weak quadratic tail against the growth of the entropy.
+r = W·exp(−½ mean_d a_d e_d²) − Σ_d t_d e_d² with e = ŷ − y: a Gaussian kernel, which pays for being near
+*a* target and nothing for being between two, with a weak quadratic tail against the growth of the entropy.
 """
 
 from __future__ import annotations
@@ -17,17 +17,19 @@ from mbrl_bilevel.mixture import GaussianMixture
 
 
 class KernelReward(nn.Module):
-    """φ is w, a and t, one each per target dimension, in logarithms.
+    """φ is w, a and t, one each per target dimension, in logarithms; W is the sum of w.
 
-    At λ = 1 an inner optimum of one mode has the precision w·a + 2t; between two modes the density falls
-    by e^(−w/2), so w says how sharply modes are told apart. An RBF is bounded, and so is its product
-    over many dimensions, which is next to nothing away from y: hence the sum, and the tail.
+    At λ = 1 an inner optimum of one mode has about the precision w·a + 2t in each dimension; between two
+    modes the density falls by up to e^(−W/2), so W says how sharply modes are told apart. The kernel is one
+    over all dimensions: a sum of kernels, dimension by dimension, would have the product of the marginals
+    for its optimum, and not know which modes go together. The mean in the exponent, in place of the sum,
+    keeps it from vanishing in many dimensions.
 
     Raises InvalidInputError for a number that is not positive.
     """
 
     def __init__(
-        self, dim: int, *, height: float = 8.0, precision: float = 8.0, tail: float = 0.02
+        self, dim: int, *, height: float = 8.0, precision: float = 16.0, tail: float = 0.1
     ) -> None:
         super().__init__()
         if dim < 1 or not min(height, precision, tail) > 0.0:
@@ -41,12 +43,13 @@ class KernelReward(nn.Module):
 
     def forward(self, y_hat: Tensor, y: Tensor, x: Tensor) -> Tensor:
         squared = (y_hat - y).square()
-        kernel = torch.exp(self.log_height - 0.5 * self.log_precision.exp() * squared)
-        return (kernel - self.log_tail.exp() * squared).sum(-1)
+        kernel = torch.exp(-0.5 * (self.log_precision.exp() * squared).mean(-1))
+        return self._height * kernel - (self.log_tail.exp() * squared).sum(-1)
 
     def expected(self, dist: Distribution, y: Tensor, x: Tensor) -> Tensor:
-        """E_{ŷ~dist}[r], [E, B]: of a Gaussian w (1 + a σ²)^(−½) exp(−½ a e²/(1 + a σ²)) − t (e² + σ²) per
-        dimension, of a mixture the weighted sum.
+        """E_{ŷ~dist}[r], [E, B]: of a Gaussian W Π_d (1 + b_d σ_d²)^(−½) exp(−½ b_d e_d²/(1 + b_d σ_d²))
+        − Σ_d t_d (e_d² + σ_d²) with b = a/D, of a mixture the weighted sum (Petersen & Pedersen 2012,
+        section 8.1.8).
 
         Raises UnsupportedCombinationError for another policy.
         """
@@ -60,8 +63,14 @@ class KernelReward(nn.Module):
             "mixture policy, or a sampled estimator"
         )
 
+    @property
+    def _height(self) -> Tensor:
+        return self.log_height.exp().sum()
+
     def _mean(self, error: Tensor, variance: Tensor) -> Tensor:
-        precision, squared = self.log_precision.exp(), error.square()
+        squared = error.square()
+        precision = self.log_precision.exp() / squared.shape[-1]
         wider = 1.0 + precision * variance
-        kernel = torch.exp(self.log_height - 0.5 * wider.log() - 0.5 * precision * squared / wider)
-        return (kernel - self.log_tail.exp() * (squared + variance)).sum(-1)
+        kernel = torch.exp(-0.5 * (wider.log() + precision * squared / wider).sum(-1))
+        tail = (self.log_tail.exp() * (squared + variance)).sum(-1)
+        return self._height * kernel - tail

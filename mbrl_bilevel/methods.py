@@ -183,7 +183,7 @@ METHODS: dict[str, Method] = {
             FisherImplicit(_ROUGH_SOLVE, fisher="sampled", samples=16),
             optimiser=partial(Adam, lr=0.2),
             every=50,
-            warmup=100,
+            warmup=200,
         ),
         criterion=OneStepNLL(),
         summary="policy gradient for a mixture of 3 Gaussians on kernels that keep modes apart and shrug "

@@ -45,6 +45,9 @@ def test_by_hand() -> None:
     made = KernelReward(1, height=2.0, precision=4.0, tail=0.5)
     found = made(torch.tensor([[[[1.0]]]]), torch.tensor([[[0.5]]]), torch.zeros(1, 1, 1))
     assert found.item() == pytest.approx(2.0 * math.exp(-0.5) - 0.125)
+    two = KernelReward(2, height=2.0, precision=4.0, tail=0.5)
+    found = two(torch.tensor([[[[1.0, 2.0]]]]), torch.tensor([[[0.5, 3.0]]]), torch.zeros(1, 1, 1))
+    assert found.item() == pytest.approx(4.0 * math.exp(-0.25 * (4 * 0.25 + 4 * 1.0)) - 0.625)
 
 
 def test_the_mean_is_that_of_quadrature() -> None:
@@ -95,6 +98,20 @@ def true_nll(kind: str, x: Tensor, y: Tensor) -> float:
         for (m, s), share in zip(parts, shares, strict=True)
     ]
     return -torch.stack(logs).logsumexp(0).mean().item()
+
+
+def test_it_knows_which_modes_go_together() -> None:
+    """Targets at (1, 1) and (−1, −1): the corner (1, −1), right in each dimension by itself, is worth
+    no more than the middle."""
+    y = torch.tensor([[[1.0, 1.0], [-1.0, -1.0]]])
+    made = KernelReward(2, height=8.0, precision=16.0, tail=0.1)
+
+    def worth(a: float, b: float) -> float:
+        return made(torch.tensor([a, b]).expand(1, 1, 2, 2), y, torch.zeros(1, 2, 1)).mean().item()
+
+    assert worth(1.0, 1.0) > 6.0
+    assert worth(1.0, -1.0) < 0.0
+    assert worth(0.0, 0.0) < 1.0
 
 
 @cache
