@@ -204,7 +204,9 @@ def draw_pooled(folder: Path, against: Sequence[Row]) -> Path:
     for axis, (name, title, even) in zip(axes, panels, strict=True):
         for place, line in enumerate(against):
             for shift, key in ((-0.12, name), (0.12, f"member_{name}")):
-                found = line[key].get("iqm", line[key]) if key in line else None
+                found = line.get(key)
+                if found is not None and name == "nll":
+                    found = found["iqm"]  # one broken likelihood would be all of the mean
                 if found is None or found["low"] is None:
                     continue
                 tint = colour(line["against"], place + 1)
