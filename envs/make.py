@@ -64,6 +64,8 @@ def make_env(
     quiet_mujoco()
     if import_module is not None:
         import_user_module(import_module, f"--import-module {import_module!r}:")
+    if env_id.startswith("mbrl/"):
+        importlib.import_module("envs.tasks")  # registers this project's own
     try:
         with _told_by_us():
             env: Env = gym.make(env_id, **kwargs)
