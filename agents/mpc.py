@@ -24,10 +24,11 @@ from stable_baselines3.common.vec_env import (
 )
 from tqdm.auto import tqdm
 
+from agents.actions import BoxActions
 from agents.collect import RandomBehaviour, Recorder, require_finite
 from agents.mpc_checkpoint import Snapshot, Spaces, read_snapshot, write_snapshot
 from agents.mpc_settings import MPCSettings
-from agents.planners import PlannerState
+from agents.planning import PlannerState
 from agents.spaces import require_box, vector_env
 from agents.value import Value, fit_value
 from mbrl_bilevel.dynamics import DynamicsModel, fit_dynamics
@@ -64,6 +65,7 @@ class MPC:
         self.env = vector_env(env)
         self.action_space = require_box(self.env.action_space, "action")
         self.observation_space = require_box(self.env.observation_space, "observation")
+        self._actions = BoxActions(self.action_space.low, self.action_space.high)
         self.termination, self.reward, self.seed = termination, reward, seed
         self.verbose = verbose
         formats = (["stdout"] if verbose else []) + (["tensorboard"] if tensorboard_log else [])
@@ -172,8 +174,7 @@ class MPC:
                 "pass the state that predict returned for them, or None"
             )
         low, high = self.action_space.low, self.action_space.high
-        bounds = (torch.from_numpy(low).float(), torch.from_numpy(high).float())
-        memory = PlannerState(mean, elites, valid, *bounds)
+        memory = PlannerState(mean, elites, valid, self._actions)
         generator = torch.Generator()
         generator.set_state(random)
         if episode_start is not None:
@@ -284,8 +285,7 @@ class MPC:
             self.refit()
 
     def _fresh_state(self, starts: int, seed: int) -> tuple[Array, ...]:
-        low, high = self.action_space.low, self.action_space.high
-        memory = self.settings.planner.initial_state(starts, low, high)
+        memory = self.settings.planner.initial_state(starts, self._actions)
         return _state(memory, torch.Generator().manual_seed(seed))
 
     def _act(
@@ -294,8 +294,7 @@ class MPC:
         if self.model is None:
             if len(self.experience) == 0:
                 raise InvalidInputError("the agent has no model yet; call learn() or load() first")
-            share = torch.rand((len(obs), len(memory.low)), generator=generator)
-            return (memory.low + (memory.high - memory.low) * share).numpy(), memory
+            return memory.actions.uniform((len(obs),), generator).numpy(), memory
         model, imagination = self.model, self.settings.imagination
 
         def score(actions: torch.Tensor) -> torch.Tensor:

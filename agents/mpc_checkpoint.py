@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from agents.mpc_settings import MPCSettings
-from agents.planners import CEM, ICEM
+from agents.planners import PLANNERS, Planner
 from agents.value import Value, ValueSettings, value_from_checkpoint, value_to_checkpoint
 from mbrl_bilevel.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from mbrl_bilevel.dynamics import DynamicsModel
@@ -24,7 +24,7 @@ from mbrl_bilevel.model_env import Imagination
 from mbrl_bilevel.types import Rule, Transitions
 
 _KIND = "mpc agent"
-_PLANNERS: dict[str, type[CEM]] = {"CEM": CEM, "ICEM": ICEM}
+_PLANNERS: dict[str, type[Planner]] = {kind.__name__: kind for kind in PLANNERS.values()}
 
 
 @dataclass(frozen=True)
@@ -181,7 +181,7 @@ def _settings_to_json(settings: MPCSettings) -> dict[str, Any]:
     if kind not in _PLANNERS.values():
         raise InvalidInputError(
             f"an agent with a planner of type {kind.__name__} cannot be saved; "
-            f"use one of {', '.join(_PLANNERS)}"
+            f"use one of {', '.join(sorted(_PLANNERS))}"
         )
     return asdict(settings) | {"planner_kind": kind.__name__}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from agents.planners import CEM, ICEM
+from agents.planners import ICEM, Planner
 from agents.value import ValueSettings
 from mbrl_bilevel.errors import InvalidInputError
 from mbrl_bilevel.fit import Schedule
@@ -24,7 +24,7 @@ class MPCSettings:
     """
 
     method: str = "bilevel"
-    planner: CEM = ICEM(horizon=15, population=64, iterations=3, elite_fraction=0.15)
+    planner: Planner = ICEM(horizon=15, population=64, iterations=3, elite_fraction=0.15)
     imagination: Imagination = Imagination()
     members: int = 5
     hidden: tuple[int, ...] = (200, 200)

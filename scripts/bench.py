@@ -22,6 +22,7 @@ from _bench_pair import ACTION, INPUTS, OBS, TARGETS, Pair, Sizes, make_data, ma
 from _run import Result, RunArgs, RunFolder, launch
 from torch import Tensor, nn
 
+from agents.actions import BoxActions
 from agents.planners import ICEM
 from mbrl_bilevel.data import FitData, Minibatches
 from mbrl_bilevel.dynamics import DynamicsModel
@@ -56,7 +57,7 @@ def plan(sizes: Sizes, seed: int) -> Pair:
     eager = EagerDynamics([_alone(policy, e) for e in range(sizes.members)], inputs, targets)
     obs = torch.randn(1, OBS, generator=generator)
     planner, imagination = sizes.planner, Imagination(particles=sizes.members)
-    start = planner.initial_state(1, torch.full((ACTION,), -1.0), torch.ones(ACTION))
+    start = planner.initial_state(1, BoxActions([-1.0] * ACTION, [1.0] * ACTION))
 
     def ours(actions: Tensor, random: torch.Generator) -> Tensor:
         return imagined_returns(model, obs, actions, imagination, random)

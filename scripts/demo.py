@@ -24,6 +24,7 @@ from _figures import draw_overview, draw_returns
 from _reading import read_rows
 from _run import Bar, Result, RunArgs, RunFolder, launch
 
+from agents.actions import BoxActions
 from agents.mpc import MPCSettings
 from envs.make import make_env
 from envs.oracle import Oracle
@@ -148,7 +149,7 @@ def _reference_lines(args: Args, run: RunFolder) -> None:
     oracle, generator = Oracle(env, threads=1), torch.Generator().manual_seed(args.seed)
     total = []
     for episode in range(args.reference_episodes):
-        memory = planner.initial_state(1, space.low, space.high)
+        memory = planner.initial_state(1, BoxActions(space.low, space.high))
 
         def plan() -> Any:
             nonlocal memory

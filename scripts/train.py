@@ -26,7 +26,7 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from agents.mpc import MPC, MPCSettings
-from agents.planners import CEM, ICEM
+from agents.planners import PLANNERS
 from agents.value import ValueSettings
 from envs.make import make_env
 from envs.offline import load_minari, require_new_minari, save_minari
@@ -69,8 +69,8 @@ class Args(RunArgs):
     """Real steps between two fits of the model, each from scratch on all experience."""
     exploration: float = 0.2
     """Noise added to planned actions while learning, in half-ranges of the action space."""
-    planner: Literal["icem", "cem"] = "icem"
-    """Which planner."""
+    planner: Literal["icem", "cem", "mppi", "random"] = "icem"
+    """Which planner; random tries --population times --iterations sequences at once."""
     horizon: int = 15
     """Steps planned ahead."""
     population: int = 64
@@ -134,13 +134,13 @@ class Args(RunArgs):
 
     def settings(self) -> MPCSettings:
         """The agent's settings. Raises InvalidInputError for a number out of range."""
-        kind = ICEM if self.planner == "icem" else CEM
-        planner = kind(
-            horizon=self.horizon,
-            population=self.population,
-            iterations=self.iterations,
-            elite_fraction=0.15,
-        )
+        if self.planner == "random":
+            size: dict[str, Any] = {"population": self.population * self.iterations}
+        else:
+            size = {"population": self.population, "iterations": self.iterations}
+        if self.planner in ("icem", "cem"):
+            size["elite_fraction"] = 0.15
+        planner = PLANNERS[self.planner](horizon=self.horizon, **size)
         return MPCSettings(
             method=self.model,
             planner=planner,

@@ -277,7 +277,7 @@ def test_predict_is_a_function_of_its_arguments(trained: MPC) -> None:
 def test_a_new_episode_forgets_the_plan(trained: MPC) -> None:
     obs = np.array([[0.7], [-0.5]])
     _, fresh = trained.predict(np.zeros((2, 1)), None, np.array([True, True]))
-    initial = trained.settings.planner.initial_state(2, [-1.0], [1.0])
+    initial = trained.settings.planner.initial_state(2, trained._actions)
     _, used = trained.predict(obs)
     blank = (initial.mean.numpy(), initial.elites.numpy(), initial.elite_valid.numpy(), used[3])
     expected, _ = trained.predict(obs, blank, np.array([False, False]), True)
@@ -618,7 +618,7 @@ def test_a_planner_of_ones_own_cannot_be_saved(tmp_path: Path) -> None:
         pass
 
     agent = MPC(PointMass(), replace(TINY, planner=Mine()))
-    with pytest.raises(InvalidInputError, match="type Mine cannot be saved; use one of CEM, ICEM"):
+    with pytest.raises(InvalidInputError, match="type Mine cannot be saved; use one of CEM, ICEM, MPPI"):
         agent.save(tmp_path / "agent")
 
 

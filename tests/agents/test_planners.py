@@ -14,16 +14,10 @@ from hypothesis import strategies as st
 from scipy.linalg import solve_discrete_are
 from torch import Tensor
 
-from agents.planners import (
-    CEM,
-    ICEM,
-    PlanInfo,
-    PlannerState,
-    Score,
-    _elite_weight,
-    _refit,
-    coloured_noise,
-)
+from agents.actions import BoxActions
+from agents.cem import CEM, ICEM, _elite_weight, _refit
+from agents.noise import coloured_noise
+from agents.planning import PlanInfo, PlannerState, Score
 from mbrl_bilevel.errors import InvalidInputError
 
 PLANNERS = [CEM, ICEM]
@@ -52,7 +46,7 @@ def recorded(score: Score) -> tuple[Score, list[Tensor]]:
 def plan_once(
     planner: CEM, score: Score, starts: int, low: list[float], high: list[float], seed: int = 0
 ) -> tuple[Tensor, PlannerState, PlanInfo]:
-    return planner.plan(score, planner.initial_state(starts, low, high), seeded(seed))
+    return planner.plan(score, planner.initial_state(starts, BoxActions(low, high)), seeded(seed))
 
 
 @pytest.mark.parametrize("kind", PLANNERS)
@@ -97,7 +91,11 @@ def test_closed_loop_on_the_double_integrator_is_near_the_lqr_optimum(kind: type
     x = torch.tensor([[1.0, 0.0], [-0.5, 1.0], [0.3, -0.8]])
     optimum = torch.einsum("si,ij,sj->s", x, pt, x)
     planner = kind(horizon=6, population=300, iterations=8, elite_fraction=0.05)
-    state, generator, total = planner.initial_state(3, [-6.0], [6.0]), seeded(), torch.zeros(3)
+    state, generator, total = (
+        planner.initial_state(3, BoxActions([-6.0], [6.0])),
+        seeded(),
+        torch.zeros(3),
+    )
     for _ in range(30):
         action, state, _ = planner.plan(score_from(x), state, generator)
         total, x = total + cost(x, action), x @ at.T + action @ bt.T
@@ -215,7 +213,7 @@ def test_where_all_scores_tie_the_plan_stays_unbiased_and_the_mean_is_executed()
 
     score, seen = recorded(constant)
     icem = ICEM(horizon=3, population=40, iterations=3)
-    generator, state = seeded(), icem.initial_state(2, [-1.0], [1.0])
+    generator, state = seeded(), icem.initial_state(2, BoxActions([-1.0], [1.0]))
     for _ in range(2):  # with and without elites kept from the step before
         action, state, _ = icem.plan(score, state, generator)
         before_last = seen[-2].mean(1)
@@ -270,7 +268,9 @@ def test_icem_keeps_elites_adds_the_mean_and_executes_the_best() -> None:
     planner = ICEM(horizon=5, population=50, iterations=3, elite_fraction=0.2)
     assert (planner.num_elites, planner.num_kept) == (10, 3)
     generator = seeded()
-    action, state, info = planner.plan(score, planner.initial_state(2, [-1], [1]), generator)
+    action, state, info = planner.plan(
+        score, planner.initial_state(2, BoxActions([-1], [1])), generator
+    )
     rows = torch.arange(2)[:, None]
     for before, after in itertools.pairwise(seen):
         kept = before[rows, value(before).topk(3).indices]
@@ -297,7 +297,11 @@ def test_starts_do_not_influence_each_other(kind: type[CEM]) -> None:
     results = []
     for second in (0.9, float("nan")):
         target = torch.tensor([0.2, second, -0.4])[:, None, None, None]
-        state, generator, actions = planner.initial_state(3, [-1.0], [1.0]), seeded(), []
+        state, generator, actions = (
+            planner.initial_state(3, BoxActions([-1.0], [1.0])),
+            seeded(),
+            [],
+        )
         for _ in range(3):
             action, state, _ = planner.plan(quadratic(target), state, generator)
             actions.append(action)
@@ -320,7 +324,7 @@ def test_reset_clears_only_the_masked_starts() -> None:
     planner = ICEM(horizon=4, population=40, iterations=3)
     target = torch.tensor([0.7])
     _, state, _ = plan_once(planner, quadratic(target), 3, [-1.0], [1.0])
-    fresh = planner.initial_state(3, [-1.0], [1.0])
+    fresh = planner.initial_state(3, BoxActions([-1.0], [1.0]))
     assert state.elite_valid.all()
     after = planner.reset(state, torch.tensor([False, True, False]))
     for name in ("mean", "elites", "elite_valid"):
@@ -434,10 +438,11 @@ def test_the_state_given_is_not_changed_and_shares_no_memory_with_what_comes_bac
 ) -> None:
     planner = kind(horizon=3, population=20, iterations=2)
     low = torch.tensor([-1.0])
-    state = planner.initial_state(2, low, np.array([1.0]))
+    state = planner.initial_state(2, BoxActions(low, np.array([1.0])))
     low.fill_(9.0)
-    assert state.low == -1.0
-    copies = {f.name: getattr(state, f.name).clone() for f in dataclasses.fields(state)}
+    assert isinstance(state.actions, BoxActions)
+    assert state.actions.low == -1.0
+    copies = {f: getattr(state, f).clone() for f in ("mean", "elites", "elite_valid")}
     action, after, _ = planner.plan(quadratic(torch.tensor([0.5])), state, seeded())
     mean, elites = after.mean.clone(), after.elites.clone()
     planner.plan(quadratic(torch.tensor([-0.5])), after, seeded())
@@ -496,7 +501,7 @@ def test_actions_and_candidates_are_always_finite_and_within_bounds(
         return value.masked_fill(torch.rand(value.shape, generator=noise) < broken, torch.nan)
 
     planner = kind(**fields)
-    state, generator = planner.initial_state(starts, low, high), seeded(seed)
+    state, generator = planner.initial_state(starts, BoxActions(low, high)), seeded(seed)
     for _ in range(3):
         action, state, info = planner.plan(score, state, generator)
         assert action.shape == (starts, len(low))
@@ -545,14 +550,14 @@ def test_a_wrong_setting_is_named_with_what_came(kind: type[CEM], name: str, val
 )
 def test_wrong_bounds_are_named(name: str, low: list[float], high: list[float]) -> None:
     with pytest.raises(InvalidInputError, match=f"planner: {name} must be"):
-        CEM().initial_state(1, low, high)
+        CEM().initial_state(1, BoxActions(low, high))
 
 
 def test_wrong_calls_are_named() -> None:
     planner = ICEM(horizon=3, population=10)
-    state = planner.initial_state(2, [-1.0], [1.0])
+    state = planner.initial_state(2, BoxActions([-1.0], [1.0]))
     with pytest.raises(InvalidInputError, match=r"num_starts must be .*got 0"):
-        planner.initial_state(0, [-1.0], [1.0])
+        planner.initial_state(0, BoxActions([-1.0], [1.0]))
     with pytest.raises(
         InvalidInputError, match=r"score\(actions\) must be .*\(2, 10\); got .*\(10,\)"
     ):

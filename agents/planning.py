@@ -1,0 +1,163 @@
+"""What all planners share: ``planner.plan(score, state, generator) -> (action, state, info)``.
+
+The state is explicit, batched over S start states, and made new by ``reset``. A score that is not
+finite counts as −∞: it never wins.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from agents.actions import ActionSet, require
+
+#: ``score(actions [S, N, H, A]) -> [S, N]``: the predicted return of each candidate. The actions
+#: are float32: in the environment's units and within its bounds, or one-hot where they are discrete.
+#: The score must not write to them.
+Score = Callable[[Tensor], Tensor]
+
+#: More candidate actions than this are taken for a slip, or for a hostile checkpoint.
+_MOST_ACTIONS = 10**8
+
+
+@dataclass(frozen=True)
+class PlannerState:
+    """What a planner remembers between two time steps, for each of S start states.
+
+    ``mean`` [S, H, A] is where the next search starts: actions, or the probabilities of discrete
+    ones; ``elites`` [S, M, H, A] are the sequences kept from the last one (M = 0 but for iCEM), and
+    ``elite_valid`` [S, M] bool says which of them hold something. Both are already shifted to the
+    next time step. ``actions`` are those to choose among. All float32.
+    """
+
+    mean: Tensor
+    elites: Tensor
+    elite_valid: Tensor
+    actions: ActionSet
+
+
+@dataclass(frozen=True)
+class PlanInfo:
+    """How the last iteration of one ``plan`` ended, and how many scores were unusable.
+
+    ``best_score`` and ``elite_score`` [S]: the best and the mean score among the elites (of MPPI: the
+    weighted mean over all), −inf for a start without a finite score. ``nonfinite``: NaN and ±inf
+    scores over all starts and iterations. ``std`` [S, H, A]: the final σ of the search.
+    """
+
+    best_score: Tensor
+    elite_score: Tensor
+    nonfinite: int
+    std: Tensor
+
+
+@dataclass(frozen=True)
+class Planner(ABC):
+    """``horizon`` steps planned, ``population`` candidates scored at a time.
+
+    Raises InvalidInputError where a field is out of its range.
+    """
+
+    horizon: int = 20
+    population: int = 200
+
+    def __post_init__(self) -> None:
+        for name in ("horizon", "population"):
+            require_count(name, getattr(self, name))
+        size = self.population * self.horizon
+        require(size <= _MOST_ACTIONS, "population times horizon", size, "at most 100,000,000")
+
+    @property
+    def num_kept(self) -> int:
+        """M, the sequences that compete again at the next time step."""
+        return 0
+
+    @abstractmethod
+    def populations(self) -> tuple[int, ...]:
+        """Candidates scored per start in each iteration: their sum is the budget of a plan."""
+
+    def initial_state(self, num_starts: int, actions: ActionSet) -> PlannerState:
+        """The state of ``num_starts`` new episodes: μ in the middle, nothing kept."""
+        require_count("num_starts", num_starts)
+        steps = (self.horizon, actions.width)
+        return PlannerState(
+            mean=actions.middle.expand(num_starts, *steps).clone(),
+            elites=actions.middle.expand(num_starts, self.num_kept, *steps).clone(),
+            elite_valid=torch.zeros(
+                num_starts, self.num_kept, dtype=torch.bool, device=actions.device
+            ),
+            actions=actions,
+        )
+
+    def reset(self, state: PlannerState, mask: Tensor | npt.NDArray[np.bool_]) -> PlannerState:
+        """The state with the starts where ``mask`` [S] bool is true made new, the others as before.
+
+        Raises InvalidInputError for a mask of another type or shape, or another planner's state.
+        """
+        self._check(state)
+        mask = torch.as_tensor(mask, device=state.mean.device)
+        starts = len(state.mean)
+        ok = mask.dtype == torch.bool and mask.shape == (starts,)
+        require(ok, "mask", f"{mask.dtype} {tuple(mask.shape)}", f"bool of shape ({starts},)")
+        fresh = self.initial_state(starts, state.actions)
+        return replace(
+            state,
+            mean=torch.where(mask[:, None, None], fresh.mean, state.mean),
+            elites=torch.where(mask[:, None, None, None], fresh.elites, state.elites),
+            elite_valid=state.elite_valid & ~mask[:, None],
+        )
+
+    def plan(
+        self, score: Score, state: PlannerState, generator: torch.Generator
+    ) -> tuple[Tensor, PlannerState, PlanInfo]:
+        """The action [S, A] to execute, the state for the next time step, and how the search went.
+
+        ``generator`` makes every draw and lives on the state's device. A non-finite score counts as
+        −inf; a start whose scores are all non-finite executes and keeps its μ. No gradients.
+
+        Raises InvalidInputError for a score of the wrong shape, another planner's state, or a
+        generator on another device.
+        """
+        self._check(state)
+        device = state.mean.device.type
+        require(generator.device.type == device, "generator", generator.device, f"on {device}")
+        with torch.no_grad():
+            return self._search(score, state, generator)
+
+    @abstractmethod
+    def _search(
+        self, score: Score, state: PlannerState, generator: torch.Generator
+    ) -> tuple[Tensor, PlannerState, PlanInfo]: ...
+
+    def _check(self, state: PlannerState) -> None:
+        starts, actions = len(state.mean), state.actions.width
+        for name, part in (("mean", ()), ("elites", (self.num_kept,))):
+            shape = tuple(getattr(state, name).shape)
+            wanted = (starts, *part, self.horizon, actions)
+            require(shape == wanted, f"state.{name}", shape, f"{wanted}: use initial_state")
+
+
+def require_count(name: str, value: object) -> None:
+    """Raise InvalidInputError unless ``value`` is an integer of at least 1."""
+    ok = isinstance(value, int | np.integer) and value >= 1
+    require(bool(ok), name, value, "an integer of at least 1")
+
+
+def finite_scores(score: Score, candidates: Tensor) -> tuple[Tensor, int]:
+    """Scores [S, N] with −inf for every non-finite one, and the number of these."""
+    scores = score(candidates)
+    shape, wanted = tuple(scores.shape), tuple(candidates.shape[:2])
+    require(shape == wanted, "score(actions)", f"shape {shape}", f"of shape [S, N] = {wanted}")
+    finite = scores.isfinite()
+    return torch.where(finite, scores, -torch.inf), int((~finite).sum())
+
+
+def shift(sequences: Tensor) -> Tensor:
+    """A copy of [..., H, A] one step later; the last step is repeated."""
+    return torch.cat([sequences[..., 1:, :], sequences[..., -1:, :]], dim=-2)

@@ -1,0 +1,38 @@
+"""Random shooting: try uniform action sequences, execute the first step of the best.
+
+Nagabandi et al. 2017 (arXiv 1708.02596, §IV.C). What every other planner has to beat.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from agents.planning import PlanInfo, Planner, PlannerState, Score, finite_scores, shift
+
+
+@dataclass(frozen=True)
+class RandomShooting(Planner):
+    """The best of ``population`` uniform sequences; every plan starts from nothing.
+
+    The state's μ is the last plan, used only where no score is finite.
+    """
+
+    def populations(self) -> tuple[int, ...]:
+        """All candidates are scored at once."""
+        return (self.population,)
+
+    def _search(
+        self, score: Score, state: PlannerState, generator: torch.Generator
+    ) -> tuple[Tensor, PlannerState, PlanInfo]:
+        actions = state.actions
+        shape = (len(state.mean), self.population, self.horizon)
+        candidates = actions.uniform(shape, generator)
+        scores, nonfinite = finite_scores(score, candidates)
+        best_score, best = scores.max(1)
+        found = (best_score > -torch.inf)[:, None, None]
+        mean = torch.where(found, candidates[torch.arange(len(best)), best], state.mean)
+        info = PlanInfo(best_score, best_score.clone(), nonfinite, candidates.std(1, correction=0))
+        return actions.chosen(mean[:, 0]), replace(state, mean=shift(mean)), info
