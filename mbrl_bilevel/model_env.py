@@ -6,6 +6,7 @@ member for the whole rollout, TS1 draws the member anew at every step.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -26,11 +27,17 @@ class Imagination:
     ``sample`` draws each step from the member's distribution, else its mean is followed. All
     candidates share the particles' draws (common random numbers), so that their ranking is not
     blurred by noise.
+
+    ``pessimism`` λ: a candidate's score is the mean over members of their returns less λ standard
+    deviations, a lower confidence bound. It needs "tsinf", where a return is one member's. Where
+    ``sample`` is set, a member's return is over its own particles' draws: more of them leave less
+    chance in the deviation.
     """
 
     particles: int = 5
     propagation: Propagation = "tsinf"
     sample: bool = True
+    pessimism: float = 0.0
 
     def __post_init__(self) -> None:
         if self.propagation not in ("ts1", "tsinf"):
@@ -39,6 +46,12 @@ class Imagination:
             )
         if not 1 <= self.particles <= 100_000:
             raise InvalidInputError(f"particles must be 1 to 100,000; got {self.particles}")
+        if not 0.0 <= self.pessimism < math.inf:
+            raise InvalidInputError(f"pessimism must be finite and >= 0; got {self.pessimism}")
+        if self.pessimism and self.propagation == "ts1":
+            raise InvalidInputError(
+                'pessimism needs propagation "tsinf": with "ts1" no return is of one member'
+            )
 
 
 @torch.inference_mode()
@@ -50,7 +63,10 @@ def imagined_returns(
     generator: torch.Generator,
     value: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
-    """Mean imagined return of each candidate, [S, N], from obs [S, O] and actions [S, N, H, A].
+    """Score of each candidate, [S, N], from obs [S, O] and actions [S, N, H, A].
+
+    The mean imagined return over particles, less ``imagination.pessimism`` standard deviations of
+    the members' mean returns (over E, not E − 1).
 
     A reward counts with the probability that the episode has not ended before it, and so does the
     ``value`` of the last state ([..., O] -> [...]), where one is given. NaN and infinity
@@ -77,7 +93,11 @@ def imagined_returns(
         total += alive * value(state)
     # A known reward may not look at the state; one that stopped being finite still counts.
     total = torch.where(state.isfinite().all(-1), total, torch.nan)
-    return total.mean(0).reshape(starts, candidates)
+    score = total.mean(0)
+    if imagination.pessimism:
+        each = total.reshape(model.members, -1, rows).mean(1)
+        score = score - imagination.pessimism * each.std(0, correction=0)
+    return score.reshape(starts, candidates)
 
 
 @torch.inference_mode()

@@ -83,6 +83,8 @@ class Args(RunArgs):
     """Imagined trajectories of each candidate; a multiple of --members."""
     propagation: Literal["ts1", "tsinf"] = "tsinf"
     """Whether a particle changes its ensemble member at every step (ts1) or never (tsinf)."""
+    pessimism: float = 0.0
+    """Standard deviations of the members' returns taken off a plan's score; tsinf only."""
     members: int = 5
     """Ensemble members."""
     hidden: tuple[int, ...] = (200, 200)
@@ -117,6 +119,7 @@ class Args(RunArgs):
             )
         self.require_positive("learning_rate")
         self.require_positive("exploration", zero=True)
+        self.require_positive("pessimism", zero=True)
         if self.env_timeout is not None:
             self.require_positive("env_timeout")
         if self.save_minari is not None and self.seeds > 1:
@@ -144,7 +147,7 @@ class Args(RunArgs):
         return MPCSettings(
             method=self.model,
             planner=planner,
-            imagination=Imagination(self.particles, self.propagation),
+            imagination=Imagination(self.particles, self.propagation, pessimism=self.pessimism),
             members=self.members,
             hidden=self.hidden,
             schedule=Schedule(steps=self.train_steps, learning_rate=self.learning_rate),

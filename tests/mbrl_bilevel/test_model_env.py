@@ -136,6 +136,46 @@ def test_tsinf_keeps_the_member(linear_model: LinearModel) -> None:
     assert np.bincount(followed[:, 0]).tolist() == [2, 2, 2]
 
 
+@pytest.mark.parametrize("particles", [3, 6])
+def test_pessimism_takes_the_spread_of_the_members_off(
+    linear_model: LinearModel, particles: int
+) -> None:
+    """Member e moves by (e + 1)·u a step and pays where it is: returns 3u, 6u, 9u after two steps,
+    whose deviation is √6·|u|."""
+    step = torch.arange(1.0, 4.0).view(3, 1, 1)
+    weight = torch.cat(
+        [
+            torch.cat([torch.zeros(3, 1, 1), torch.ones(3, 1, 1)], 2),
+            torch.cat([step, step], 2),
+        ],
+        1,
+    )
+    model = linear_model(weight, torch.zeros(3, 2), torch.ones(3, 2), 1)
+    u = torch.tensor([-2.0, 0.0, 0.5, 1.0])
+    actions = u.view(1, 4, 1, 1).expand(1, 4, 2, 1)
+    for pessimism in (0.0, 0.7, 2.0):
+        follow = Imagination(particles, sample=False, pessimism=pessimism)
+        found = imagined_returns(model, torch.zeros(1, 1), actions, follow, seeded())
+        expected = 6.0 * u - pessimism * math.sqrt(6.0) * u.abs()
+        torch.testing.assert_close(found[0], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_chance_that_all_members_share_is_no_reason_for_pessimism(
+    linear_model: LinearModel,
+) -> None:
+    """Members alike: what is left is the deviation of a mean over a member's own draws."""
+    model = linear_model(
+        torch.zeros(2, 2, 2), torch.zeros(2, 2), torch.tensor([[1e-3, 1.0]]).expand(2, -1), 1
+    )
+    lost = []
+    for particles in (2, 2000):
+        wary, plain = (Imagination(particles, pessimism=p) for p in (1.0, 0.0))
+        call = torch.zeros(1, 1), torch.zeros(1, 1, 4, 1)
+        with_, without = (imagined_returns(model, *call, i, seeded(1)) for i in (wary, plain))
+        lost.append(float(without - with_))
+    assert 0.0 < lost[1] < 0.15 < lost[0]
+
+
 @pytest.mark.parametrize("propagation", ["ts1", "tsinf"])
 def test_variance_of_sampled_returns(linear_model: LinearModel, propagation: str) -> None:
     """s' = s + σε with reward s + ρη: Var Σ r = σ²(2² + 1²) + 3ρ² over three steps."""
@@ -299,6 +339,11 @@ def test_settings_are_checked() -> None:
         Imagination(5, "ts2")  # type: ignore[arg-type]
     with pytest.raises(InvalidInputError, match="particles must be 1 to 100,000; got 0"):
         Imagination(0)
+    for wrong in (-0.1, math.inf, math.nan):
+        with pytest.raises(InvalidInputError, match="pessimism must be finite and >= 0"):
+            Imagination(pessimism=wrong)
+    with pytest.raises(InvalidInputError, match='pessimism needs propagation "tsinf"'):
+        Imagination(propagation="ts1", pessimism=1.0)
 
 
 @pytest.mark.parametrize(
