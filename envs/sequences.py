@@ -1,0 +1,253 @@
+"""Sequences of tasks for continual learning: one dynamics whose data shifts, or a dynamics that changes.
+
+A new one is a line: ``SEQUENCES["hopper-wind"] = changing("Hopper", [{"wind": w} for w in (0, 10, -10)])``.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import gymnasium as gym
+import numpy as np
+
+from envs.gaits import Gaits
+from envs.make import Env, make_env
+from envs.tasks import VARIATIONS
+from mbrl_bilevel.data import sample_segments
+from mbrl_bilevel.errors import InvalidInputError
+from mbrl_bilevel.types import Transitions
+
+#: ``collect(env, behaviour, steps, seed=…, max_episode_steps=…)``: that of ``agents.collect``, passed in.
+Collect = Callable[..., Transitions]
+
+#: Steps of an episode, and of the stretches that belong to one region.
+_EPISODE, _STRETCH = 100, 20
+
+
+@dataclass(frozen=True)
+class Region:
+    """The stretches whose mean of observation ``index`` lies between two quantiles, ``low`` and ``high``."""
+
+    index: int
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task: a ``robot`` with a ``variation``, driven by gaits of these ``frequencies``; of what they
+    do, one ``region`` only, if given. A ``context`` is appended to every observation."""
+
+    name: str
+    robot: str
+    variation: Mapping[str, Any]
+    frequencies: tuple[float, float] = (0.02, 0.2)
+    region: Region | None = None
+    context: tuple[float, ...] = ()
+
+    def make(self) -> Env:
+        """Its environment."""
+        env = make_env(f"mbrl/{self.robot}-v0", **self.variation)
+        return WithContext(env, self.context) if self.context else env
+
+    def data(
+        self, collect: Collect, *, rows: int, test_rows: int, seed: int
+    ) -> tuple[Transitions, Transitions]:
+        """Training and test steps, from episodes of their own; those of a seed are always the same.
+
+        Raises InvalidInputError for counts below one.
+        """
+        if min(rows, test_rows) < 1:
+            raise InvalidInputError(
+                f"rows and test_rows must be at least 1; got {rows}, {test_rows}"
+            )
+        env = self.make()
+        pools = [self._pool(env, collect, n, (seed, k)) for k, n in enumerate((rows, test_rows))]
+        env.close()
+        if self.region is not None:
+            # The test's region is that of training, in the units of the observation.
+            speeds = _stretch_means(pools[0], self.region.index)
+            between = np.quantile(speeds, (self.region.low, self.region.high))
+            if self.region.high == 1.0:
+                between[1] = np.inf
+            if self.region.low == 0.0:
+                between[0] = -np.inf
+            pools = [_within(pool, self.region.index, *between) for pool in pools]
+        random = np.random.default_rng([seed, 2])
+        train, test = (
+            sample_segments(pool, min(n, len(pool)), _STRETCH, random)
+            for pool, n in zip(pools, (rows, test_rows), strict=True)
+        )
+        return train, test
+
+    def _pool(self, env: Env, collect: Collect, rows: int, seed: tuple[int, int]) -> Transitions:
+        """Enough that a region still has ``rows``, or nearly."""
+        share = 1.0 if self.region is None else self.region.high - self.region.low
+        steps = int(np.ceil(1.2 * rows / share / _EPISODE)) * _EPISODE
+        random = np.random.default_rng(seed)
+        assert isinstance(env.action_space, gym.spaces.Box)
+        gaits = Gaits(env.action_space, random, self.frequencies)
+        first = int(random.integers(2**31))
+        return collect(env, gaits, steps, seed=first, max_episode_steps=_EPISODE)
+
+
+@dataclass(frozen=True)
+class TaskSequence:
+    """``tasks`` in their order. ``kind`` "shared": one dynamics, so that no forgetting is needed;
+    "changing": what was true of an earlier task need not be of a later one."""
+
+    kind: Literal["shared", "changing"]
+    tasks: tuple[Task, ...]
+    summary: str
+
+    def with_context(self) -> TaskSequence:
+        """The same with the numbers that vary appended to every observation of a task.
+
+        Raises InvalidInputError where nothing varies but the data.
+        """
+        flat = [_numbers(task.variation) for task in self.tasks]
+        names = sorted({name for found in flat for name in found})
+        if not names:
+            raise InvalidInputError("with_context: these tasks differ in their data only")
+        usual = [VARIATIONS[name.partition(".")[0]].default or 0.0 for name in names]
+        contexts = [
+            tuple(found.get(n, u) for n, u in zip(names, usual, strict=True)) for found in flat
+        ]
+        tasks = (replace(t, context=c) for t, c in zip(self.tasks, contexts, strict=True))
+        return replace(self, tasks=tuple(tasks))
+
+
+class WithContext(gym.ObservationWrapper[Any, Any, Any]):
+    """Appends ``context`` to every observation."""
+
+    def __init__(self, env: Env, context: Sequence[float]) -> None:
+        super().__init__(env)
+        self._context = np.asarray(context, dtype=np.float64)
+        space = env.observation_space
+        assert isinstance(space, gym.spaces.Box)
+        low, high = (np.concatenate([end, self._context]) for end in (space.low, space.high))
+        self.observation_space = gym.spaces.Box(low, high, dtype=np.float64)
+
+    def observation(self, observation: Any) -> Any:
+        """[O] to [O + C]."""
+        return np.concatenate([observation, self._context])
+
+
+def changing(
+    robot: str, variations: Sequence[Mapping[str, Any]], summary: str = ""
+) -> TaskSequence:
+    """One task for each of ``variations`` (``envs.tasks.VARIATIONS``) of a robot's dynamics."""
+    tasks = tuple(Task(f"{i}:{_named(v)}", robot, v) for i, v in enumerate(variations))
+    return TaskSequence("changing", tasks, summary)
+
+
+def get_sequence(name: str) -> TaskSequence:
+    """The sequence of that name. Raises InvalidInputError with the nearest name."""
+    if name in SEQUENCES:
+        return SEQUENCES[name]
+    near = difflib.get_close_matches(name, SEQUENCES, n=1, cutoff=0.3)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    raise InvalidInputError(f"unknown sequence {name!r}: {hint}choose from {', '.join(SEQUENCES)}")
+
+
+def _named(variation: Mapping[str, Any]) -> str:
+    return ",".join(f"{n}={v:g}" for n, v in _numbers(variation).items()) or "plain"
+
+
+def _numbers(variation: Mapping[str, Any]) -> dict[str, float]:
+    """One number a name; those of bodies are called ``mass.torso``."""
+    found: dict[str, float] = {}
+    for name, value in variation.items():
+        if isinstance(value, Mapping):
+            found |= {f"{name}.{body}": float(factor) for body, factor in value.items()}
+        else:
+            found[name] = float(value)
+    return found
+
+
+def _stretch_of(transitions: Transitions) -> Any:
+    """Which stretch each step belongs to: a number that starts at zero, [N]."""
+    part = transitions.episode * (_EPISODE // _STRETCH) + transitions.t // _STRETCH
+    return np.unique(part, return_inverse=True)[1]
+
+
+def _stretch_means(transitions: Transitions, index: int) -> Any:
+    stretch = _stretch_of(transitions)
+    return np.bincount(stretch, transitions.obs[:, index]) / np.bincount(stretch)
+
+
+def _within(transitions: Transitions, index: int, low: float, high: float) -> Transitions:
+    means = _stretch_means(transitions, index)[_stretch_of(transitions)]
+    kept = transitions[(low <= means) & (means < high)]
+    if not len(kept):
+        raise InvalidInputError("no test step lies in this region: ask for more test_rows")
+    return kept
+
+
+#: Place of the forward velocity in HalfCheetah's observation.
+_CHEETAH_SPEED = 8
+
+SEQUENCES: dict[str, TaskSequence] = {
+    "halfcheetah-speed": TaskSequence(
+        "shared",
+        tuple(
+            Task(
+                f"quarter {k}", "HalfCheetah", {}, region=Region(_CHEETAH_SPEED, k / 4, (k + 1) / 4)
+            )
+            for k in range(4)
+        ),
+        "four quarters of the speeds that gaits reach, the slowest first",
+    ),
+    "halfcheetah-behaviour": TaskSequence(
+        "shared",
+        tuple(
+            Task(f"f={low:g}", "HalfCheetah", {}, frequencies=(low, 1.5 * low))
+            for low in (0.02, 0.05, 0.1, 0.2)
+        ),
+        "gaits that grow faster",
+    ),
+    "pusher-goal": TaskSequence(
+        "shared",
+        tuple(
+            Task(f"goal {x:g},{y:g}", "Pusher", {"goal_x": x, "goal_y": y})
+            for x, y in ((0.0, 0.0), (0.15, 0.15), (-0.15, 0.15), (0.15, -0.15))
+        ),
+        "goals that move; the observation shows where",
+    ),
+    "halfcheetah-gravity": changing(
+        "HalfCheetah", [{"gravity": g} for g in (1.0, 0.5, 1.5, 0.75, 1.25)], "factors of gravity"
+    ),
+    "halfcheetah-body": changing(
+        "HalfCheetah",
+        [
+            {},
+            {"length": {"bthigh": 1.3, "bshin": 1.3}},
+            {"length": {"fthigh": 0.7, "fshin": 0.7}},
+            {"mass": {"torso": 1.5}},
+        ],
+        "limbs and torsos of other sizes",
+    ),
+    "hopper-mass": changing("Hopper", [{"mass": m} for m in (1.0, 0.5, 1.5, 2.0)], "masses"),
+    "walker-friction": changing(
+        "Walker2d", [{"friction": f} for f in (1.0, 0.2, 2.0, 0.5)], "friction of the ground"
+    ),
+    "halfcheetah-mix": changing(
+        "HalfCheetah",
+        [
+            {},
+            {"gravity": 0.6},
+            {"strength": 0.6},
+            {"friction": 0.3},
+            {"mass": 1.5},
+            {"damping": 10.0},
+            {"length": {"bthigh": 1.3, "bshin": 1.3}},
+            {"wind": 20.0},
+            {"gravity": 1.4, "strength": 1.3},
+            {"mass": {"torso": 0.6}, "friction": 2.0},
+        ],
+        "ten tasks that differ in one thing or two",
+    ),
+}
