@@ -79,11 +79,11 @@ def termination_rule(env: Env) -> Rule | None:
     return None
 
 
-def load_rule(spec: str) -> Rule:
+def load_rule(spec: str, *, probability: bool = True) -> Rule:
     """The user's own rule from ``module:function``; the working directory is searched too.
 
     The result is checked at each call: a tensor with one entry per transition, bool or a
-    probability. Raises ``InvalidInputError``: not of this form, no such module, no such function,
+    probability; with ``probability`` False, of a reward, any number. Raises ``InvalidInputError``: not of this form, no such module, no such function,
     and from the rule itself where it raises, or its result has the wrong type, shape or range.
     """
     module_name, _, name = spec.partition(":")
@@ -114,6 +114,8 @@ def load_rule(spec: str) -> Rule:
                 f"rule {spec!r}: must return a tensor of shape {tuple(next_obs.shape[:-1])}, one "
                 f"entry per transition; got {got}"
             )
+        if not probability:
+            return result
         if result.dtype != torch.bool and not bool(((result >= 0) & (result <= 1)).all()):
             raise InvalidInputError(
                 f"rule {spec!r}: must return True or False, or a probability from 0 to 1; "

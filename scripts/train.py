@@ -30,6 +30,7 @@ from agents.planners import PLANNERS
 from agents.value import ValueSettings
 from envs.make import make_env
 from envs.offline import load_minari, require_new_minari, save_minari
+from envs.rewards import reward_rule
 from envs.rules import load_rule, termination_rule
 from mbrl_bilevel.errors import CheckpointError, InvalidInputError
 from mbrl_bilevel.fit import Schedule
@@ -63,6 +64,9 @@ class Args(RunArgs):
     """Episodes of an evaluation."""
     termination: str | None = None
     """Your own rule, module:function of (obs, action, next_obs); standard tasks have theirs."""
+    reward: str = "learned"
+    """learned with the model; known: of a standard task whose observation shows it; or your own,
+    module:function of (obs, action, next_obs)."""
     learning_starts: int = 250
     """Random steps before the first model."""
     refit_every: int = 250
@@ -215,7 +219,7 @@ def _one(args: Args, run: RunFolder) -> Result:
     if args.save_minari is not None and not _is_written(args):
         require_new_minari(args.save_minari)
     shelf = Shelf(run.checkpoints, args.keep_checkpoints)
-    agent = _agent(args, run, env, rule, shelf)
+    agent = _agent(args, run, env, rule, _reward(args, env), shelf)
     for row in run.rows:
         run.rows.require(row, "step", "mean", "std", "returns")
     bar = run.bar(args.steps, "train", initial=agent.num_timesteps)
@@ -268,15 +272,34 @@ def _make(args: Args) -> gym.Env[Any, Any]:
     return make_env(args.env_id, import_module=args.import_module, timeout=args.env_timeout)
 
 
+def _reward(args: Args, env: gym.Env[Any, Any]) -> Rule | None:
+    if args.reward == "learned":
+        return None
+    if args.reward != "known":
+        return load_rule(args.reward, probability=False)
+    rule = reward_rule(env)
+    if rule is None:
+        raise InvalidInputError(
+            f"--reward known: the observation of {args.env_id!r} does not show its reward; use "
+            "--reward learned, or module:function of your own"
+        )
+    return rule
+
+
 def _agent(
-    args: Args, run: RunFolder, env: gym.Env[Any, Any], rule: Rule | None, shelf: Shelf
+    args: Args,
+    run: RunFolder,
+    env: gym.Env[Any, Any],
+    rule: Rule | None,
+    reward: Rule | None,
+    shelf: Shelf,
 ) -> MPC:
     """The newest saved agent that is whole, or a new one."""
     monitored = Monitor(env)
     damaged: CheckpointError | None = None
     for path in shelf.newest_first() if args.resume else []:
         try:
-            agent = MPC.load(path, monitored, termination=rule)
+            agent = MPC.load(path, monitored, termination=rule, reward=reward)
         except CheckpointError as error:
             damaged = error
             print(f"passed over: {error}", file=sys.stderr, flush=True)
@@ -289,7 +312,7 @@ def _agent(
             f"--resume: {shelf.folder} holds no agent although evaluations were made; start anew "
             "with another --out"
         )
-    return MPC(monitored, args.settings(), termination=rule, seed=args.seed)
+    return MPC(monitored, args.settings(), termination=rule, reward=reward, seed=args.seed)
 
 
 def _evaluate(args: Args, agent: MPC) -> dict[str, Any]:

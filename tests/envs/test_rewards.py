@@ -1,0 +1,95 @@
+"""Every known reward against the real task on random rollouts, and None where nothing shows it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from gymnasium.envs.mujoco.reacher_v5 import ReacherEnv
+
+from envs.make import make_env
+from envs.rewards import reward_rule
+from envs.rules import load_rule
+from mbrl_bilevel.errors import InvalidInputError
+
+SHOWN = {"exclude_current_positions_from_observation": False}
+KNOWN: list[tuple[str, dict[str, Any]]] = [
+    ("InvertedPendulum-v5", {}),
+    ("Reacher-v5", {}),
+    ("Reacher-v5", {"reward_dist_weight": 2.0, "reward_control_weight": 0.3}),
+    ("Pusher-v5", {}),
+    ("Pusher-v5", {"reward_near_weight": 1.5, "reward_control_weight": 0.7}),
+    ("HumanoidStandup-v5", {}),
+    ("HumanoidStandup-v5", SHOWN | {"ctrl_cost_weight": 3.0, "impact_cost_weight": 1e-4}),
+    ("HalfCheetah-v5", SHOWN),
+    ("Swimmer-v5", SHOWN | {"forward_reward_weight": 3.0}),
+    ("Hopper-v5", SHOWN | {"healthy_reward": 0.4}),
+    ("Walker2d-v5", SHOWN | {"ctrl_cost_weight": 0.2}),
+]
+
+
+@pytest.mark.parametrize(("name", "kwargs"), KNOWN)
+def test_rule_is_the_real_reward(name: str, kwargs: dict[str, Any]) -> None:
+    env = make_env(name, **kwargs)
+    rule = reward_rule(env)
+    assert rule is not None
+    env.action_space.seed(0)
+    rows, rewards = [], []
+    for seed in range(4):
+        obs, _ = env.reset(seed=seed)
+        for _ in range(40):  # beyond the end as well: more of the unhealthy states
+            action = env.action_space.sample()
+            next_obs, reward, _, _, _ = env.unwrapped.step(action)
+            rows.append((obs, action.astype(np.float64), next_obs))
+            rewards.append(float(reward))
+            obs = next_obs
+    columns = (torch.from_numpy(np.stack(column)) for column in zip(*rows, strict=True))
+    expected = torch.tensor(rewards, dtype=torch.float64)
+    # In units of how much the reward varies; Pusher and Reacher read poses as old as the observation.
+    assert expected.std() > 1e-3
+    found = rule(*columns)
+    assert (found - expected).abs().max() < 1e-6 * expected.abs().max()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("HalfCheetah-v5", "Swimmer-v5", "Hopper-v5", "Walker2d-v5"),
+        *("Ant-v5", "Humanoid-v5", "InvertedDoublePendulum-v5", "Pendulum-v1"),
+    ],
+)
+def test_none_where_the_observation_does_not_show_it(name: str) -> None:
+    assert reward_rule(make_env(name)) is None
+
+
+def test_none_for_what_may_have_changed_it() -> None:
+    env = make_env("Reacher-v5")
+    assert reward_rule(gym.wrappers.ClipReward(env, -1.0, 0.0)) is None
+    assert reward_rule(gym.wrappers.RescaleAction(env, np.float32(-2), np.float32(2))) is None
+    assert reward_rule(gym.wrappers.RecordEpisodeStatistics(env)) is not None
+
+    class Other(ReacherEnv):
+        pass
+
+    assert reward_rule(Other()) is None
+    assert (
+        reward_rule(make_env("HumanoidStandup-v5", include_cfrc_ext_in_observation=False)) is None
+    )
+    assert reward_rule(make_env("Hopper-v5", terminate_when_unhealthy=False, **SHOWN)) is None
+
+
+def test_a_reward_of_ones_own_may_be_any_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = "def pays(obs, action, next_obs):\n    return -7.0 * next_obs[..., 0]\n"
+    (tmp_path / "own_reward_rule.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    row = torch.full((2, 3), 2.0)
+    rule = load_rule("own_reward_rule:pays", probability=False)
+    assert rule(row, row, row).tolist() == [-14.0, -14.0]
+    with pytest.raises(InvalidInputError, match="probability from 0 to 1"):
+        load_rule("own_reward_rule:pays")(row, row, row)
