@@ -15,7 +15,7 @@ from gymnasium.utils.env_checker import check_env
 
 from envs.make import make_env
 from envs.rules import termination_rule
-from envs.tasks import ROBOTS, VARIATIONS
+from envs.tasks import ROBOTS, RUNNERS, VARIATIONS
 from mbrl_bilevel.errors import InvalidInputError
 
 #: Of MuJoCo's model: what a variation may change beside the fields it names, since it follows from them.
@@ -172,6 +172,13 @@ def test_longer_limbs_part_their_joints(robot: str, limb: str, child: str) -> No
     assert varied.model.body(limb).mass[0] > plain.model.body(limb).mass[0]
     assert varied.model.jnt_range.tolist() == plain.model.jnt_range.tolist()
     assert varied.data.ncon == plain.data.ncon  # no deeper in the floor, no higher above it
+
+
+@pytest.mark.parametrize("robot", RUNNERS)
+def test_limbs_of_the_usual_length_are_the_usual_limbs(robot: str) -> None:
+    plain, varied = base(f"{robot}-v5").model, base(f"mbrl/{robot}-v0", length=1.0).model
+    for name, value in numbers(plain).items():
+        np.testing.assert_allclose(numbers(varied)[name], value, atol=1e-9, err_msg=name)
 
 
 def test_rewards_pay_for_what_they_name() -> None:
