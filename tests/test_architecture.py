@@ -49,7 +49,15 @@ FLOORS: dict[str, tuple[str, ...]] = {
     ),
     "F4": ("fit",),
     "F5": ("methods", "class_methods", "regression", "dynamics", "dynamics_checkpoint", "tabular"),
-    "F6": ("model_env", "scores", "evaluation", "statistics", "continual"),
+    "F6": (
+        "model_env",
+        "branches",
+        "imagined_env",
+        "scores",
+        "evaluation",
+        "statistics",
+        "continual",
+    ),
 }
 ORDER = [module for floor in FLOORS.values() for module in floor]
 #: Pairs that never meet, although the order would let them.
