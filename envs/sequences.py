@@ -5,7 +5,6 @@ A new one is a line: ``SEQUENCES["hopper-wind"] = changing("Hopper", [{"wind": w
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -16,8 +15,8 @@ import numpy as np
 from envs.gaits import Gaits
 from envs.make import Env, make_env
 from envs.tasks import VARIATIONS
-from mbrl_bilevel.data import sample_segments
-from mbrl_bilevel.errors import InvalidInputError
+from mbrl_bilevel.data import sample_segments, stretch_means
+from mbrl_bilevel.errors import InvalidInputError, look_up
 from mbrl_bilevel.types import Transitions
 
 #: ``collect(env, behaviour, steps, seed=…, max_episode_steps=…)``: that of ``agents.collect``, passed in.
@@ -69,7 +68,7 @@ class Task:
         env.close()
         if self.region is not None:
             # The test's region is that of training, in the units of the observation.
-            speeds = _stretch_means(pools[0], self.region.index)
+            speeds, _ = stretch_means(pools[0], pools[0].obs[:, self.region.index], _STRETCH)
             between = np.quantile(speeds, (self.region.low, self.region.high))
             if self.region.high == 1.0:
                 between[1] = np.inf
@@ -146,11 +145,7 @@ def changing(
 
 def get_sequence(name: str) -> TaskSequence:
     """The sequence of that name. Raises InvalidInputError with the nearest name."""
-    if name in SEQUENCES:
-        return SEQUENCES[name]
-    near = difflib.get_close_matches(name, SEQUENCES, n=1, cutoff=0.3)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    raise InvalidInputError(f"unknown sequence {name!r}: {hint}choose from {', '.join(SEQUENCES)}")
+    return look_up(SEQUENCES, name, "unknown sequence")
 
 
 def _named(variation: Mapping[str, Any]) -> str:
@@ -168,20 +163,9 @@ def _numbers(variation: Mapping[str, Any]) -> dict[str, float]:
     return found
 
 
-def _stretch_of(transitions: Transitions) -> Any:
-    """Which stretch each step belongs to: a number that starts at zero, [N]."""
-    part = transitions.episode * (_EPISODE // _STRETCH) + transitions.t // _STRETCH
-    return np.unique(part, return_inverse=True)[1]
-
-
-def _stretch_means(transitions: Transitions, index: int) -> Any:
-    stretch = _stretch_of(transitions)
-    return np.bincount(stretch, transitions.obs[:, index]) / np.bincount(stretch)
-
-
 def _within(transitions: Transitions, index: int, low: float, high: float) -> Transitions:
-    means = _stretch_means(transitions, index)[_stretch_of(transitions)]
-    kept = transitions[(low <= means) & (means < high)]
+    means, stretch = stretch_means(transitions, transitions.obs[:, index], _STRETCH)
+    kept = transitions[((low <= means) & (means < high))[stretch]]
     if not len(kept):
         raise InvalidInputError("no test step lies in this region: ask for more test_rows")
     return kept

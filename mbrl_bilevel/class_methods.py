@@ -6,7 +6,6 @@ each stops by its own loss on held-out rows.
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -18,7 +17,7 @@ from mbrl_bilevel.class_losses import Focal, LabelSmoothing
 from mbrl_bilevel.class_objectives import OwnLoss
 from mbrl_bilevel.class_temperature import ClosedFormBeta, HeldOutClassTemperature
 from mbrl_bilevel.data import FitData
-from mbrl_bilevel.errors import InvalidInputError
+from mbrl_bilevel.errors import InvalidInputError, look_up
 from mbrl_bilevel.fit import Log, Schedule, fit
 from mbrl_bilevel.implicit import FisherImplicit
 from mbrl_bilevel.losses import NLL, Loss, PolicyGradient
@@ -170,10 +169,4 @@ CLASS_METHODS: dict[str, ClassMethod] = {
 
 def get_class_method(name: str) -> ClassMethod:
     """The method of that name. Raises InvalidInputError with the nearest name."""
-    if name in CLASS_METHODS:
-        return CLASS_METHODS[name]
-    near = difflib.get_close_matches(name, CLASS_METHODS, n=1, cutoff=0.3)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    raise InvalidInputError(
-        f"unknown method {name!r}: {hint}choose from {', '.join(CLASS_METHODS)}"
-    )
+    return look_up(CLASS_METHODS, name, "unknown method")

@@ -289,6 +289,16 @@ def _balanced_cells(groups: IntArray, cells: int, generator: np.random.Generator
     return np.array([cell_of_group[int(g)] for g in groups], dtype=np.int64)
 
 
+def stretch_means(
+    transitions: Transitions, values: npt.NDArray[np.floating], length: int
+) -> tuple[npt.NDArray[np.float64], IntArray]:
+    """The mean of ``values`` [N] over each stretch of ``length`` steps of an episode, [S], and which stretch
+    each step belongs to, [N]."""
+    place = np.stack([transitions.episode, transitions.t // length])
+    _, stretch = np.unique(place, axis=1, return_inverse=True)
+    return np.bincount(stretch, values) / np.bincount(stretch), stretch
+
+
 def sample_segments(
     transitions: Transitions, rows: int, length: int, generator: np.random.Generator
 ) -> Transitions:

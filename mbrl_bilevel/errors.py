@@ -1,5 +1,13 @@
 """The one exception family of the project: a bad input is told in one line, with its remedy."""
 
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import TypeVar
+
+T = TypeVar("T")
+
 
 class BilevelError(Exception):
     """Base of every error raised on purpose. Scripts print it as one line and exit with code 2."""
@@ -23,3 +31,13 @@ class DivergedError(BilevelError):
 
 class EnvironmentFailedError(BilevelError):
     """An environment raised, hung, or returned what its own spaces rule out."""
+
+
+def look_up(table: Mapping[str, T], name: str, unknown: str) -> T:
+    """``table[name]``. Raises InvalidInputError that begins with ``unknown`` and ends with the nearest
+    name and all of them."""
+    if name in table:
+        return table[name]
+    near = difflib.get_close_matches(name, table, n=1, cutoff=0.3)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    raise InvalidInputError(f"{unknown} {name!r}: {hint}choose from {', '.join(table)}")

@@ -40,14 +40,15 @@ class _Episodes:
         starts: Transitions | Array,
         spaces: tuple[Box, Box],
         horizon: int,
-        branching: Branching,
+        branching: Branching | None,
         rows: int,
     ) -> None:
         if horizon < 1 or rows < 1:
             raise InvalidInputError(
                 f"horizon and num_envs must be at least 1; got {horizon} and {rows}"
             )
-        self.model, self.horizon, self.branching, self.rows = model, horizon, branching, rows
+        self.model, self.horizon, self.rows = model, horizon, rows
+        self.branching = branching or Branching()
         self.observation_space, self.action_space = spaces
         width = (model.obs_dim, len(model.inputs.shift) - model.obs_dim)
         if (self.observation_space.shape, self.action_space.shape) != ((width[0],), (width[1],)):
@@ -66,10 +67,16 @@ class _Episodes:
             raise InvalidInputError("starts holds NaN or infinity; leave these states out")
         self.starts = torch.from_numpy(states)
         self._low, self._high = (torch.from_numpy(a).float() for a in _ends(spaces[0]))
-        self.generator = torch.Generator()
+        self.generator, self._seeded = torch.Generator(), False
         self.obs = self.starts.new_zeros(rows, width[0])
         self.member = torch.zeros(rows, dtype=torch.long)
         self.t = np.zeros(rows, dtype=np.int64)
+
+    def seed(self, random: np.random.Generator, *, anew: bool) -> None:
+        """Seed all that follows by a draw of ``random``: the first time, and where ``anew``."""
+        if anew or not self._seeded:
+            self.generator.manual_seed(int(random.integers(2**62)))
+            self._seeded = True
 
     def restart(self, mask: npt.NDArray[np.bool_]) -> None:
         """Begin anew in the rows of ``mask`` [B]."""
@@ -139,18 +146,15 @@ class ImaginedEnv(gym.Env[Array, Array]):
         self.render_mode = None
         self.observation_space, self.action_space = observation_space, action_space
         spaces = (observation_space, action_space)
-        self._episodes = _Episodes(model, starts, spaces, horizon, branching or Branching(), 1)
-        self._seeded = False
+        self._episodes = _Episodes(model, starts, spaces, horizon, branching, 1)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Array, dict[str, Any]]:
         """A state drawn from ``starts``; with ``seed``, all that follows is reproducible."""
         super().reset(seed=seed)
-        if seed is not None or not self._seeded:
-            # Of np_random, so that Gymnasium's ways of seeding hold here too.
-            self._episodes.generator.manual_seed(int(self.np_random.integers(2**62)))
-            self._seeded = True
+        # Of np_random, so that Gymnasium's ways of seeding hold here too.
+        self._episodes.seed(self.np_random, anew=seed is not None)
         self._episodes.restart(np.ones(1, dtype=np.bool_))
         if options is not None and "state" in options:
             state = np.asarray(options["state"], dtype=np.float32)
@@ -193,23 +197,18 @@ class ImaginedVectorEnv(gym.vector.VectorEnv[Array, Array, Array]):
         self.num_envs = num_envs
         self.metadata = {"render_modes": [], "autoreset_mode": self.autoreset_mode}
         spaces = (observation_space, action_space)
-        self._episodes = _Episodes(
-            model, starts, spaces, horizon, branching or Branching(), num_envs
-        )
+        self._episodes = _Episodes(model, starts, spaces, horizon, branching, num_envs)
         self.single_observation_space, self.single_action_space = spaces
         self.observation_space = batch_space(observation_space, num_envs)
         self.action_space = batch_space(action_space, num_envs)
         self._ended = np.zeros(num_envs, dtype=np.bool_)
-        self._seeded = False
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Array, dict[str, Any]]:
         """All restart, or those of ``options["reset_mask"]`` [num_envs] bool."""
         super().reset(seed=seed)
-        if seed is not None or not self._seeded:
-            self._episodes.generator.manual_seed(int(self.np_random.integers(2**62)))
-            self._seeded = True
+        self._episodes.seed(self.np_random, anew=seed is not None)
         mask = np.ones(self.num_envs, dtype=np.bool_)
         if options is not None and "reset_mask" in options:
             mask = options["reset_mask"]
@@ -275,21 +274,15 @@ class ImaginedVecEnv(VecEnv):
         branching: Branching | None = None,
     ) -> None:
         spaces = (observation_space, action_space)
-        self._episodes = _Episodes(
-            model, starts, spaces, horizon, branching or Branching(), num_envs
-        )
+        self._episodes = _Episodes(model, starts, spaces, horizon, branching, num_envs)
         self._actions: Array | None = None
-        self._seeded = False
         self.render_mode = None
         super().__init__(num_envs, observation_space, action_space)
 
     def reset(self) -> Array:
         """All restart."""
         seed = self._seeds[0]
-        if seed is not None or not self._seeded:
-            state = np.random.default_rng(seed).integers(2**62)
-            self._episodes.generator.manual_seed(int(state))
-            self._seeded = True
+        self._episodes.seed(np.random.default_rng(seed), anew=seed is not None)
         self._reset_seeds()
         self._reset_options()
         self._episodes.restart(np.ones(self.num_envs, dtype=np.bool_))

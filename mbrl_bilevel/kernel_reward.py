@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from mbrl_bilevel.distributions import DiagonalGaussian, Distribution
 from mbrl_bilevel.errors import InvalidInputError, UnsupportedCombinationError
 from mbrl_bilevel.mixture import GaussianMixture
+from mbrl_bilevel.rewards import log_kernel_mean
 
 
 class KernelReward(nn.Module):
@@ -68,9 +69,7 @@ class KernelReward(nn.Module):
         return self.log_height.exp().sum()
 
     def _mean(self, error: Tensor, variance: Tensor) -> Tensor:
-        squared = error.square()
-        precision = self.log_precision.exp() / squared.shape[-1]
-        wider = 1.0 + precision * variance
-        kernel = torch.exp(-0.5 * (wider.log() + precision * squared / wider).sum(-1))
-        tail = (self.log_tail.exp() * (squared + variance)).sum(-1)
+        precision = self.log_precision.exp() / error.shape[-1]
+        kernel = log_kernel_mean(precision, error, variance).exp()
+        tail = (self.log_tail.exp() * (error.square() + variance)).sum(-1)
         return self._height * kernel - tail

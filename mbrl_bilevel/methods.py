@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,7 +14,7 @@ from torch.optim import Adam
 
 from mbrl_bilevel.closed_form import ClosedForm, HeldOutVariance
 from mbrl_bilevel.data import FitData
-from mbrl_bilevel.errors import InvalidInputError
+from mbrl_bilevel.errors import look_up
 from mbrl_bilevel.estimators import REINFORCE
 from mbrl_bilevel.fit import Log, Schedule, fit
 from mbrl_bilevel.implicit import FisherImplicit
@@ -32,9 +31,10 @@ from mbrl_bilevel.objectives import (
     Total,
 )
 from mbrl_bilevel.outer import Outer
-from mbrl_bilevel.policies import GaussianPolicy, MixturePolicy, Scale
+from mbrl_bilevel.policies import GaussianPolicy, MixturePolicy
 from mbrl_bilevel.regularisers import Entropy
 from mbrl_bilevel.rewards import Mahalanobis
+from mbrl_bilevel.scaled_policy import Scale
 from mbrl_bilevel.shift import AffineShift, Shifted
 from mbrl_bilevel.spread import HeldOutSpread, SharedSpread
 from mbrl_bilevel.temperature import HeldOutTemperature
@@ -266,8 +266,4 @@ METHODS: dict[str, Method] = {
 
 def get_method(name: str) -> Method:
     """The method of that name. Raises InvalidInputError with the nearest name."""
-    if name in METHODS:
-        return METHODS[name]
-    near = difflib.get_close_matches(name, METHODS, n=1, cutoff=0.3)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    raise InvalidInputError(f"unknown method {name!r}: {hint}choose from {', '.join(METHODS)}")
+    return look_up(METHODS, name, "unknown method")

@@ -91,6 +91,15 @@ class Mahalanobis(QuadraticForm):
         return -self.quadratic(mean - y, x) - self.trace(covariance, x)
 
 
+def log_kernel_mean(precision: Tensor, residual: Tensor, variance: Tensor) -> Tensor:
+    """log E[exp(−½ Σ_d a_d e_d²)] for e ~ N(residual, variance) and a = ``precision``, [..., D] -> [...].
+
+    The product of two Gaussians integrated (Petersen & Pedersen 2012, section 8.1.8).
+    """
+    shrink = 1.0 + precision * variance
+    return -0.5 * (shrink.log() + precision * residual.square() / shrink).sum(-1)
+
+
 class RBF(QuadraticForm):
     """r = exp(−½ (ŷ − y)ᵀ A (ŷ − y)) in (0, 1]: indifferent to far outliers, keeps modes apart.
 
@@ -126,9 +135,7 @@ class RBF(QuadraticForm):
         """log E[r] for diagonal ``variance`` [..., E, B, D]: [..., E, B]."""
         if self.form == "full":
             return self._log_mean_full(residual, torch.diag_embed(variance), x)
-        a = self.diagonal(x)
-        shrink = 1.0 + a * variance
-        return -0.5 * (shrink.log() + a * residual.square() / shrink).sum(-1)
+        return log_kernel_mean(self.diagonal(x), residual, variance)
 
     def _log_mean_full(self, residual: Tensor, covariance: Tensor, x: Tensor) -> Tensor:
         """log E[r] for ``covariance`` [..., E, B, D, D]: [..., E, B].

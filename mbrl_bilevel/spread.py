@@ -17,6 +17,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from mbrl_bilevel.bilevel import Problem, Report
 from mbrl_bilevel.closed_form import held_out_second_moment
+from mbrl_bilevel.cross_fitted import CrossFitted, bound_scale
 from mbrl_bilevel.distributions import DiagonalGaussian, Distribution
 from mbrl_bilevel.errors import InvalidInputError, UnsupportedCombinationError
 from mbrl_bilevel.networks import EnsembleLinear
@@ -136,9 +137,11 @@ class HeldOutSpread:
             report = self._fitted(rows, self.steps, self.judge_every)
             if together and self.average and report["spread_factor"] > 0.0:
                 self._average(rows)
+        with torch.no_grad():
+            raw = policy.raw_scale_at(rows.held_out.features)
         if together:
-            policy.dispersion.copy_(rows.own_share().sqrt().log())
-        rows.bound()
+            policy.dispersion.copy_(rows.own_share(raw).sqrt().log())
+        bound_scale(policy, raw)
         return report
 
     def _fitted(self, rows: _Rows, steps: int, every: int) -> Report:
@@ -206,18 +209,14 @@ class HeldOutSpread:
 
 @dataclass(frozen=True)
 class _Rows:
-    """R held-out rows of all members: each member's ``features`` [E, R, F], their mean ``shift`` and
-    standard deviation ``scale`` [E, 1, F], each member's ``mean`` [E, R, D], the ``squared`` residual
-    [R, D] of the member that held the row out, ``constant`` σ [D] of these,
-    the rows ``fits`` [E, R'] that each member fits to and
-    ``judges`` [E, J] that it judges on."""
+    """The ``held_out`` rows of all members, the mean ``shift`` and standard deviation ``scale`` [E, 1, F]
+    of their features, ``constant`` σ [D] of all held-out residuals, and the numbers of the rows that each
+    member ``fits`` to [E, R'] and ``judges`` on [E, J]."""
 
     policy: GaussianPolicy
-    features: Tensor
+    held_out: CrossFitted
     shift: Tensor
     scale: Tensor
-    mean: Tensor
-    squared: Tensor
     constant: Tensor
     fits: Tensor
     judges: Tensor
@@ -225,28 +224,14 @@ class _Rows:
     @staticmethod
     @torch.no_grad()
     def of(problem: Problem, most: int) -> _Rows:
-        held_out, policy = problem.held_out, problem.policy
+        policy = problem.policy
         assert isinstance(policy, GaussianPolicy)
-        constant = held_out_second_moment(policy, held_out).diagonal().sqrt()
-        there = torch.ones_like(held_out.x[..., 0], dtype=torch.bool)
-        if held_out.weight is not None:
-            there = held_out.weight > 0
-        owner = torch.arange(policy.members).unsqueeze(1).expand_as(there)[there]
-        thinned = torch.linspace(0, len(owner) - 1, min(most, len(owner))).long()
-        x, y, owner = held_out.x[there][thinned], held_out.y[there][thinned], owner[thinned]
-        features = policy.network.features(x.expand(policy.members, -1, -1))
-        mean = policy.network.last(features)
-        squared = (y - mean[owner, torch.arange(len(x))]).square()
-        if policy.members == 1:
-            judging = (torch.arange(len(x)) >= len(x) // 2).unsqueeze(0)
-        else:
-            judging = owner == torch.arange(policy.members).unsqueeze(1)
-        fewest = int(judging.sum(1).min())
-        judges = torch.stack([torch.nonzero(row).squeeze(1)[:fewest] for row in judging])
-        fewest = int((~judging).sum(1).min())
-        fits = torch.stack([torch.nonzero(~row).squeeze(1)[:fewest] for row in judging])
-        shift, scale = features.mean(1, keepdim=True), features.std(1, keepdim=True).clamp(min=1e-3)
-        return _Rows(policy, features, shift, scale, mean, squared, constant, fits, judges)
+        constant = held_out_second_moment(policy, problem.held_out).diagonal().sqrt()
+        found = CrossFitted.of(problem, policy, most)
+        judges, fits = _evenly(found.judges), _evenly(~found.judges)
+        shift = found.features.mean(1, keepdim=True)
+        scale = found.features.std(1, keepdim=True).clamp(min=1e-3)
+        return _Rows(policy, found, shift, scale, constant, fits, judges)
 
     @contextmanager
     def standardised(self) -> Iterator[None]:
@@ -264,7 +249,7 @@ class _Rows:
 
     def excess(self, index: Tensor | None = None) -> Tensor:
         """What the ``standardised`` scale network says at ``index`` [E, B], or at all rows, [E, B, D]."""
-        features = self.features
+        features = self.held_out.features
         if index is not None:
             features = features[torch.arange(len(index)).unsqueeze(1), index]
         found: Tensor = self.policy.scale_network((features - self.shift) / self.scale)
@@ -279,7 +264,7 @@ class _Rows:
         """What the residuals at ``index`` [E, B] cost if log σ exceeds the constant's by ``excess``
         [E, B, D]: nats per dimension up to a constant, summed over members."""
         log_std = self.policy.bounded_log_std(self.policy.raw_scale.detach() + excess)
-        nll = 0.5 * self.squared[index] * torch.exp(-2.0 * log_std) + log_std
+        nll = 0.5 * self.held_out.squared[index] * torch.exp(-2.0 * log_std) + log_std
         return nll.mean((1, 2)).sum()
 
     @torch.no_grad()
@@ -289,19 +274,14 @@ class _Rows:
         return [self.loss(factor * excess, self.judges).item() / members for factor in factors]
 
     @torch.no_grad()
-    def own_share(self) -> Tensor:
+    def own_share(self, raw: Tensor) -> Tensor:
         """What of σ² is a member's own and not the members' disagreement, on average, [D]."""
-        variance = torch.exp(2.0 * self.policy.bounded_log_std(self._raw())).mean(0)
-        disagreement = self.mean.var(0, correction=0)
+        variance = torch.exp(2.0 * self.policy.bounded_log_std(raw)).mean(0)
+        disagreement = self.held_out.mean.var(0, correction=0)
         return (1.0 - (disagreement / variance).mean(0)).clamp(min=_LEAST_OWN)
 
-    @torch.no_grad()
-    def bound(self) -> None:
-        """Keep the policy's σ(x) within what its network says of the middle 98 % of these rows."""
-        ordered = self._raw().sort(dim=1).values
-        last = ordered.shape[1] - 1
-        self.policy.temper_low.copy_(ordered[:, [round(0.01 * last)]])
-        self.policy.temper_high.copy_(ordered[:, [round(0.99 * last)]])
 
-    def _raw(self) -> Tensor:
-        return self.policy.raw_scale_at(self.features)
+def _evenly(mask: Tensor) -> Tensor:
+    """The row numbers of each member's True in ``mask`` [E, R], as many as the member with the fewest has."""
+    fewest = int(mask.sum(1).min())
+    return torch.stack([torch.nonzero(row).squeeze(1)[:fewest] for row in mask])

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mbrl_bilevel.bilevel import Problem, Report
 from mbrl_bilevel.closed_form import ClosedForm
+from mbrl_bilevel.cross_fitted import CrossFitted, bound_scale
 from mbrl_bilevel.errors import InvalidInputError, UnsupportedCombinationError
 from mbrl_bilevel.policies import GaussianPolicy
 
@@ -121,31 +122,16 @@ class _Rows:
     @staticmethod
     @torch.no_grad()
     def of(problem: Problem, policy: GaussianPolicy, limit: int) -> _Rows:
-        held_out, members = problem.held_out, policy.members
-        squared = (held_out.y - policy.dist(held_out.x).mean).square()
-        there = torch.ones_like(held_out.x[..., 0], dtype=torch.bool)
-        if held_out.weight is not None:
-            there = held_out.weight > 0
-        owner = torch.arange(members).unsqueeze(1).expand_as(there)[there]
-        x, squared = held_out.x[there], squared[there]
-        thinned = torch.linspace(0, len(x) - 1, min(limit, len(x))).long()
-        x, squared, owner = x[thinned], squared[thinned], owner[thinned]
-        features = policy.network.features(x.expand(members, -1, -1))
+        found = CrossFitted.of(problem, policy, limit)
+        features, judges = found.features, found.judges
         size = features.square().sum(-1).mean(1).clamp(min=1e-8)
-        unit = (_SIZE / size).sqrt().reshape(members, 1, 1)
-        if members == 1:
-            judges = (torch.arange(len(x)) >= len(x) // 2).unsqueeze(0)
-        else:
-            judges = owner == torch.arange(members).unsqueeze(1)
-        fits = (~judges).to(x.dtype)
-        return _Rows(policy, unit * features, unit, squared, fits, judges.to(x.dtype))
+        unit = (_SIZE / size).sqrt().reshape(-1, 1, 1)
+        fits = (~judges).to(features.dtype)
+        return _Rows(policy, unit * features, unit, found.squared, fits, judges.to(features.dtype))
 
     def bound(self, weight: Tensor) -> None:
         """Keep the policy's σ(x) within what its map says of the middle 98 % of these rows."""
-        raw = torch.baddbmm(self.policy.raw_scale, self.features, weight)
-        ordered, last = raw.sort(dim=1).values, raw.shape[1] - 1
-        self.policy.temper_low.copy_(ordered[:, [round(0.01 * last)]])
-        self.policy.temper_high.copy_(ordered[:, [round(0.99 * last)]])
+        bound_scale(self.policy, torch.baddbmm(self.policy.raw_scale, self.features, weight))
 
     def fit_loss(self, weight: Tensor, bias: Tensor) -> Tensor:
         nll = self._nll(weight, bias)

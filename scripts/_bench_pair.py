@@ -15,7 +15,8 @@ import torch
 from agents.planners import ICEM
 from mbrl_bilevel.data import FitData, cross_fit, group_by_episode, groups_needed
 from mbrl_bilevel.fit import Schedule
-from mbrl_bilevel.policies import GaussianPolicy, Scale
+from mbrl_bilevel.policies import GaussianPolicy
+from mbrl_bilevel.scaled_policy import Scale
 
 #: The shapes of HalfCheetah-v5; a target is (Δobservation, reward).
 OBS, ACTION = 17, 6

@@ -6,19 +6,22 @@ both sides.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import gymnasium as gym
 import numpy as np
+import torch
+from torch import Tensor
 
 from agents.collect import RandomBehaviour, collect
+from envs.make import make_env
 from envs.noise import Noise, Units, add_noise
 from envs.offline import load_minari
 from envs.tables import Table, load_table
+from mbrl_bilevel.data import stretch_means
 from mbrl_bilevel.errors import InvalidInputError
 from mbrl_bilevel.types import Transitions
 
@@ -42,6 +45,25 @@ class Source:
     outer_minari: str | None = None
 
 
+class StepsArgs(Protocol):
+    """The options that say how environments are made."""
+
+    @property
+    def import_module(self) -> str | None: ...
+    @property
+    def env_timeout(self) -> float | None: ...
+
+
+def open_env(args: StepsArgs, env_id: str) -> gym.Env[Any, Any]:
+    """The environment of that name, with the run's own module and time limit."""
+    return make_env(env_id, import_module=args.import_module, timeout=args.env_timeout)
+
+
+def never(obs: Tensor, action: Tensor, next_obs: Tensor) -> Tensor:
+    """The rule of a termination that does not matter: nothing ends an episode."""
+    return torch.zeros_like(next_obs[..., 0])
+
+
 @dataclass(frozen=True)
 class Split:
     """The ``pool`` to train on and the ``test`` steps, both with noise; the test steps as they were
@@ -55,13 +77,7 @@ class Split:
 
 
 def steps_split(
-    source: Source,
-    make: Callable[[str], gym.Env[Any, Any]],
-    seed: int,
-    *,
-    largest: int,
-    n_test: int,
-    segment: int,
+    source: Source, args: StepsArgs, seed: int, *, largest: int, n_test: int, segment: int
 ) -> Split:
     """The split of one repeat. Raises InvalidInputError if there is too little data."""
     random = np.random.default_rng([seed, 0])
@@ -69,7 +85,7 @@ def steps_split(
         everything = _minari(source.minari)
     else:
         assert source.env_id is not None
-        env = make(source.env_id)
+        env = open_env(args, source.env_id)
         behaviour = RandomBehaviour(env.action_space, random)  # type: ignore[arg-type]
         everything = collect(env, behaviour, max(2 * largest, 10_000) + 2 * n_test, seed=seed)
         env.close()
@@ -133,8 +149,8 @@ def _slow_and_fast(
 
     def speeds(rows: Transitions) -> Any:
         size = np.linalg.norm((rows.next_obs - rows.obs) / spread, axis=1)
-        _, stretch = np.unique([rows.episode, rows.t // length], axis=1, return_inverse=True)
-        return (np.bincount(stretch, size) / np.bincount(stretch))[stretch]
+        means, stretch = stretch_means(rows, size, length)
+        return means[stretch]
 
     seen = speeds(pool)
     slow, fast = seen <= np.quantile(seen, _SLOW), speeds(test) >= np.quantile(seen, _FAST)

@@ -6,7 +6,6 @@ and each number is taken at the median of its times: above 1 we are faster, the 
 
 from __future__ import annotations
 
-import difflib
 import math
 import statistics
 import sys
@@ -26,7 +25,7 @@ from agents.actions import BoxActions
 from agents.planners import ICEM
 from mbrl_bilevel.data import FitData, Minibatches
 from mbrl_bilevel.dynamics import DynamicsModel
-from mbrl_bilevel.errors import InvalidInputError
+from mbrl_bilevel.errors import look_up
 from mbrl_bilevel.fit import Schedule, fit
 from mbrl_bilevel.losses import NLL
 from mbrl_bilevel.methods import get_method
@@ -177,12 +176,7 @@ class Args(RunArgs):
         super().__post_init__()
         self.require_at_least(1, "repeats")
         for name in self.only:
-            if name not in ROWS:
-                near = difflib.get_close_matches(name, ROWS, n=1, cutoff=0.3)
-                hint = f"did you mean {near[0]!r}? " if near else ""
-                raise InvalidInputError(
-                    f"--only: unknown row {name!r}: {hint}choose from {', '.join(ROWS)}"
-                )
+            look_up(ROWS, name, "--only: unknown row")
 
 
 def main(args: Args, run: RunFolder) -> Result:

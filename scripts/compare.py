@@ -11,11 +11,10 @@ import time
 from functools import lru_cache
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 import torch
 from _compare_args import Args
-from _data import Split, steps_split, table_split
+from _data import Split, never, open_env, steps_split, table_split
 from _figures import draw_calibration, draw_errors, draw_open_loop, draw_pooled, draw_rollout
 from _pool import Cells, Done, run_cells
 from _rows import Row
@@ -24,7 +23,6 @@ from _summary import paired, pooled, summarise
 from stable_baselines3.common.evaluation import evaluate_policy
 
 from agents.mpc import MPC, MPCSettings
-from envs.make import make_env
 from envs.rules import termination_rule
 from mbrl_bilevel.data import sample_segments
 from mbrl_bilevel.dynamics import DynamicsModel, fit_dynamics
@@ -71,7 +69,7 @@ def main(args: Args, run: RunFolder) -> Result:
             _split(args, source.name, args.seed)
         else:
             assert source.env_id is not None
-            _make(args, source.env_id).close()
+            open_env(args, source.env_id).close()
     # Repeats outermost: a study that is stopped has whole ones.
     keys: list[dict[str, Any]] = [
         {"method": method, "dataset": source.name, "seed": seed, "n_train": n}
@@ -115,15 +113,11 @@ def _rounded(value: float) -> float | None:
     return round(value, 4) if math.isfinite(value) else None
 
 
-def _make(args: Args, env_id: str) -> gym.Env[Any, Any]:
-    return make_env(env_id, import_module=args.import_module, timeout=args.env_timeout)
-
-
 @lru_cache(maxsize=2)
 def _split(args: Args, dataset: str, seed: int) -> Split:
     return steps_split(
         args.source(dataset),
-        lambda env_id: _make(args, env_id),
+        args,
         seed,
         largest=max(args.n_train),
         n_test=args.n_test,
@@ -151,7 +145,7 @@ def _dynamics_cell(args: Args, key: Row) -> Done:
         hidden=args.hidden,
         schedule=args.schedule(key["method"]),
         # What ends an episode is no method's: without a rule, nothing does.
-        termination=_never if env_id is None else _rule(args, env_id),
+        termination=never if env_id is None else _rule(args, env_id),
         outer_transitions=split.outer,
     )
     seconds = time.perf_counter() - started
@@ -166,10 +160,6 @@ def _dynamics_cell(args: Args, key: Row) -> Done:
         assert env_id is not None
         row |= _returns(args, env_id, model, key["method"], key["seed"])
     return Done(row, fitted.history)
-
-
-def _never(obs: torch.Tensor, action: torch.Tensor, next_obs: torch.Tensor) -> torch.Tensor:
-    return torch.zeros_like(next_obs[..., 0])
 
 
 def _rollout(model: DynamicsModel, test: Transitions) -> dict[str, Any]:
@@ -211,7 +201,7 @@ def _one_step_row(found: OneStep, fitted: FitResult, seconds: float) -> dict[str
 
 def _rule(args: Args, env_id: str) -> Rule | None:
     """The known termination of the environment."""
-    env = _make(args, env_id)
+    env = open_env(args, env_id)
     rule = termination_rule(env)
     env.close()
     return rule
@@ -237,7 +227,7 @@ def _open_loop(args: Args, model: DynamicsModel, test: Transitions, seed: int) -
 def _returns(
     args: Args, env_id: str, model: DynamicsModel, method: str, seed: int
 ) -> dict[str, Any]:
-    env = _make(args, env_id)
+    env = open_env(args, env_id)
     settings = MPCSettings(
         method=method,
         members=args.members,

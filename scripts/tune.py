@@ -10,21 +10,18 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
-import gymnasium as gym
 import numpy as np
 import optuna
 import torch
 from _args import option_name
-from _data import Source, Split, steps_split
+from _data import Source, Split, never, steps_split
 from _figures import draw_trials
 from _pool import Cells, Done, run_cells
 from _rows import Row
 from _run import Result, RunArgs, RunFolder, launch
 from scipy.stats import qmc
 
-from envs.make import make_env
 from mbrl_bilevel.data import sample_segments
 from mbrl_bilevel.dynamics import fit_dynamics
 from mbrl_bilevel.errors import DivergedError, InvalidInputError
@@ -162,23 +159,15 @@ def _judged(args: Args, source: Source, key: Row, seed: int) -> float:
         members=args.members,
         hidden=args.hidden,
         schedule=Schedule(steps=args.train_steps, **{name: key[name] for name in SPACE}),
-        termination=_never,
+        termination=never,  # what ends an episode is not tuned
     )
     return evaluate_one_step(model, split.test).nll
 
 
-def _never(obs: torch.Tensor, action: torch.Tensor, next_obs: torch.Tensor) -> torch.Tensor:
-    """What ends an episode is not tuned."""
-    return torch.zeros_like(next_obs[..., 0])
-
-
 @lru_cache(maxsize=16)
 def _split(args: Args, source: Source, seed: int) -> Split:
-    def make(env_id: str) -> gym.Env[Any, Any]:
-        return make_env(env_id, import_module=args.import_module, timeout=args.env_timeout)
-
     return steps_split(
-        source, make, seed, largest=args.n_train, n_test=args.n_test, segment=args.segment
+        source, args, seed, largest=args.n_train, n_test=args.n_test, segment=args.segment
     )
 
 

@@ -20,9 +20,9 @@ from mbrl_bilevel.policies import (
     GaussianPolicy,
     MixturePolicy,
     Policy,
-    Scale,
     with_members,
 )
+from mbrl_bilevel.scaled_policy import Scale
 
 E, B, X, D = 3, 5, 4, 3
 SCALED: dict[str, type[GaussianPolicy | FullGaussianPolicy | MixturePolicy]] = {

@@ -14,8 +14,9 @@ from mbrl_bilevel.fit import Schedule, fit
 from mbrl_bilevel.losses import PolicyGradient
 from mbrl_bilevel.objectives import ProfileNLL
 from mbrl_bilevel.outer import Outer
-from mbrl_bilevel.policies import GaussianPolicy, Scale
+from mbrl_bilevel.policies import GaussianPolicy
 from mbrl_bilevel.rewards import Mahalanobis
+from mbrl_bilevel.scaled_policy import Scale
 from mbrl_bilevel.temperature import HeldOutTemperature
 
 ROWS = 3000

@@ -13,7 +13,8 @@ from mbrl_bilevel.errors import InvalidInputError, UnsupportedCombinationError
 from mbrl_bilevel.fit import Schedule, fit
 from mbrl_bilevel.losses import MSE, NLL, BetaNLL, Faithful, Loss
 from mbrl_bilevel.methods import METHODS
-from mbrl_bilevel.policies import CategoricalPolicy, GaussianPolicy, Scale
+from mbrl_bilevel.policies import CategoricalPolicy, GaussianPolicy
+from mbrl_bilevel.scaled_policy import Scale
 from mbrl_bilevel.types import Batch
 
 E, B, D, X = 2, 7, 3, 2
