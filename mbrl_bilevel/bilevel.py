@@ -169,10 +169,11 @@ class Linearised:
     """
 
     def __init__(self, outputs: tuple[Tensor, ...], theta: Theta) -> None:
-        self._theta = theta
-        # A policy's parameter that no output depends on has a zero column.
-        self._outputs = tuple(o for o in outputs)
-        self._cotangents = tuple(torch.zeros_like(o, requires_grad=True) for o in outputs)
+        self._theta, self._all = theta, outputs
+        # A policy's parameter that no output depends on has a zero column; an output that is not
+        # trained (a scale that an outer solver sets) a zero row.
+        self._outputs = tuple(o for o in outputs if o.requires_grad)
+        self._cotangents = tuple(torch.zeros_like(o, requires_grad=True) for o in self._outputs)
         pulled = torch.autograd.grad(
             self._outputs,
             theta.tensors,
@@ -186,18 +187,22 @@ class Linearised:
     def push(self, v: Tensor) -> tuple[Tensor, ...]:
         """J v for ``v`` [E, P]: tangents like the outputs."""
         parts = self._theta.unflat(v)
-        return torch.autograd.grad(
-            self._pulled,
-            self._cotangents,
-            tuple(parts[i] for i in self._live),
-            retain_graph=True,
-            materialize_grads=True,
+        found = iter(
+            torch.autograd.grad(
+                self._pulled,
+                self._cotangents,
+                tuple(parts[i] for i in self._live),
+                retain_graph=True,
+                materialize_grads=True,
+            )
         )
+        return tuple(next(found) if o.requires_grad else torch.zeros_like(o) for o in self._all)
 
     def pull(self, u: tuple[Tensor, ...]) -> Tensor:
         """Jᵀu for cotangents ``u`` like the outputs: [E, P]."""
+        trained = tuple(one for one, o in zip(u, self._all, strict=True) if o.requires_grad)
         gradients = torch.autograd.grad(
-            self._outputs, self._theta.tensors, u, retain_graph=True, materialize_grads=True
+            self._outputs, self._theta.tensors, trained, retain_graph=True, materialize_grads=True
         )
         return self._theta.flat(gradients)
 

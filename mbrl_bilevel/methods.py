@@ -63,6 +63,11 @@ class Method:
     horizon: int = 1
     shifted: bool = False
     components: int = 1
+    wrap: Callable[[Loss], Loss] | None = None
+
+    def around(self, wrap: Callable[[Loss], Loss]) -> Method:
+        """The same with ``wrap`` put around the loss, once that is built: a penalty, say."""
+        return replace(self, wrap=wrap)
 
     def policy(
         self,
@@ -107,6 +112,8 @@ class Method:
             assert isinstance(loss, PolicyGradient)
             assert isinstance(policy, GaussianPolicy)
             loss.reward = SharedSpread(policy, self.share)
+        if self.wrap is not None:
+            loss = self.wrap(loss)
         if self.lends_stop:
             data = replace(data, folds=data.folds.with_stop_as_outer())
         return fit(

@@ -59,6 +59,10 @@ FLOORS: dict[str, tuple[str, ...]] = {
         "evaluation",
         "statistics",
         "continual",
+        "memory",
+        "keeping",
+        "continual_methods",
+        "learner",
     ),
 }
 ORDER = [module for floor in FLOORS.values() for module in floor]

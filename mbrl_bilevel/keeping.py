@@ -1,0 +1,231 @@
+"""What a learner keeps of earlier tasks, and how that enters the next fit: rows, a penalty, or nothing.
+
+The slot is ``Keep``; a method of continual learning is a way to train (``Method``) and a ``Keep``.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+from torch.optim import Adam
+
+from mbrl_bilevel.bilevel import GradientSolver
+from mbrl_bilevel.data import FitData, Folds
+from mbrl_bilevel.errors import UnsupportedCombinationError
+from mbrl_bilevel.implicit import FisherImplicit
+from mbrl_bilevel.linalg import conjugate_gradient
+from mbrl_bilevel.losses import Loss, Metrics, PolicyGradient
+from mbrl_bilevel.memory import (
+    InputDensity,
+    Memory,
+    drawn_targets,
+    independent_rows,
+    rehearsed,
+)
+from mbrl_bilevel.methods import Method
+from mbrl_bilevel.outer import Outer
+from mbrl_bilevel.penalties import Anchor, Penalised
+from mbrl_bilevel.policies import GaussianPolicy, MixturePolicy, Policy
+from mbrl_bilevel.regularisers import KL, Sum
+from mbrl_bilevel.spread import HeldOutSpread
+from mbrl_bilevel.types import Batch
+
+Fitted = GaussianPolicy | MixturePolicy
+
+
+class Keep(Protocol):
+    """The slot. ``tasks`` were learned so far; with none, the next fit is as any other."""
+
+    def data(self, new: FitData, generator: torch.Generator) -> FitData:
+        """The rows of the next fit."""
+        ...
+
+    def method(self, method: Method) -> Method:
+        """How the next fit is made."""
+        ...
+
+    def after(self, policy: Fitted, new: FitData, generator: torch.Generator) -> Keep:
+        """What is kept once ``policy`` has learned ``new`` as well."""
+        ...
+
+
+@dataclass(frozen=True)
+class Nothing:
+    """Fine-tuning: the parameters go on from where they are."""
+
+    def data(self, new: FitData, generator: torch.Generator) -> FitData:
+        return new
+
+    def method(self, method: Method) -> Method:
+        return method
+
+    def after(self, policy: Fitted, new: FitData, generator: torch.Generator) -> Nothing:
+        return self
+
+
+@dataclass(frozen=True)
+class Replay(Nothing):
+    """Experience replay (Rolnick et al. 2019, arXiv 1811.11682): stored rows, in the share that all earlier
+    tasks have of all tasks. ``dark``: their targets are drawn from what the model said of them when they
+    were stored, half of the time (dark experience replay, DER++; Buzzega et al. 2020, arXiv
+    2004.07211)."""
+
+    memory: Memory
+    dark: bool = False
+    tasks: int = 0
+
+    def data(self, new: FitData, generator: torch.Generator) -> FitData:
+        if self.memory.rows is None:
+            return new
+        return rehearsed(new, self.memory.rows, self.tasks / (self.tasks + 1))
+
+    def after(self, policy: Fitted, new: FitData, generator: torch.Generator) -> Replay:
+        if self.dark:
+            said = drawn_targets(policy, new.x, generator)
+            half = torch.rand(len(new.x), 1, generator=generator) < 0.5
+            new = replace(new, y=torch.where(half, said, new.y))
+        return replace(self, memory=self.memory.after(new, generator), tasks=self.tasks + 1)
+
+
+@dataclass(frozen=True)
+class Draws(Nothing):
+    """Rows that the previous policy generates: its targets at the new task's ``inputs`` (learning without
+    forgetting, Li & Hoiem 2017, arXiv 1606.09282: training on them is the forward KL to the previous
+    policy), or at inputs drawn from the density of those ``seen`` (generative replay, Shin et al. 2017,
+    arXiv 1705.08690). Nothing is stored but a mean and a covariance for each task."""
+
+    inputs: Literal["new", "seen"]
+    previous: Fitted | None = None
+    density: InputDensity = field(default_factory=InputDensity)
+
+    def data(self, new: FitData, generator: torch.Generator) -> FitData:
+        if self.previous is None:
+            return new
+        tasks = len(self.density.rows)
+        count = len(new.x) * (tasks if self.inputs == "seen" else 1)
+        x = new.x if self.inputs == "new" else self.density.draw(count, generator)
+        y = drawn_targets(self.previous, x, generator)
+        past = independent_rows(x, y, self.previous.members, generator)
+        return rehearsed(new, past, count / (count + len(new.x)))
+
+    def after(self, policy: Fitted, new: FitData, generator: torch.Generator) -> Draws:
+        return replace(self, previous=copy.deepcopy(policy), density=self.density.after(new.x))
+
+
+@dataclass(frozen=True)
+class Elastic(Nothing):
+    """EWC (Kirkpatrick et al. 2017, arXiv 1612.00796): parameters are held where they mattered, on ``rows``
+    of each task. With a ``decay`` online EWC, one anchor for all tasks (Schwarz et al. 2018,
+    arXiv 1805.06370)."""
+
+    strength: float
+    decay: float | None = None
+    rows: int = 128
+    anchors: tuple[Anchor, ...] = ()
+
+    def method(self, method: Method) -> Method:
+        if not self.anchors:
+            return method
+        return method.around(lambda loss: Penalised(loss, self.anchors, self.strength))
+
+    def after(self, policy: Fitted, new: FitData, generator: torch.Generator) -> Elastic:
+        index = torch.randint(len(new.x), (policy.members, self.rows), generator=generator)
+        batch = Batch(new.x[index], new.y[index])
+        if self.decay is None or not self.anchors:
+            return replace(self, anchors=(*self.anchors, Anchor.at(policy, batch)))
+        return replace(self, anchors=(self.anchors[0].after(policy, batch, self.decay),))
+
+
+@dataclass(frozen=True)
+class Near(Nothing):
+    """−λ_K·KL(p_θ ‖ p_previous) in the inner problem, on the inputs of the new task. For a
+    ``PolicyGradient`` it is a part of the regulariser, for any other loss a penalty.
+
+    With ``inferred``, λ_K = ``strength`` is where the outer level starts: it makes the new task's held-out
+    rows likely and, in the share of the earlier tasks, rows of these: stored ones if there is a
+    ``memory``, else draws of the previous policy at inputs from the density of those seen. They go to
+    the outer level alone, also where λ_K is fixed."""
+
+    strength: float
+    inferred: bool = False
+    memory: Memory | None = None
+    previous: Fitted | None = None
+    density: InputDensity = field(default_factory=InputDensity)
+
+    def data(self, new: FitData, generator: torch.Generator) -> FitData:
+        if self.previous is None:
+            return new
+        tasks = len(self.density.rows)
+        if self.memory is not None and self.memory.rows is not None:
+            past = self.memory.rows
+        else:
+            x = self.density.draw(len(new.x), generator)
+            y = drawn_targets(self.previous, x, generator)
+            past = independent_rows(x, y, self.previous.members, generator)
+        both = rehearsed(new, past, tasks / (tasks + 1))
+        own = new.folds
+        return replace(both, folds=Folds(own.train, own.stop, both.folds.outer))
+
+    def method(self, method: Method) -> Method:
+        if self.previous is None:
+            return method
+        kl = partial(KL, self.previous, self.strength, learnable=self.inferred)
+        near = method.around(lambda loss: nearer(loss, kl()))
+        if not self.inferred or method.share is None:
+            return near
+        return replace(near, share=1.0, outer=_INFERRING, lends_stop=False)
+
+    def require_for(self, method: Method) -> None:
+        """Raises UnsupportedCombinationError if λ_K is to be inferred and ``method`` has no outer level
+        that can: one with a ``share``, or a hypergradient."""
+        able = method.share is not None or (
+            method.outer is not None and isinstance(method.outer.solver, GradientSolver)
+        )
+        if self.inferred and not able:
+            raise UnsupportedCombinationError(
+                "the strength of the KL is inferred by an outer level, which this method has not: use "
+                "bilevel or bilevel-mixture, or a fixed strength (kl)"
+            )
+
+    def after(self, policy: Fitted, new: FitData, generator: torch.Generator) -> Near:
+        memory = None if self.memory is None else self.memory.after(new, generator)
+        kept = copy.deepcopy(policy)
+        return replace(self, previous=kept, density=self.density.after(new.x), memory=memory)
+
+
+@dataclass(frozen=True)
+class Nearby:
+    """``loss`` + λ_K·KL(p_θ ‖ p_previous)/D, for losses that are no ``PolicyGradient``."""
+
+    loss: Loss
+    kl: KL
+
+    def __call__(
+        self, policy: Policy, batch: Batch, generator: torch.Generator
+    ) -> tuple[Tensor, Metrics]:
+        value, metrics = self.loss(policy, batch, generator)
+        bonus = batch.mean(self.kl.bonus(policy.dist(batch.x), batch.x)) / batch.y.shape[-1]
+        return value - bonus, {**metrics, "kl": -bonus.detach()}
+
+
+def nearer(loss: Loss, kl: KL) -> Loss:
+    """``loss`` with ``kl`` in it."""
+    if not isinstance(loss, PolicyGradient):
+        return Nearby(loss, kl)
+    loss.regulariser = Sum(loss.regulariser, kl)
+    return loss
+
+
+#: λ_K by the implicit function theorem, σ(x) as ever once training is over.
+_INFERRING = Outer(
+    FisherImplicit(partial(conjugate_gradient, tolerance=0.1, max_iterations=20)),
+    optimiser=partial(Adam, lr=0.2),
+    every=50,
+    warmup=100,
+    afterwards=HeldOutSpread(),
+)
