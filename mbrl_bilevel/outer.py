@@ -24,7 +24,9 @@ from mbrl_bilevel.bilevel import (
 )
 from mbrl_bilevel.errors import DivergedError, InvalidInputError
 from mbrl_bilevel.implicit import FisherImplicit
+from mbrl_bilevel.losses import PolicyGradient
 from mbrl_bilevel.objectives import Objective, OneStepNLL
+from mbrl_bilevel.regularisers import KL
 
 #: φ -> its optimiser, such as ``partial(torch.optim.Adam, lr=0.25)``.
 MakeOptimiser = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
@@ -124,9 +126,19 @@ class Outer:
     def finish(self, problem: Problem) -> Report:
         """Bring what the solver sets by itself up to date with the policy that is kept."""
         report = self.solver.finish(problem) if isinstance(self.solver, DirectSolver) else {}
-        return report if self.afterwards is None else {**report, **self.afterwards.finish(problem)}
+        if self.afterwards is not None:
+            report = {**report, **self.afterwards.finish(problem)}
+        return {**report, **_strengths(problem)}
 
     def _judged(self, report: Report) -> Report:
         if "inner_gradient_norm" not in report:
             return report
         return {**report, "inner_converged": float(report["inner_gradient_norm"] <= self.tol)}
+
+
+def _strengths(problem: Problem) -> Report:
+    """λ_K of a KL in the inner problem, under the name kl_strength."""
+    if not isinstance(problem.loss, PolicyGradient):
+        return {}
+    found = [part.strength for part in problem.loss.modules() if isinstance(part, KL)]
+    return {"kl_strength": found[0]} if found and found[0] is not None else {}

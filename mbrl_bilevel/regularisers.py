@@ -131,6 +131,11 @@ class KL(nn.Module):
             )
         self.reference: Source = _frozen(reference)
 
+    @property
+    def strength(self) -> float | None:
+        """λ_K where it is a number."""
+        return self._weight.value().item() if isinstance(self._weight, _Constant) else None
+
     def bonus(self, dist: Distribution, x: Tensor) -> Tensor:
         """−λ_K(x)·KL(dist ‖ reference.dist(x)), [E, B]; of a bound where ``dist.kl_is`` one.
 
