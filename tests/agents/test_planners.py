@@ -159,7 +159,7 @@ def steps_beyond_a_far_line(actions: Tensor) -> Tensor:
 
 @pytest.mark.parametrize(("score", "gap"), [(stop_far_away, 0.2), (steps_beyond_a_far_line, 5.0)])
 def test_icem_beats_cem_at_equal_budget_on_a_long_horizon(score: Score, gap: float) -> None:
-    icem = ICEM(horizon=60, population=60, iterations=4)
+    icem = ICEM(horizon=60, population=60, iterations=4, noise_beta=2.0)
     cem = CEM(horizon=60, population=-(-sum(icem.populations()) // 4), iterations=4)
     assert sum(cem.populations()) >= sum(icem.populations())
     means = []
@@ -167,6 +167,23 @@ def test_icem_beats_cem_at_equal_budget_on_a_long_horizon(score: Score, gap: flo
         runs = [plan_once(planner, score, 16, [-1], [1], seed)[2].best_score for seed in range(5)]
         means.append(float(torch.stack(runs).mean()))
     assert means[0] > means[1] + gap, means
+
+
+def alternate(actions: Tensor) -> Tensor:
+    """What a gait asks for: full force to and fro, three steps each."""
+    wave = torch.tensor([1.0, 1.0, 1.0, -1.0, -1.0, -1.0]).repeat(3)
+    return -(actions[..., 0] - wave[: actions.shape[2]]).square().sum(-1)
+
+
+def test_the_default_colour_serves_a_fast_system_and_a_slow_one_would_not() -> None:
+    icem = ICEM(horizon=15, population=79, iterations=3, elite_fraction=0.15)
+    cem = CEM(horizon=15, population=64, iterations=3, elite_fraction=0.15)
+    assert sum(icem.populations()) <= sum(cem.populations())
+    means = []
+    for planner in (icem, cem, dataclasses.replace(icem, noise_beta=2.0)):
+        runs = [plan_once(planner, alternate, 16, [-1], [1], seed)[2].best_score for seed in (0, 1)]
+        means.append(float(torch.stack(runs).mean()))
+    assert means[0] > means[1] > means[2] + 0.5, means
 
 
 def test_populations_decay_to_twice_the_elites_and_are_what_the_score_sees() -> None:
