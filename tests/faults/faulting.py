@@ -38,6 +38,10 @@ RUNS: dict[str, list[str]] = {
 POOLS: dict[str, list[str]] = {
     "train, 2 seeds": ["train", *_TRAIN, "--seeds", "2", "--jobs", "2"],
     "compare, 2 jobs": [*RUNS["compare"], "--jobs", "2"],
+    "plan, 2 jobs": [
+        *["plan", "--env-id", "Reacher-v5", "--max-episode-steps", "5", "--plans", "12"],
+        *["--horizon", "3", "--seeds", "2", "--planners", "icem", "random", "--jobs", "2"],
+    ],
     "tune, 2 jobs": [
         *["tune", *OWN, "--n-train", "200", "--n-test", "200", "--train-steps", "40"],
         *["--trials", "6", "--methods", "bilevel-constant", "nll", "--jobs", "2"],

@@ -1,0 +1,106 @@
+"""plan end to end: equal budgets, the oracle above its baselines, a saved agent, resuming, bad input."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
+sys.path.append(str(SCRIPTS))
+sys.path.append(str(Path(__file__).resolve().parent))  # where my_task.py is
+
+import plan  # noqa: E402
+from _run import launch  # noqa: E402
+
+from agents.mpc import MPC, MPCSettings  # noqa: E402
+from agents.planners import RandomShooting  # noqa: E402
+from envs.make import make_env  # noqa: E402
+from mbrl_bilevel.fit import Schedule  # noqa: E402
+from mbrl_bilevel.model_env import Imagination  # noqa: E402
+
+SHORT = ["--plans", "24", "--horizon", "6", "--max-episode-steps", "12", "--quiet"]
+ORACLE = [*SHORT, "--env-id", "InvertedPendulum-v5", "Reacher-v5", "--seeds", "2"]
+
+
+def metrics(out: Path) -> Any:
+    found = json.loads((out / "metrics.json").read_text())
+    for row in found["rows"]:
+        del row["wall_seconds"]
+    return found
+
+
+def test_the_oracle_is_above_its_baselines_and_a_cut_run_goes_on(tmp_path: Path) -> None:
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    for out in (whole, cut):
+        launch(plan.Args, plan.main, [*ORACLE, "--out", str(out)])
+    found = metrics(whole)
+    mean = {(s["env_id"], s["planner"]): s["return"]["mean"] for s in found["summary"]}
+    assert len(mean) == 10
+    for planner in ("icem", "cem", "random"):
+        # Upright all the while; doing nothing and random actions drop it.
+        assert mean["InvertedPendulum-v5", planner] == 12.0
+        assert mean["Reacher-v5", planner] > mean["Reacher-v5", "random-actions"]
+    assert mean["InvertedPendulum-v5", "random-actions"] < 12.0
+    for row in found["rows"]:
+        planned = row["planner"] in ("icem", "cem", "random")
+        # 24 candidates of 6 steps at each step; iCEM's decay may leave one over.
+        assert (22 if planned else 0) * 6 * row["steps"] <= row["model_steps"]
+        assert row["model_steps"] <= (24 if planned else 0) * 6 * row["steps"]
+    assert (whole / "figures" / "planners.png").stat().st_size > 5_000
+
+    rows = (cut / "rows.jsonl").read_text().splitlines(keepends=True)
+    (cut / "rows.jsonl").write_text("".join(rows[:3]))
+    (cut / "metrics.json").unlink()
+    launch(plan.Args, plan.main, [*ORACLE, "--out", str(cut), "--resume"])
+    assert metrics(cut) == found
+
+
+def test_plans_in_the_model_of_a_saved_agent(tmp_path: Path) -> None:
+    env = make_env("Line-v0", import_module="my_task")
+    settings = MPCSettings(
+        method="mse",
+        planner=RandomShooting(horizon=4, population=20),
+        imagination=Imagination(particles=2),
+        members=2,
+        hidden=(16,),
+        schedule=Schedule(steps=200, learning_rate=1e-2),
+        learning_starts=100,
+        value=None,
+    )
+    agent = MPC(env, settings).learn(100)
+    agent.save(tmp_path / "agent.safetensors")
+    launch(
+        plan.Args,
+        plan.main,
+        [
+            *[*SHORT, "--env-id", "Line-v0", "--import-module", "my_task"],
+            *["--model", str(tmp_path / "agent.safetensors"), "--out", str(tmp_path / "a")],
+        ],
+    )
+    mean = {s["planner"]: s["return"]["mean"] for s in metrics(tmp_path / "a")["summary"]}
+    for planner in ("icem", "cem", "random"):
+        assert mean[planner] > max(mean["nothing"], mean["random-actions"])
+
+
+@pytest.mark.parametrize(
+    ("options", "what"),
+    [
+        (["--plans", "2", "--planners", "cem"], "--plans must be at least --iterations"),
+        (["--env-id", "Pendulum-v1"], "MuJoCo environment"),
+        (["--model", "nowhere.safetensors"], "nowhere.safetensors"),
+        (["--reward", "known"], "the oracle needs none"),
+    ],
+)
+def test_bad_options_are_told_in_one_line(
+    options: list[str], what: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        launch(plan.Args, plan.main, ["--quiet", *options, "--out", str(tmp_path / "a")])
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert what in error
+    assert error.count("\n") == 1
