@@ -92,7 +92,7 @@ def transfer(
 
 @dataclass(frozen=True)
 class Run:
-    """What ``run`` found: by the name of each evaluator its matrix R [T, T], and ``before`` [T], its
+    """What ``run`` found: by the name of each metric its matrix R [T, T], and ``before`` [T], its
     values for the model that had learned nothing. ``model`` is the last one."""
 
     matrices: Mapping[str, Array]
@@ -104,26 +104,25 @@ def run(
     tasks: Sequence[Task],
     start: Model,
     fit_task: Callable[[Model, Task], Model],
-    evaluators: Mapping[str, Callable[[Model, Task], float]],
+    evaluate: Callable[[Model, Task], Mapping[str, float]],
 ) -> Run:
     """Learn ``tasks`` in their order, from ``start``, and evaluate on every task after each.
 
     ``fit_task(model, task)`` returns the model that has learned the task as well; what a method keeps
     of earlier tasks (a memory, a penalty, a reference) is part of its model. It must leave the model it
-    is given as it was. An evaluator sees test data that ``fit_task`` does not.
-    Raises InvalidInputError without tasks or evaluators, and what these raise.
+    is given as it was. ``evaluate(model, task)`` gives the named metrics on test data that ``fit_task``
+    does not see. Raises InvalidInputError without tasks, and what these two raise.
     """
-    if not tasks or not evaluators:
-        raise InvalidInputError("run: give at least one task and one evaluator")
-
-    def row(model: Model) -> dict[str, list[float]]:
-        return {n: [float(score(model, task)) for task in tasks] for n, score in evaluators.items()}
-
-    rows, model = [row(start)], start
+    if not tasks:
+        raise InvalidInputError("run: give at least one task")
+    rows, model = [[evaluate(start, task) for task in tasks]], start
     for task in tasks:
         model = fit_task(model, task)
-        rows.append(row(model))
-    table = {name: np.array([found[name] for found in rows]) for name in evaluators}
+        rows.append([evaluate(model, seen) for seen in tasks])
+    names = rows[0][0]
+    table = {
+        name: np.array([[float(found[name]) for found in row] for row in rows]) for name in names
+    }
     return Run(
         {name: values[1:] for name, values in table.items()},
         {name: values[0] for name, values in table.items()},

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.optim import Adam
 
 from mbrl_bilevel.bilevel import GradientSolver
-from mbrl_bilevel.data import FitData, Folds
+from mbrl_bilevel.data import FitData
 from mbrl_bilevel.errors import UnsupportedCombinationError
 from mbrl_bilevel.implicit import FisherImplicit
 from mbrl_bilevel.linalg import conjugate_gradient
@@ -28,6 +28,7 @@ from mbrl_bilevel.memory import (
     rehearsed,
 )
 from mbrl_bilevel.methods import Method
+from mbrl_bilevel.objectives import Mixed
 from mbrl_bilevel.outer import Outer
 from mbrl_bilevel.penalties import Anchor, Penalised
 from mbrl_bilevel.policies import GaussianPolicy, MixturePolicy, Policy
@@ -146,39 +147,49 @@ class Near(Nothing):
     """−λ_K·KL(p_θ ‖ p_previous) in the inner problem, on the inputs of the new task. For a
     ``PolicyGradient`` it is a part of the regulariser, for any other loss a penalty.
 
-    With ``inferred``, λ_K = ``strength`` is where the outer level starts: it makes the new task's held-out
-    rows likely and, in the share of the earlier tasks, rows of these: stored ones if there is a
-    ``memory``, else draws of the previous policy at inputs from the density of those seen. They go to
-    the outer level alone, also where λ_K is fixed."""
+    With ``inferred``, λ_K = ``strength`` is where the outer level starts: its objective is the likelihood
+    of the new task's held-out rows and, in the share of the earlier tasks, of rows ``earlier``: those
+    that each member held out of a ``memory`` if there is one, else draws of the previous policy at
+    inputs from the density of those seen."""
 
     strength: float
     inferred: bool = False
     memory: Memory | None = None
     previous: Fitted | None = None
     density: InputDensity = field(default_factory=InputDensity)
-
-    def data(self, new: FitData, generator: torch.Generator) -> FitData:
-        if self.previous is None:
-            return new
-        tasks = len(self.density.rows)
-        if self.memory is not None and self.memory.rows is not None:
-            past = self.memory.rows
-        else:
-            x = self.density.draw(len(new.x), generator)
-            y = drawn_targets(self.previous, x, generator)
-            past = independent_rows(x, y, self.previous.members, generator)
-        both = rehearsed(new, past, tasks / (tasks + 1))
-        own = new.folds
-        return replace(both, folds=Folds(own.train, own.stop, both.folds.outer))
+    earlier: Batch | None = None
 
     def method(self, method: Method) -> Method:
         if self.previous is None:
             return method
         kl = partial(KL, self.previous, self.strength, learnable=self.inferred)
         near = method.around(lambda loss: nearer(loss, kl()))
-        if not self.inferred or method.share is None:
+        if not self.inferred:
             return near
-        return replace(near, share=1.0, outer=_INFERRING, lends_stop=False)
+        outer = _INFERRING if method.share is not None else method.outer
+        assert outer is not None
+        assert self.earlier is not None
+        tasks = len(self.density.rows)
+        objective = Mixed(outer.objective, self.earlier, tasks / (tasks + 1))
+        outer = replace(outer, objective=objective)
+        if method.share is None:
+            return replace(near, outer=outer)
+        # At the share 1 the inner curvature is Λ times the Fisher matrix, which the solver needs.
+        return replace(near, share=1.0, outer=outer, lends_stop=False)
+
+    def after(self, policy: Fitted, new: FitData, generator: torch.Generator) -> Near:
+        kept = replace(self, previous=copy.deepcopy(policy), density=self.density.after(new.x))
+        if not self.inferred:
+            return kept
+        if self.memory is not None:
+            memory = self.memory.after(new, generator)
+            assert memory.rows is not None
+            folds = memory.rows.folds.with_stop_as_outer()
+            return replace(kept, memory=memory, earlier=memory.rows.sample(folds.outer))
+        x = kept.density.draw(len(new.x), generator)
+        y = drawn_targets(policy, x, generator)
+        every = (policy.members, -1, -1)
+        return replace(kept, earlier=Batch(x.expand(every), y.expand(every)))
 
     def require_for(self, method: Method) -> None:
         """Raises UnsupportedCombinationError if λ_K is to be inferred and ``method`` has no outer level
@@ -191,11 +202,6 @@ class Near(Nothing):
                 "the strength of the KL is inferred by an outer level, which this method has not: use "
                 "bilevel or bilevel-mixture, or a fixed strength (kl)"
             )
-
-    def after(self, policy: Fitted, new: FitData, generator: torch.Generator) -> Near:
-        memory = None if self.memory is None else self.memory.after(new, generator)
-        kept = copy.deepcopy(policy)
-        return replace(self, previous=kept, density=self.density.after(new.x), memory=memory)
 
 
 @dataclass(frozen=True)

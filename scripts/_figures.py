@@ -70,7 +70,7 @@ def draw_errors(folder: Path, rows: Sequence[Row], methods: Sequence[str]) -> Pa
     figure.legend(
         handles, labels, loc="outside lower center", ncols=min(len(labels), 5), frameon=False
     )
-    return _save(figure, folder / "errors.png")
+    return save(figure, folder / "errors.png")
 
 
 def _against_size(axis: Any, rows: Sequence[Row], methods: Sequence[str], name: str) -> None:
@@ -143,7 +143,7 @@ def draw_open_loop(folder: Path, rows: Sequence[Row], methods: Sequence[str]) ->
         line[0].set_ylabel(f"{dataset}, n = {largest}")
         line[2].axhline(0.9, color="black", linestyle=":", linewidth=1)
     axes[0, 0].legend(frameon=False, fontsize=8)
-    return _save(figure, folder / "open_loop.png")
+    return save(figure, folder / "open_loop.png")
 
 
 def draw_rollout(folder: Path, rows: Sequence[Row], methods: Sequence[str]) -> list[Path]:
@@ -185,7 +185,7 @@ def draw_rollout(folder: Path, rows: Sequence[Row], methods: Sequence[str]) -> l
             axes[0, column].set_title(method, fontsize=10)
             axes[-1, column].set_xlabel("steps ahead")
         figure.suptitle(f"{dataset}: predicted (mean, 90 %) and true (dashed)", fontsize=10)
-        paths.append(_save(figure, folder / f"rollout-{dataset.replace('/', '-')}.png"))
+        paths.append(save(figure, folder / f"rollout-{dataset.replace('/', '-')}.png"))
     return paths
 
 
@@ -220,7 +220,7 @@ def draw_pooled(folder: Path, against: Sequence[Row]) -> Path:
     axes[0].set_yticks(range(len(against)), [line["against"] for line in against])
     axes[0].invert_yaxis()
     figure.suptitle(f"{against[0]['method']} against (filled: ensembles, hollow: single models)")
-    return _save(figure, folder / "pooled.png")
+    return save(figure, folder / "pooled.png")
 
 
 def draw_calibration(folder: Path, rows: Sequence[Row], methods: Sequence[str]) -> Path:
@@ -241,7 +241,7 @@ def draw_calibration(folder: Path, rows: Sequence[Row], methods: Sequence[str]) 
         axis.set_title(f"calibration, n = {n}", fontsize=10)
     axes[0, 0].set_ylabel("covered on test data")
     axes[0, 0].legend(frameon=False, fontsize=8)
-    return _save(figure, folder / "calibration.png")
+    return save(figure, folder / "calibration.png")
 
 
 def draw_trials(folder: Path, rows: Sequence[Row], methods: Sequence[str]) -> Path:
@@ -268,7 +268,7 @@ def draw_trials(folder: Path, rows: Sequence[Row], methods: Sequence[str]) -> Pa
     axis.set_ylabel("held-out NLL (nats per dimension)")
     axis.grid(alpha=0.3)
     axis.legend(frameon=False, fontsize=8)
-    return _save(figure, folder / "trials.png")
+    return save(figure, folder / "trials.png")
 
 
 def draw_returns(
@@ -293,7 +293,7 @@ def draw_returns(
     axis.set_title(title, fontsize=10)
     axis.grid(alpha=0.3)
     axis.legend(frameon=False, fontsize=8)
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def draw_overview(path: Path, rows: Sequence[Row], methods: Sequence[str]) -> Path:
@@ -321,7 +321,7 @@ def draw_overview(path: Path, rows: Sequence[Row], methods: Sequence[str]) -> Pa
     for axis in axes:
         axis.grid(alpha=0.3)
     axes[1].legend(frameon=False, fontsize=8)
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def _interval(rows: Sequence[Row], method: str, n: int, name: str) -> Mapping[str, Any]:
@@ -345,7 +345,7 @@ def _band(
         axis.fill_between(x, low, high, color=tint, alpha=0.2, linewidth=0)
 
 
-def _save(figure: Any, path: Path) -> Path:
+def save(figure: Any, path: Path) -> Path:
     figure.savefig(path, dpi=130)
     plt.close(figure)
     return path
