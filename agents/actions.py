@@ -67,6 +67,11 @@ class BoxActions:
         share = torch.rand((*shape, self.width), generator=generator, device=self.device)
         return (self.low + (self.high - self.low) * share).clamp(self.low, self.high)
 
+    def explored(self, actions: Tensor, strength: float, generator: torch.Generator) -> Tensor:
+        """With Gaussian noise of ``strength`` half-ranges on [S, A]; it may leave the box."""
+        noise = torch.randn(actions.shape, generator=generator, device=self.device)
+        return actions + strength * (self.high - self.low) / 2.0 * noise
+
     def averaged(self, mean: Tensor) -> Tensor:
         """An average of actions within the box again: it can be off by a rounding."""
         return mean.clamp(self.low, self.high)
@@ -116,6 +121,11 @@ class DiscreteActions:
     def uniform(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
         """Uniform choices [*shape, A]."""
         return self._one_hot(torch.randint(self.width, shape, generator=generator))
+
+    def explored(self, actions: Tensor, strength: float, generator: torch.Generator) -> Tensor:
+        """Each of [S, A] replaced by a uniform one with probability ``strength``."""
+        anew = torch.rand(len(actions), 1, generator=generator) < strength
+        return torch.where(anew, self.uniform((len(actions),), generator), actions)
 
     def averaged(self, mean: Tensor) -> Tensor:
         """Averaged probabilities that sum to one again: they can be off by a rounding."""

@@ -12,12 +12,13 @@ import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
 
+from agents.spaces import ActionSpace, from_vectors, to_vector
 from mbrl_bilevel.errors import InvalidInputError
 from mbrl_bilevel.types import Transitions
 
 Array = npt.NDArray[Any]
 
-#: ``behaviour(obs [O], t) -> action [A]``; ``t`` is the time step in the episode.
+#: ``behaviour(obs [O], t) -> action``, as the environment takes it; ``t``: the time step in the episode.
 Behaviour = Callable[[Array, int], Array]
 
 
@@ -93,15 +94,19 @@ class Recorder:
 
 
 class RandomBehaviour:
-    """Random actions within the bounds: episodes of independent draws and of slow ones in turn.
+    """Random actions of the space: episodes of independent draws and of slow ones in turn.
 
     Slow episodes follow a first-order autoregression (correlation .9), which moves a body further
-    than white noise does. Each has the same spread.
+    than white noise does. Each has the same spread. Of discrete actions, a slow episode makes a
+    uniform choice and at each step keeps it with probability .9, else draws anew.
     """
 
-    def __init__(self, space: gym.spaces.Box, generator: np.random.Generator) -> None:
+    def __init__(self, space: ActionSpace, generator: np.random.Generator) -> None:
         self._space = space
-        self._low, self._high = space.low.astype(np.float64), space.high.astype(np.float64)
+        if isinstance(space, gym.spaces.Box):
+            self._low, self._high = space.low.astype(np.float64), space.high.astype(np.float64)
+        else:
+            self._low = self._high = np.zeros(int(space.n))
         self._generator = generator
         self._slow = True
         self._noise = np.zeros_like(self._low)
@@ -110,16 +115,20 @@ class RandomBehaviour:
         if t == 0:
             self._slow = not self._slow
             self._noise = self._generator.standard_normal(self._low.shape)
+        if isinstance(self._space, gym.spaces.Discrete):
+            return self._choice(t)
         if not self._slow:
-            return self._within_bounds(self._generator.uniform(self._low, self._high))
+            return from_vectors(self._space, self._generator.uniform(self._low, self._high))
         fresh = self._generator.standard_normal(self._low.shape)
         self._noise = 0.9 * self._noise + np.sqrt(1.0 - 0.9**2) * fresh
         centre, half = (self._high + self._low) / 2.0, (self._high - self._low) / 2.0
-        return self._within_bounds(centre + half * self._noise)
+        return from_vectors(self._space, centre + half * self._noise)
 
-    def _within_bounds(self, action: Array) -> Array:
-        # Clipped last: rounding to the space's own type must not leave the bounds either.
-        return np.clip(action.astype(self._space.dtype), self._space.low, self._space.high)
+    def _choice(self, t: int) -> Array:
+        # Uniform: the largest of independent draws from one distribution.
+        if not self._slow or self._generator.random() > 0.9:
+            self._noise = self._generator.standard_normal(self._low.shape)
+        return from_vectors(self._space, self._noise)
 
 
 def collect(
@@ -149,7 +158,7 @@ def collect(
         truncated = truncated or (max_episode_steps is not None and t + 1 >= max_episode_steps)
         recorder.add(
             obs,
-            action,
+            to_vector(env.action_space, action),
             float(reward),
             next_obs,
             terminated=bool(terminated),

@@ -24,12 +24,18 @@ from stable_baselines3.common.vec_env import (
 )
 from tqdm.auto import tqdm
 
-from agents.actions import BoxActions
 from agents.collect import RandomBehaviour, Recorder, require_finite
 from agents.mpc_checkpoint import Snapshot, Spaces, read_snapshot, write_snapshot
 from agents.mpc_settings import MPCSettings
 from agents.planning import PlannerState
-from agents.spaces import require_box, vector_env
+from agents.spaces import (
+    action_set,
+    from_vectors,
+    require_actions,
+    require_box,
+    to_vector,
+    vector_env,
+)
 from agents.value import Value, fit_value
 from mbrl_bilevel.dynamics import DynamicsModel, fit_dynamics
 from mbrl_bilevel.errors import CheckpointError, InvalidInputError
@@ -46,7 +52,7 @@ class MPC:
     """A planning agent on a learned dynamics model.
 
     ``env`` is a Gymnasium environment, or an SB3 vector environment, with Box observations [O] and
-    Box actions [A] of finite bounds. ``termination`` and ``reward`` are known rules, batched over
+    Box actions [A] of finite bounds or Discrete ones, which models and rules see one-hot. ``termination`` and ``reward`` are known rules, batched over
     (obs, action, next_obs); without one the model learns it.
     """
 
@@ -63,9 +69,9 @@ class MPC:
     ) -> None:
         self.settings = settings or MPCSettings()
         self.env = vector_env(env)
-        self.action_space = require_box(self.env.action_space, "action")
+        self.action_space = require_actions(self.env.action_space)
         self.observation_space = require_box(self.env.observation_space, "observation")
-        self._actions = BoxActions(self.action_space.low, self.action_space.high)
+        self._actions = action_set(self.action_space)
         self.termination, self.reward, self.seed = termination, reward, seed
         self.verbose = verbose
         formats = (["stdout"] if verbose else []) + (["tensorboard"] if tensorboard_log else [])
@@ -155,11 +161,12 @@ class MPC:
         episode_start: Array | None = None,
         deterministic: bool = False,
     ) -> tuple[Array, tuple[Array, ...]]:
-        """Plan from ``observation`` [O] or [S, O]: the action [A] or [S, A], and the planner's state.
+        """Plan from ``observation`` [O] or [S, O]: the action [A] or [S, A] (of discrete actions their
+        number, or [S]), and the planner's state.
 
         The state carries the plan and the random generator from step to step, as a recurrent policy
         carries its memory; rows where ``episode_start`` is set begin anew. With the same inputs the
-        same action comes out. Unless ``deterministic``, exploration noise is added.
+        same action comes out. Unless ``deterministic``, there is exploration.
 
         During the first steps of ``learn`` there is no model: actions are uniform, as they are in
         learning. Raises InvalidInputError for a wrong shape, or before the first ``learn``.
@@ -173,7 +180,6 @@ class MPC:
                 f"state is of {len(mean)} observations but {len(obs)} came; "
                 "pass the state that predict returned for them, or None"
             )
-        low, high = self.action_space.low, self.action_space.high
         memory = PlannerState(mean, elites, valid, self._actions)
         generator = torch.Generator()
         generator.set_state(random)
@@ -182,12 +188,9 @@ class MPC:
             memory = self.settings.planner.reset(memory, mask)
         action, memory = self._act(obs, memory, generator)
         if not deterministic:
-            noise = torch.randn(action.shape, generator=generator).numpy()
-            action = action + self.settings.exploration * (high - low) / 2.0 * noise
-        # Clipped last: rounding to the space's own type must not leave the bounds either.
-        action = np.clip(action.astype(self.action_space.dtype), low, high)
-        new_state = _state(memory, generator)
-        return action[0] if single else action, new_state
+            action = self._actions.explored(action, self.settings.exploration, generator)
+        taken = from_vectors(self.action_space, action.numpy())
+        return taken[0] if single else taken, _state(memory, generator)
 
     def save(self, path: str | Path) -> None:
         """Write model, experience and settings to one file; rules are code, and not saved."""
@@ -290,18 +293,18 @@ class MPC:
 
     def _act(
         self, obs: torch.Tensor, memory: PlannerState, generator: torch.Generator
-    ) -> tuple[Array, PlannerState]:
+    ) -> tuple[torch.Tensor, PlannerState]:
         if self.model is None:
             if len(self.experience) == 0:
                 raise InvalidInputError("the agent has no model yet; call learn() or load() first")
-            return memory.actions.uniform((len(obs),), generator).numpy(), memory
+            return memory.actions.uniform((len(obs),), generator), memory
         model, imagination = self.model, self.settings.imagination
 
         def score(actions: torch.Tensor) -> torch.Tensor:
             return imagined_returns(model, obs, actions, imagination, generator, self.value)
 
         action, memory, _ = self.settings.planner.plan(score, memory, generator)
-        return action.numpy(), memory
+        return action, memory
 
     def _checked(self, observation: Array | dict[str, Array]) -> tuple[torch.Tensor, bool]:
         if isinstance(observation, dict):
@@ -345,7 +348,7 @@ class _Run:
             truncated = bool(dones[i] and info.get("TimeLimit.truncated", False))
             agent.experience.add(
                 self.obs[i],
-                action[i],
+                to_vector(agent.action_space, action[i]),
                 float(rewards[i]),
                 info["terminal_observation"] if dones[i] else next_obs[i],
                 terminated=bool(dones[i]) and not truncated,
@@ -382,8 +385,11 @@ class _Run:
 
 
 def _spaces(agent: MPC) -> Spaces:
-    low, high = agent.action_space.low, agent.action_space.high
-    return Spaces(int(agent.observation_space.shape[0]), low.tolist(), high.tolist())
+    width, space = int(agent.observation_space.shape[0]), agent.action_space
+    if isinstance(space, gym.spaces.Discrete):
+        choices = int(space.n)
+        return Spaces(width, [0.0] * choices, [1.0] * choices, int(space.start))
+    return Spaces(width, space.low.tolist(), space.high.tolist())
 
 
 def _state(memory: PlannerState, generator: torch.Generator) -> tuple[Array, ...]:

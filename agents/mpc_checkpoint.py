@@ -29,11 +29,16 @@ _PLANNERS: dict[str, type[Planner]] = {kind.__name__: kind for kind in PLANNERS.
 
 @dataclass(frozen=True)
 class Spaces:
-    """What an environment must share with the one that the agent was trained in."""
+    """What an environment must share with the one that the agent was trained in.
+
+    Of discrete actions the bounds are those of their one-hot vectors, and ``first_action`` is the
+    number of the first; None of a box (and not in the files of version 0.1).
+    """
 
     obs_dim: int
     action_low: list[float]
     action_high: list[float]
+    first_action: int | None = None
 
 
 @dataclass(frozen=True)

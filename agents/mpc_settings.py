@@ -18,7 +18,8 @@ class MPCSettings:
 
     ``method``: how its model is trained (``mbrl_bilevel.methods``). ``learning_starts`` random
     steps come first; then the model is fitted from scratch every ``refit_every`` steps, to all
-    experience. While learning, Gaussian noise of ``exploration`` half-ranges is added to actions.
+    experience. While learning, Gaussian noise of ``exploration`` half-ranges is added to actions;
+    a discrete action is replaced by a uniform one with that probability.
     ``value``: how the value beyond the horizon is fitted, for tasks whose episodes can terminate;
     None plans without.
     """

@@ -1,15 +1,24 @@
-"""What an agent needs of an environment, whether it comes single or as a vector environment."""
+"""What an agent needs of an environment: the shape of its spaces, and actions in the form it takes.
+
+Planners, models and Transitions see every action as a vector: a point in a box, or a one-hot choice.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
+import numpy.typing as npt
 from stable_baselines3.common.env_util import is_wrapped
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
+from agents.actions import ActionSet, BoxActions, DiscreteActions
 from mbrl_bilevel.errors import InvalidInputError
+
+Array = npt.NDArray[Any]
+ActionSpace = gym.spaces.Box | gym.spaces.Discrete
 
 
 def vector_env(env: gym.Env[Any, Any] | VecEnv) -> VecEnv:
@@ -34,3 +43,42 @@ def require_box(space: gym.Space[Any], what: str) -> gym.spaces.Box:
             "wrap the environment with gymnasium.wrappers.TransformAction, giving it a bounded action_space"
         )
     return space
+
+
+def require_actions(space: gym.Space[Any]) -> ActionSpace:
+    """``space`` itself. Raises InvalidInputError unless it is a bounded one-dimensional Box, or Discrete
+    with two choices or more."""
+    if isinstance(space, gym.spaces.Box):
+        return require_box(space, "action")
+    if not isinstance(space, gym.spaces.Discrete):
+        raise InvalidInputError(
+            f"the action space must be a one-dimensional Box or Discrete; got {space}: "
+            "flatten it into one of them with a wrapper"
+        )
+    if space.n < 2:
+        raise InvalidInputError(f"the action space must leave a choice; got {space}")
+    return space
+
+
+def action_set(space: ActionSpace) -> ActionSet:
+    """The actions of ``space`` as planners see them."""
+    if isinstance(space, gym.spaces.Discrete):
+        return DiscreteActions(int(space.n))
+    return BoxActions(space.low, space.high)
+
+
+def to_vector(space: gym.Space[Any], action: Any) -> Array:
+    """An action of ``space`` as a vector [A]: one-hot if ``space`` is Discrete, else as it is."""
+    if not isinstance(space, gym.spaces.Discrete):
+        return np.asarray(action)
+    vector = np.zeros(int(space.n), dtype=np.float32)
+    vector[int(action) - int(space.start)] = 1.0
+    return vector
+
+
+def from_vectors(space: ActionSpace, vectors: Array) -> Array:
+    """Vectors [S, A] as the environment takes them: [S, A] within the box, or choices [S]."""
+    if isinstance(space, gym.spaces.Discrete):
+        return np.asarray(space.start + vectors.argmax(-1), dtype=space.dtype)
+    # Clipped last: rounding to the space's own type must not leave the bounds either.
+    return np.asarray(np.clip(vectors.astype(space.dtype), space.low, space.high))

@@ -55,7 +55,7 @@ def make_env(
 
     ``import_module`` is imported first (the working directory is searched too): it registers the
     user's own environments. ``kwargs`` go to ``gymnasium.make``. The observation space is a 1-D Box
-    [O], the action space a 1-D Box [A] with finite bounds. Where it raises, answers nonsense or
+    [O], the action space a 1-D Box [A] with finite bounds, or Discrete. Where it raises, answers nonsense or
     takes more than ``timeout`` seconds for one call, that is an EnvironmentFailedError (``Guard``).
 
     Raises ``InvalidInputError``: the module cannot be imported, the environment is unknown or
@@ -180,10 +180,12 @@ def _space_problem(env: Env) -> str | None:
             f"the observation space must be a 1-D Box; got {obs}; "
             "wrap the environment with gymnasium.wrappers.FlattenObservation where you register it"
         )
+    if isinstance(action, gym.spaces.Discrete):
+        return None if action.n > 1 else f"the action space must leave a choice; got {action}"
     if not isinstance(action, gym.spaces.Box):
         return (
-            f"the action space must be a 1-D Box (continuous actions); got {action}; "
-            "choose an environment with continuous actions, such as Pendulum-v1"
+            f"the action space must be a 1-D Box or Discrete; got {action}; "
+            "flatten it into one of them where you register the environment"
         )
     if len(action.shape) != 1:
         return (

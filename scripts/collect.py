@@ -16,6 +16,7 @@ from _run import Result, RunArgs, RunFolder, launch
 from stable_baselines3 import SAC
 
 from agents.collect import Behaviour, RandomBehaviour, collect
+from agents.spaces import require_box
 from envs.make import make_env
 from envs.offline import require_new_minari, save_minari
 from mbrl_bilevel.errors import InvalidInputError
@@ -60,6 +61,7 @@ def main(args: Args, run: RunFolder) -> Result:
     """Train, act, save."""
     require_new_minari(args.dataset)
     env = make_env(args.env_id, import_module=args.import_module, timeout=args.env_timeout)
+    require_box(env.action_space, "action")  # SAC has no discrete actions
     policy = _half_trained(env, args, run)
     random = np.random.default_rng([args.seed, 1])
     data = collect(

@@ -67,7 +67,7 @@ class Args(RunArgs):
 def main(args: Args, run: RunFolder) -> Result:
     """Start the parts as processes of their own, watch their rows, then draw."""
     started = time.perf_counter()
-    make_env(args.env_id).close()
+    Oracle(make_env(args.env_id), threads=1).close()
     parts = _parts(args, run)
     rows_expected = len(args.methods) * (args.seeds + -(-args.steps // args.eval_every))
     bar = run.bar(rows_expected + 1, "demo (models fitted, agents evaluated)")

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -33,8 +34,10 @@ from mbrl_bilevel.statistics import interval
 
 Array = npt.NDArray[Any]
 
-#: ``act(observation [O]) -> action [A]``, once a step from the first of an episode on.
+#: ``act(observation [O]) -> action``, once a step from the first of an episode on.
 Act = Callable[[Array], Array]
+
+_BASELINES = ("nothing", "random-actions")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,13 +93,14 @@ class Args(RunArgs):
 
 def main(args: Args, run: RunFolder) -> Result:
     """An episode a cell; then the table and the figure."""
-    for env_id in args.env_id:
-        _check(args, env_id)
-    kinds = ("nothing", "random-actions", *dict.fromkeys(args.planners))
+    spaces = {env_id: _checked_space(args, env_id) for env_id in args.env_id}
+    # Among discrete actions none is sure to be no action.
+    kinds = (*_BASELINES, *dict.fromkeys(args.planners))
     keys: list[Row] = [
         {"env_id": env_id, "planner": kind, "seed": seed}
-        for env_id in dict.fromkeys(args.env_id)
+        for env_id, space in spaces.items()
         for kind in kinds
+        if kind != "nothing" or isinstance(space, gym.spaces.Box)
         for seed in range(args.seed, args.seed + args.seeds)
     ]
     rows = run_cells(run, args, Cells(keys, play, ("return", "steps")), "plan", args.jobs)
@@ -211,8 +215,8 @@ def _make(args: Args, env_id: str) -> Env:
     return make_env(env_id, import_module=args.import_module, timeout=args.env_timeout)
 
 
-def _check(args: Args, env_id: str) -> None:
-    """What no cell could do is told before the first."""
+def _checked_space(args: Args, env_id: str) -> gym.Space[Any]:
+    """Its actions. What no cell could do is told before the first."""
     env = _make(args, env_id)
     if args.max_episode_steps is None and (env.spec is None or env.spec.max_episode_steps is None):
         raise InvalidInputError(
@@ -220,6 +224,7 @@ def _check(args: Args, env_id: str) -> None:
         )
     _actor(args, {"planner": args.planners[0], "seed": args.seed}, env)
     env.close()
+    return env.action_space
 
 
 def _summary(rows: Sequence[Row]) -> list[dict[str, Any]]:

@@ -81,6 +81,15 @@ def test_a_nan_never_wins_and_the_plan_can_still_change_its_mind(planner: Planne
     assert torch.equal(fresh.mean[1], state.mean[1])
 
 
+def test_exploring_takes_a_uniform_choice_with_the_given_probability() -> None:
+    actions = DiscreteActions(4)
+    plain = torch.eye(4)[torch.full((20_000,), 2)]
+    explored = actions.explored(plain, 0.4, torch.Generator().manual_seed(0))
+    share = explored.mean(0)
+    assert explored.sum(1).unique().tolist() == [1.0]
+    assert share.tolist() == pytest.approx([0.1, 0.1, 0.7, 0.1], abs=0.012)
+
+
 @pytest.mark.parametrize("count", [0, 1, 10**6])
 def test_the_number_of_actions_is_checked(count: int) -> None:
     with pytest.raises(InvalidInputError, match=f"actions must be from 2 to 100,000; got {count}"):

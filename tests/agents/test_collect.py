@@ -190,6 +190,32 @@ def test_random_behaviour_takes_white_and_slow_episodes_in_turn() -> None:
     assert not np.array_equal(episodes[1], episodes[3])
 
 
+def test_random_choices_are_uniform_and_last_longer_in_slow_episodes() -> None:
+    space = gym.spaces.Discrete(3, start=5)
+    behaviour = RandomBehaviour(space, np.random.default_rng(0))
+    for i in range(4):
+        choices = np.array([behaviour(np.zeros(1), t) for t in range(6000)])
+        assert all(space.contains(choice) for choice in choices[:20])
+        share = np.bincount(choices - 5, minlength=3) / 6000
+        assert np.abs(share - 1 / 3).max() < (0.03 if i % 2 == 0 else 0.08)
+        same = np.mean(choices[1:] == choices[:-1])  # 1/3, or .9 + .1/3
+        assert same == pytest.approx(1 / 3 if i % 2 == 0 else 0.9 + 0.1 / 3, abs=0.03)
+
+
+def test_choices_are_recorded_one_hot() -> None:
+    env = gym.make("CartPole-v1")
+    chosen: list[int] = []
+
+    def act(obs: Any, t: int) -> Any:
+        chosen.append((t // 2) % 2)
+        return np.int64(chosen[-1])
+
+    rows = collect(env, act, 12, seed=0)
+    assert rows.action.argmax(1).tolist() == chosen
+    assert set(chosen) == {0, 1}
+    assert rows.action.sum(1).tolist() == [1.0] * 12
+
+
 def test_random_behaviour_keeps_to_bounds_that_float32_cannot_hold() -> None:
     """0.1 in single precision is larger than 0.1."""
     space = gym.spaces.Box(-0.1, 0.1, (1,), np.float64)

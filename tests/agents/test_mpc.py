@@ -371,7 +371,7 @@ def test_settings_are_checked(build: Callable[[], object], what: str) -> None:
     [
         (gym.spaces.Discrete(3), gym.spaces.Box(-1, 1, (1,)), "observation space"),
         (gym.spaces.Box(-1, 1, (2, 2)), gym.spaces.Box(-1, 1, (1,)), "observation space"),
-        (gym.spaces.Box(-1, 1, (1,)), gym.spaces.Discrete(3), "action space"),
+        (gym.spaces.Box(-1, 1, (1,)), gym.spaces.MultiBinary(3), "action space"),
         (gym.spaces.Box(-1, 1, (1,)), gym.spaces.Box(-1, np.inf, (1,)), "finite bounds"),
     ],
 )

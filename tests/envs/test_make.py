@@ -14,7 +14,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
-from gymnasium.spaces import Box, Dict, Discrete
+from gymnasium.spaces import Box, Dict, Discrete, MultiBinary
 
 from envs.make import acting_layers, make_env
 from mbrl_bilevel.errors import InvalidInputError
@@ -144,7 +144,8 @@ FLAT, TORQUE = Box(-np.inf, np.inf, (3,)), Box(-1, 1, (2,))
         (Dict({"a": FLAT}), TORQUE, "observation space.*got Dict.*FlattenObservation"),
         (Box(0, 255, (8, 8), np.uint8), TORQUE, "observation space.*got Box.*FlattenObservation"),
         (Discrete(5), TORQUE, "observation space.*got Discrete.*FlattenObservation"),
-        (FLAT, Discrete(3), "action space.*got Discrete"),
+        (FLAT, MultiBinary(3), "action space.*got MultiBinary"),
+        (FLAT, Discrete(1), "action space.*a choice.*got Discrete"),
         (FLAT, Box(-1, 1, (2, 2)), "action space.*got Box.*TransformAction"),
         (FLAT, Box(-1, np.inf, (2,)), "action space.*finite bounds.*TransformAction"),
         (FLAT, Box(-np.inf, 1, (2,)), "action space.*finite bounds.*TransformAction"),
@@ -157,6 +158,7 @@ def test_other_spaces_are_refused_with_a_remedy(
     with pytest.raises(InvalidInputError, match=f"--env-id 'Blank-v0'.*{message}"):
         make_env("Blank-v0", obs=obs, action=action)
     assert make_env("Blank-v0", obs=FLAT, action=TORQUE).observation_space == FLAT
+    assert make_env("Blank-v0", obs=FLAT, action=Discrete(2)).action_space == Discrete(2)
 
 
 def test_acting_layers_leave_out_those_that_only_watch() -> None:

@@ -19,11 +19,11 @@ class Line(gym.Env[Any, Any]):
         self, sick: bool = False, actions: str = "box", fault: str = "", after: int = 0
     ) -> None:
         self.observation_space = gym.spaces.Box(-10.0, 10.0, (2,), np.float64)
-        self.action_space = (
-            gym.spaces.Box(-1.0, 1.0, (1,), np.float32)
-            if actions == "box"
-            else gym.spaces.Discrete(3)
-        )
+        self.action_space = {
+            "box": gym.spaces.Box(-1.0, 1.0, (1,), np.float32),
+            "choice": gym.spaces.Discrete(3, start=-1),
+            "bits": gym.spaces.MultiBinary(2),
+        }[actions]
         self.sick, self.x, self.t = sick, 0.0, 0
         self.fault, self.left = fault, after
 
@@ -39,7 +39,7 @@ class Line(gym.Env[Any, Any]):
             raise ValueError("wheel lost")
         while self.left == 0 and self.fault == "hang":
             time.sleep(0.01)
-        self.x += 0.1 * float(action[0])
+        self.x += 0.1 * float(np.reshape(action, -1)[0])
         if self.sick and self.t == 5:
             return np.array([np.nan, 0.0]), 0.0, False, False, {}
         return self._obs(), -(self.x**2), abs(self.x) > 2.0, False, {}
@@ -50,9 +50,8 @@ class Line(gym.Env[Any, Any]):
 
 gym.register("Line-v0", entry_point=Line, max_episode_steps=20)
 gym.register("SickLine-v0", entry_point=Line, max_episode_steps=20, kwargs={"sick": True})
-gym.register(
-    "ChoiceLine-v0", entry_point=Line, max_episode_steps=20, kwargs={"actions": "discrete"}
-)
+gym.register("ChoiceLine-v0", entry_point=Line, max_episode_steps=20, kwargs={"actions": "choice"})
+gym.register("BitsLine-v0", entry_point=Line, max_episode_steps=20, kwargs={"actions": "bits"})
 for name, fault in (("RaisingLine-v0", "raise"), ("HangingLine-v0", "hang")):
     gym.register(
         name, entry_point=Line, max_episode_steps=20, kwargs={"fault": fault, "after": 100}

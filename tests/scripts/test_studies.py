@@ -359,12 +359,18 @@ def test_train_takes_a_rule_of_the_users_own(tmp_path: Path) -> None:
     assert metrics(tmp_path / "a")["env_steps"] == 80
 
 
+def test_train_takes_discrete_actions(tmp_path: Path) -> None:
+    own = ["--env-id", "ChoiceLine-v0", "--model", "mse", "--steps", "80"]
+    launch(train.Args, train.main, [*TRAIN, *own, "--out", str(tmp_path / "a")])
+    assert metrics(tmp_path / "a")["env_steps"] == 80
+
+
 @pytest.mark.parametrize(
     ("script", "options", "told"),
     [
         (train, ["--env-id", "HalfCheeta-v5"], "HalfCheetah-v5"),
         (compare, ["--env-id", "Reecher-v5"], "Reacher-v5"),
-        (train, ["--import-module", "my_task", "--env-id", "ChoiceLine-v0"], "Discrete"),
+        (train, ["--import-module", "my_task", "--env-id", "BitsLine-v0"], "MultiBinary"),
         (train, ["--import-module", "no_such_module"], "no_such_module"),
         (train, ["--steps", "-5"], "--steps"),
         (train, ["--model", "bilvel"], "bilevel"),

@@ -1,0 +1,48 @@
+"""Actions between the environment's form and the vectors that planners and models see."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+
+from agents.actions import BoxActions, DiscreteActions
+from agents.spaces import action_set, from_vectors, require_actions, to_vector
+from mbrl_bilevel.errors import InvalidInputError
+
+
+def test_choices_become_one_hot_and_come_back() -> None:
+    space = gym.spaces.Discrete(4, start=-2)
+    vectors = np.stack([to_vector(space, choice) for choice in (-2, 1, 0)])
+    assert vectors.tolist() == [[1, 0, 0, 0], [0, 0, 0, 1], [0, 0, 1, 0]]
+    assert vectors.dtype == np.float32
+    choices = from_vectors(space, vectors)
+    assert choices.tolist() == [-2, 1, 0]
+    assert all(space.contains(choice) for choice in choices)
+    assert action_set(space) == DiscreteActions(4)
+
+
+def test_vectors_are_brought_into_the_box_and_its_type() -> None:
+    space = gym.spaces.Box(np.array([-0.1, 2.0]), np.array([0.1, 3.0]), dtype=np.float64)
+    inside = from_vectors(space, np.array([[0.1, 2.5], [-4.0, 9.0]], dtype=np.float32))
+    assert inside.tolist() == [[0.1, 2.5], [-0.1, 3.0]]
+    assert all(space.contains(row) for row in inside)
+    assert to_vector(space, inside[0]).tolist() == [0.1, 2.5]
+    actions = action_set(space)
+    assert isinstance(actions, BoxActions)
+    assert actions.high.tolist() == [pytest.approx(0.1), 3.0]
+
+
+@pytest.mark.parametrize(
+    ("space", "what"),
+    [
+        (gym.spaces.Discrete(1), "leave a choice"),
+        (gym.spaces.MultiDiscrete([2, 3]), "one-dimensional Box or Discrete"),
+        (gym.spaces.Box(-1, np.inf, (1,)), "finite bounds"),
+    ],
+)
+def test_other_spaces_are_refused(space: Any, what: str) -> None:
+    with pytest.raises(InvalidInputError, match=what):
+        require_actions(space)
