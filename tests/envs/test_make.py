@@ -169,12 +169,18 @@ def test_acting_layers_leave_out_those_that_only_watch() -> None:
     assert names == ["RescaleAction", "HopperEnv"]
 
 
-def test_mujoco_stays_quiet_and_writes_no_log(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "made",
+    [
+        "from envs.make import make_env; env = make_env('HalfCheetah-v5')",
+        "import gymnasium, envs.tasks; env = gymnasium.make('mbrl/HalfCheetah-v0', length=1.1)",
+    ],
+)
+def test_mujoco_stays_quiet_and_writes_no_log(made: str, tmp_path: Path) -> None:
     """In a process of its own: HalfCheetah is deprecated XML, then twice an unstable simulation."""
     program = (
         "import numpy as np\n"
-        "from envs.make import make_env\n"
-        "env = make_env('HalfCheetah-v5')\n"
+        f"{made}\n"
         "for time in (0.0, 1.0):\n"
         "    env.reset()\n"
         "    env.unwrapped.data.time = time\n"
