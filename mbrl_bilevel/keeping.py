@@ -164,6 +164,10 @@ class Near(Nothing):
             return method
         kl = partial(KL, self.previous, self.strength, learnable=self.inferred)
         near = method.around(lambda loss: nearer(loss, kl()))
+        if method.share is not None:
+            # At the share 1 λ_K counts observations: 1 weighs what was predicted like what is seen now,
+            # and the inner curvature is Λ times the Fisher matrix.
+            near = replace(near, share=1.0)
         if not self.inferred:
             return near
         outer = _INFERRING if method.share is not None else method.outer
@@ -171,11 +175,7 @@ class Near(Nothing):
         assert self.earlier is not None
         tasks = len(self.density.rows)
         objective = Mixed(outer.objective, self.earlier, tasks / (tasks + 1))
-        outer = replace(outer, objective=objective)
-        if method.share is None:
-            return replace(near, outer=outer)
-        # At the share 1 the inner curvature is Λ times the Fisher matrix, which the solver needs.
-        return replace(near, share=1.0, outer=outer, lends_stop=False)
+        return replace(near, outer=replace(outer, objective=objective))
 
     def after(self, policy: Fitted, new: FitData, generator: torch.Generator) -> Near:
         kept = replace(self, previous=copy.deepcopy(policy), density=self.density.after(new.x))
@@ -227,11 +227,12 @@ def nearer(loss: Loss, kl: KL) -> Loss:
     return loss
 
 
-#: λ_K by the implicit function theorem, σ(x) as ever once training is over.
+#: λ_K by the implicit function theorem, σ(x) as ever. One number is not worth a sample of its own: it is
+#: read on the rows that set σ(x), those of early stopping among them.
 _INFERRING = Outer(
     FisherImplicit(partial(conjugate_gradient, tolerance=0.1, max_iterations=20)),
-    optimiser=partial(Adam, lr=0.2),
-    every=50,
-    warmup=100,
-    afterwards=HeldOutSpread(),
+    optimiser=partial(Adam, lr=0.6),
+    every=200,
+    warmup=200,
+    alongside=HeldOutSpread(),
 )

@@ -244,9 +244,7 @@ METHODS: dict[str, Method] = {
     "bilevel-k-step": Method(
         scale="constant",
         loss=lambda dim: PolicyGradient(Mahalanobis(dim).requires_grad_(False)),
-        outer=Outer(
-            HeldOutShift(), KStepMSE(), every=100, warmup=200, afterwards=HeldOutVariance()
-        ),
+        outer=Outer(HeldOutShift(), KStepMSE(), every=100, warmup=200, alongside=HeldOutVariance()),
         criterion=KStepMSE(),
         summary="policy gradient on a one-step reward that asks for y + b(x), b inferred so that "
         "held-out open-loop rollouts of 5 steps are right",

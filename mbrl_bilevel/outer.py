@@ -54,9 +54,9 @@ class Outer:
     ``batch_size`` inner rows a member are drawn for each update, or every ``refresh`` updates by a
     solver that starts from its last linear solution (on HalfCheetah it then takes a fifth fewer
     iterations; on rows drawn each time the old solution saves none). The report says
-    ``inner_converged`` where every member's inner gradient norm is at most ``tol``. ``afterwards`` is
-    a solver that knows its optimum and has the last word on the policy that is kept: its scale, where
-    the ``objective`` asks for nothing but the mean.
+    ``inner_converged`` where every member's inner gradient norm is at most ``tol``. ``alongside`` is a
+    solver that knows its optimum, runs after each update and has the last word on the policy that is kept:
+    on its scale, where φ is of something else.
 
     Raises InvalidInputError for numbers out of range.
     """
@@ -69,7 +69,7 @@ class Outer:
     tol: float = 1e-2
     batch_size: int = 256
     refresh: int = 8
-    afterwards: DirectSolver | None = None
+    alongside: DirectSolver | None = None
 
     def __post_init__(self) -> None:
         least = {"every": 1, "warmup": 0, "batch_size": 1, "refresh": 1}
@@ -88,8 +88,8 @@ class Outer:
     def start(self, problem: Problem) -> OuterState:
         """The first state. Raises UnsupportedCombinationError for a problem the solver is wrong for."""
         self.solver.check(problem)
-        if self.afterwards is not None:
-            self.afterwards.check(problem)
+        if self.alongside is not None:
+            self.alongside.check(problem)
         if isinstance(self.solver, DirectSolver):
             return OuterState()
         name = type(self.solver).__name__
@@ -121,13 +121,15 @@ class Outer:
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
         report = {"hypergradient_norm": norm.item(), **result.report}
+        if self.alongside is not None:
+            report = {**report, **self.alongside.step(problem)}
         return OuterState(optimiser, result.warm, state.updates + 1), self._judged(report)
 
     def finish(self, problem: Problem) -> Report:
         """Bring what the solver sets by itself up to date with the policy that is kept."""
         report = self.solver.finish(problem) if isinstance(self.solver, DirectSolver) else {}
-        if self.afterwards is not None:
-            report = {**report, **self.afterwards.finish(problem)}
+        if self.alongside is not None:
+            report = {**report, **self.alongside.finish(problem)}
         return {**report, **_strengths(problem)}
 
     def _judged(self, report: Report) -> Report:
