@@ -25,9 +25,10 @@ from stable_baselines3.common.vec_env import (
 from tqdm.auto import tqdm
 
 from agents.collect import RandomBehaviour, Recorder, require_finite
-from agents.mpc_checkpoint import Snapshot, Spaces, read_snapshot, write_snapshot
+from agents.mpc_checkpoint import Snapshot, read_snapshot, spaces_of, write_snapshot
 from agents.mpc_settings import MPCSettings
-from agents.planning import PlannerState
+from agents.planning import PlannerState, Score
+from agents.replanning import replan
 from agents.spaces import (
     action_set,
     from_vectors,
@@ -174,7 +175,7 @@ class MPC:
         obs, single = self._checked(observation)
         if state is None:
             state = self._fresh_state(len(obs), self.seed)
-        mean, elites, valid, random = (torch.from_numpy(part) for part in state)
+        mean, elites, valid, age, random = (torch.from_numpy(part) for part in state)
         if len(mean) != len(obs):
             raise InvalidInputError(
                 f"state is of {len(mean)} observations but {len(obs)} came; "
@@ -186,11 +187,12 @@ class MPC:
         if episode_start is not None:
             mask = np.atleast_1d(np.asarray(episode_start, dtype=np.bool_))
             memory = self.settings.planner.reset(memory, mask)
-        action, memory = self._act(obs, memory, generator)
+            age = torch.where(torch.from_numpy(mask), 0, age)
+        action, memory, age = self._act(obs, memory, age, generator)
         if not deterministic:
             action = self._actions.explored(action, self.settings.exploration, generator)
         taken = from_vectors(self.action_space, action.numpy())
-        return taken[0] if single else taken, _state(memory, generator)
+        return taken[0] if single else taken, _state(memory, age, generator)
 
     def save(self, path: str | Path) -> None:
         """Write model, experience and settings to one file; rules are code, and not saved."""
@@ -198,7 +200,7 @@ class MPC:
             path,
             Snapshot(
                 settings=self.settings,
-                spaces=_spaces(self),
+                spaces=spaces_of(self.observation_space, self.action_space),
                 rules=tuple(name for name in ("termination", "reward") if getattr(self, name)),
                 seed=self.seed,
                 num_timesteps=self.num_timesteps,
@@ -227,7 +229,9 @@ class MPC:
         Raises CheckpointError if the file is damaged, of another environment, or lacks a rule.
         """
         agent = cls(env, termination=termination, reward=reward)
-        saved = read_snapshot(path, _spaces(agent), termination, reward)
+        saved = read_snapshot(
+            path, spaces_of(agent.observation_space, agent.action_space), termination, reward
+        )
         agent.settings, agent.seed = saved.settings, saved.seed
         agent.model, agent.value = saved.model, saved.value
         agent.num_timesteps, agent._episodes = saved.num_timesteps, saved.episodes
@@ -289,22 +293,29 @@ class MPC:
 
     def _fresh_state(self, starts: int, seed: int) -> tuple[Array, ...]:
         memory = self.settings.planner.initial_state(starts, self._actions)
-        return _state(memory, torch.Generator().manual_seed(seed))
+        age = torch.zeros(starts, dtype=torch.int64)
+        return _state(memory, age, torch.Generator().manual_seed(seed))
 
     def _act(
-        self, obs: torch.Tensor, memory: PlannerState, generator: torch.Generator
-    ) -> tuple[torch.Tensor, PlannerState]:
+        self,
+        obs: torch.Tensor,
+        memory: PlannerState,
+        age: torch.Tensor,
+        generator: torch.Generator,
+    ) -> tuple[torch.Tensor, PlannerState, torch.Tensor]:
         if self.model is None:
             if len(self.experience) == 0:
                 raise InvalidInputError("the agent has no model yet; call learn() or load() first")
-            return memory.actions.uniform((len(obs),), generator), memory
+            return memory.actions.uniform((len(obs),), generator), memory, age
         model, imagination = self.model, self.settings.imagination
 
-        def score(actions: torch.Tensor) -> torch.Tensor:
-            return imagined_returns(model, obs, actions, imagination, generator, self.value)
+        def score_of(rows: torch.Tensor) -> Score:
+            return lambda actions: imagined_returns(
+                model, obs[rows], actions, imagination, generator, self.value
+            )
 
-        action, memory, _ = self.settings.planner.plan(score, memory, generator)
-        return action, memory
+        settings = self.settings
+        return replan(settings.planner, settings.replan_every, score_of, memory, age, generator)
 
     def _checked(self, observation: Array | dict[str, Array]) -> tuple[torch.Tensor, bool]:
         if isinstance(observation, dict):
@@ -384,16 +395,10 @@ class _Run:
             self.agent.logger.dump(self.agent.num_timesteps)
 
 
-def _spaces(agent: MPC) -> Spaces:
-    width, space = int(agent.observation_space.shape[0]), agent.action_space
-    if isinstance(space, gym.spaces.Discrete):
-        choices = int(space.n)
-        return Spaces(width, [0.0] * choices, [1.0] * choices, int(space.start))
-    return Spaces(width, space.low.tolist(), space.high.tolist())
-
-
-def _state(memory: PlannerState, generator: torch.Generator) -> tuple[Array, ...]:
-    parts = (memory.mean, memory.elites, memory.elite_valid, generator.get_state())
+def _state(
+    memory: PlannerState, age: torch.Tensor, generator: torch.Generator
+) -> tuple[Array, ...]:
+    parts = (memory.mean, memory.elites, memory.elite_valid, age, generator.get_state())
     return tuple(part.numpy() for part in parts)
 
 

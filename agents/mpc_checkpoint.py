@@ -9,11 +9,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import torch
 from torch import Tensor
 
 from agents.mpc_settings import MPCSettings
 from agents.planners import PLANNERS, Planner
+from agents.spaces import ActionSpace
 from agents.value import Value, ValueSettings, value_from_checkpoint, value_to_checkpoint
 from mbrl_bilevel.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from mbrl_bilevel.dynamics import DynamicsModel
@@ -39,6 +41,15 @@ class Spaces:
     action_low: list[float]
     action_high: list[float]
     first_action: int | None = None
+
+
+def spaces_of(observation: gym.spaces.Box, action: ActionSpace) -> Spaces:
+    """What the file says of an environment's spaces."""
+    width = int(observation.shape[0])
+    if isinstance(action, gym.spaces.Discrete):
+        choices = int(action.n)
+        return Spaces(width, [0.0] * choices, [1.0] * choices, int(action.start))
+    return Spaces(width, action.low.tolist(), action.high.tolist())
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,8 @@ class MPCSettings:
     ``method``: how its model is trained (``mbrl_bilevel.methods``). ``learning_starts`` random
     steps come first; then the model is fitted from scratch every ``refit_every`` steps, to all
     experience. While learning, Gaussian noise of ``exploration`` half-ranges is added to actions;
-    a discrete action is replaced by a uniform one with that probability.
+    a discrete action is replaced by a uniform one with that probability. ``replan_every``: steps that
+    a plan is followed before the next is made; 1 plans at every step.
     ``value``: how the value beyond the horizon is fitted, for tasks whose episodes can terminate;
     None plans without.
     """
@@ -33,6 +34,7 @@ class MPCSettings:
     learning_starts: int = 250
     refit_every: int = 250
     exploration: float = 0.2
+    replan_every: int = 1
     value: ValueSettings | None = ValueSettings()
 
     def __post_init__(self) -> None:
@@ -42,8 +44,13 @@ class MPCSettings:
                 "learning_starts and refit_every must be at least 1; "
                 f"got {self.learning_starts} and {self.refit_every}"
             )
-        if not 0.0 <= self.exploration < float("inf"):
-            raise InvalidInputError(f"exploration must be >= 0; got {self.exploration}")
+        if not 1 <= self.replan_every <= self.planner.horizon:
+            raise InvalidInputError(
+                "replan_every must be from 1 to the planner's horizon "
+                f"({self.planner.horizon}); got {self.replan_every}"
+            )
+        if not 0.0 <= self.exploration <= 1000.0:
+            raise InvalidInputError(f"exploration must be from 0 to 1000; got {self.exploration}")
         if self.members < 1 or self.imagination.particles % self.members:
             raise InvalidInputError(
                 "members must be at least 1 and divide the particles of imagination; "

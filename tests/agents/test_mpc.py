@@ -274,12 +274,40 @@ def test_predict_is_a_function_of_its_arguments(trained: MPC) -> None:
     assert np.array_equal(fresh, trained.predict(obs, None, np.array([True]), True)[0])
 
 
+def test_a_plan_is_followed_until_the_next_is_due(
+    trained: MPC, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trained, "settings", replace(trained.settings, replan_every=3))
+    planned: list[int] = []
+    score = mpc.imagined_returns
+
+    def counted(model: Any, obs: Any, *rest: Any) -> Any:
+        planned.append(len(obs))
+        return score(model, obs, *rest)
+
+    monkeypatch.setattr(mpc, "imagined_returns", counted)
+    obs, state, actions = np.array([[0.9], [-0.9]]), None, []
+    for t in range(6):
+        # The second row begins a new episode at t = 4, in the midst of a plan.
+        starts = np.array([t == 0, t in (0, 4)])
+        action, state = trained.predict(obs, state, starts, deterministic=True)
+        actions.append(action)
+        if t == 0:
+            plan = state[0]  # μ, shifted: what comes at the next two steps
+    iterations = trained.settings.planner.iterations  # type: ignore[attr-defined]
+    rounds = [2, 2, 1]  # all at t = 0 and t = 3, one at t = 4
+    assert planned == [rows for rows in rounds for _ in range(iterations)]
+    np.testing.assert_array_equal(actions[1], plan[:, 0])
+    np.testing.assert_array_equal(actions[2], plan[:, 1])
+
+
 def test_a_new_episode_forgets_the_plan(trained: MPC) -> None:
     obs = np.array([[0.7], [-0.5]])
     _, fresh = trained.predict(np.zeros((2, 1)), None, np.array([True, True]))
     initial = trained.settings.planner.initial_state(2, trained._actions)
     _, used = trained.predict(obs)
-    blank = (initial.mean.numpy(), initial.elites.numpy(), initial.elite_valid.numpy(), used[3])
+    memory = (initial.mean.numpy(), initial.elites.numpy(), initial.elite_valid.numpy())
+    blank = (*memory, np.zeros(2, dtype=np.int64), used[4])
     expected, _ = trained.predict(obs, blank, np.array([False, False]), True)
     reset, _ = trained.predict(obs, used, np.array([True, True]), True)
     kept, _ = trained.predict(obs, used, np.array([False, False]), True)
@@ -354,8 +382,11 @@ def test_before_there_is_a_model() -> None:
     [
         (lambda: MPCSettings(learning_starts=0), "learning_starts and refit_every"),
         (lambda: MPCSettings(refit_every=0), "learning_starts and refit_every"),
-        (lambda: MPCSettings(exploration=-0.1), "exploration must be >= 0"),
-        (lambda: MPCSettings(exploration=float("nan")), "exploration must be >= 0"),
+        (lambda: MPCSettings(replan_every=0), "replan_every must be from 1 to .* horizon"),
+        (lambda: MPCSettings(replan_every=16), "replan_every must be from 1 to .* horizon"),
+        (lambda: MPCSettings(exploration=-0.1), "exploration must be from 0 to 1000"),
+        (lambda: MPCSettings(exploration=2**70), "exploration must be from 0 to 1000"),
+        (lambda: MPCSettings(exploration=float("nan")), "exploration must be from 0 to 1000"),
         (lambda: MPCSettings(members=2), "members must be .* divide the particles"),
         (lambda: MPCSettings(method="milevel"), "did you mean 'bilevel'"),
         (lambda: MPC(PointMass(), TINY).learn(0), "total_timesteps must be at least 1"),

@@ -46,6 +46,11 @@ POOLS: dict[str, list[str]] = {
         *["tune", *OWN, "--n-train", "200", "--n-test", "200", "--train-steps", "40"],
         *["--trials", "6", "--methods", "bilevel-constant", "nll", "--jobs", "2"],
     ],
+    "continual, 2 jobs": [
+        *["continual", "--sequences", "hopper-mass", "--methods", "bilevel+kl", "nll+replay"],
+        *["--n-train", "200", "--n-test", "100", "--members", "2", "--hidden", "8", "--seeds", "2"],
+        *["--train-steps", "40", "--jobs", "2"],
+    ],
     "classify, 2 jobs": [
         *["classify", "--data", "wine", "iris", "--members", "2", "--hidden", "8", "--seeds", "2"],
         *["--train-steps", "40", "--methods", "bilevel", "nll", "--jobs", "2"],
