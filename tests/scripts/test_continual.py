@@ -56,7 +56,7 @@ def test_a_run_has_a_row_for_each_method_and_ends_the_same_after_a_stop(tmp_path
             assert np.array(row[metric], dtype=float).shape == (2, 2)
             assert np.array(row[f"{metric}_before"], dtype=float).shape == (2,)
         # A model that has learned a task is nearer to it than one that has learned nothing.
-        assert row["nll"][0][0] < row["nll_before"][0]
+        assert row["nrmse"][0][0] < row["nrmse_before"][0]
         assert row["tasks"] == ["0:mass=1", "1:mass=2"]
     # What was learned first is the same whatever is kept of it, and what is learned alone forgets nothing.
     assert found["rows"][1]["nll"][0] == found["rows"][2]["nll"][0]
