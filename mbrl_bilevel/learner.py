@@ -26,8 +26,8 @@ from mbrl_bilevel.types import FitResult
 
 @dataclass(frozen=True)
 class Learner:
-    """``model`` after the tasks so far, and how it learns the next one. Where ``anew``, each task starts
-    from fresh parameters. ``last`` tells of the last fit, ``moved`` E_x KL(p_before ‖ p_after) on its
+    """``model`` after the tasks so far, and how it learns the next one. Where ``anew``, each task but
+    the first starts from fresh parameters again. ``last`` tells of the last fit, ``moved`` E_x KL(p_before ‖ p_after) on its
     inputs, in nats per dimension."""
 
     method: Method
@@ -80,7 +80,7 @@ class Learner:
         used = np.flatnonzero(groups >= 0)
         new = FitData(model.inputs.normalise(x), model.targets.normalise(y)[:, model.active], folds)
         policy = copy.deepcopy(model.policy)
-        if self.anew:
+        if self.anew and self.last is not None:
             policy = self.method.policy(
                 policy.inputs,
                 policy.outputs,
