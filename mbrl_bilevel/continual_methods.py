@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from mbrl_bilevel.errors import InvalidInputError, look_up
-from mbrl_bilevel.keeping import Draws, Elastic, Keep, Near, Nothing, Replay
+from mbrl_bilevel.keeping import Draws, Elastic, Keep, Near, Nothing, Recalled, Replay
 from mbrl_bilevel.memory import Memory
 from mbrl_bilevel.methods import Method, get_method
 
@@ -40,6 +40,12 @@ KEEPS: dict[str, Keeping] = {
     "kl-memory": Keeping(
         lambda s, m: Near(s, inferred=True, memory=Memory(m)),
         "the same, inferred on new rows and on a memory, which the inner loop does not see",
+        1.0,
+    ),
+    "kl-seen": Keeping(
+        lambda s, m: Recalled(s),
+        "KL to the previous policy at inputs from a Gaussian for each earlier task, which the inferred "
+        "spread sees as well",
         1.0,
     ),
     "lwf": Keeping(

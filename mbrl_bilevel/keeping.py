@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.optim import Adam
 
 from mbrl_bilevel.bilevel import GradientSolver
+from mbrl_bilevel.cross_fitted import Recollection
 from mbrl_bilevel.data import FitData
 from mbrl_bilevel.errors import UnsupportedCombinationError
 from mbrl_bilevel.implicit import FisherImplicit
@@ -37,6 +38,9 @@ from mbrl_bilevel.spread import HeldOutSpread
 from mbrl_bilevel.types import Batch
 
 Fitted = GaussianPolicy | MixturePolicy
+
+#: Inputs of earlier tasks that a previous policy is asked about: as many as its spread is fitted to.
+_RECALLED = HeldOutSpread.rows
 
 
 class Keep(Protocol):
@@ -205,17 +209,57 @@ class Near(Nothing):
 
 
 @dataclass(frozen=True)
+class Recalled(Nothing):
+    """−λ_K·n·KL(p_θ ‖ p_previous) in the inner problem, at inputs from the density of those of the n earlier
+    tasks: what the previous policy knows of them stands for their data, observation for observation at
+    λ_K = 1 (``strength``). A spread that is inferred on held-out rows is inferred on what it says of these
+    inputs as well. Nothing is stored but a policy, and a mean and a covariance for each task."""
+
+    strength: float
+    previous: Fitted | None = None
+    density: InputDensity = field(default_factory=InputDensity)
+    inputs: Tensor | None = None
+
+    def method(self, method: Method) -> Method:
+        previous, inputs = self.previous, self.inputs
+        if previous is None:
+            return method
+        assert inputs is not None
+        tasks = len(self.density.rows)
+        kl = partial(KL, previous, self.strength * tasks)
+        near = method.around(lambda loss: Nearby(loss, kl(), inputs))
+        if method.share is None or method.outer is None:
+            return near
+        assert isinstance(previous, GaussianPolicy)
+        assert isinstance(method.outer.solver, HeldOutSpread)
+        known = Recollection(previous, inputs, tasks / (tasks + 1))
+        spread = replace(method.outer.solver, recollection=known)
+        # At the share 1 the mean's gradient is that of a likelihood: λ_K then counts observations.
+        return replace(near, share=1.0, outer=replace(method.outer, solver=spread))
+
+    def after(self, policy: Fitted, new: FitData, generator: torch.Generator) -> Recalled:
+        density = self.density.after(new.x)
+        inputs = density.draw(_RECALLED, generator)
+        return replace(self, previous=copy.deepcopy(policy), density=density, inputs=inputs)
+
+
+@dataclass(frozen=True)
 class Nearby:
-    """``loss`` + λ_K·KL(p_θ ‖ p_previous)/D, for losses that are no ``PolicyGradient``."""
+    """``loss`` + λ_K·KL(p_θ ‖ p_previous)/D, on the batch's rows or as many of ``inputs`` [R, X]."""
 
     loss: Loss
     kl: KL
+    inputs: Tensor | None = None
 
     def __call__(
         self, policy: Policy, batch: Batch, generator: torch.Generator
     ) -> tuple[Tensor, Metrics]:
         value, metrics = self.loss(policy, batch, generator)
-        bonus = batch.mean(self.kl.bonus(policy.dist(batch.x), batch.x)) / batch.y.shape[-1]
+        x, mean = batch.x, batch.mean
+        if self.inputs is not None:
+            x = self.inputs[torch.randint(len(self.inputs), x.shape[:2], generator=generator)]
+            mean = partial(torch.mean, dim=-1)
+        bonus = mean(self.kl.bonus(policy.dist(x), x)) / batch.y.shape[-1]
         return value - bonus, {**metrics, "kl": -bonus.detach()}
 
 

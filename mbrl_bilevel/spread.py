@@ -17,7 +17,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from mbrl_bilevel.bilevel import Problem, Report
 from mbrl_bilevel.closed_form import held_out_second_moment
-from mbrl_bilevel.cross_fitted import CrossFitted, bound_scale
+from mbrl_bilevel.cross_fitted import CrossFitted, Recollection, bound_scale
 from mbrl_bilevel.distributions import DiagonalGaussian, Distribution
 from mbrl_bilevel.errors import InvalidInputError, UnsupportedCombinationError
 from mbrl_bilevel.networks import EnsembleLinear
@@ -86,6 +86,8 @@ class HeldOutSpread:
     regression of each on their mean; and what the members' disagreement V already spreads
     is taken out of σ². A residual of a member on rows it has not seen is (y − μ̄)² + V on average, so
     that σ² counts V, and the mixture of the members would count it twice.
+
+    With a ``recollection`` of earlier tasks, its rows are fitted and judged on beside the held-out ones.
     """
 
     refit: int = 50
@@ -99,6 +101,7 @@ class HeldOutSpread:
     refit_rows: int = 4000
     judge_every: int = 50
     shrinkage: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
+    recollection: Recollection | None = None
 
     def __post_init__(self) -> None:
         counts = min(self.steps, self.batch_size, self.judge_every, self.rows, self.refit_rows)
@@ -124,13 +127,13 @@ class HeldOutSpread:
         """σ(x) brought up to date with the mean, from where it was."""
         if not self.refit:
             return {}
-        rows = _Rows.of(problem, self.refit_rows)
+        rows = _Rows.of(problem, self.refit_rows, self.recollection)
         with rows.standardised():
             return self._fitted(rows, self.refit, self.refit)
 
     def finish(self, problem: Problem) -> Report:
         """σ(x) of the mean that is kept."""
-        rows = _Rows.of(problem, self.rows)
+        rows = _Rows.of(problem, self.rows, self.recollection)
         policy = rows.policy
         together = self.ensemble and policy.members > 1
         with rows.standardised():
@@ -223,11 +226,19 @@ class _Rows:
 
     @staticmethod
     @torch.no_grad()
-    def of(problem: Problem, most: int) -> _Rows:
+    def of(problem: Problem, most: int, recollection: Recollection | None) -> _Rows:
         policy = problem.policy
         assert isinstance(policy, GaussianPolicy)
-        constant = held_out_second_moment(policy, problem.held_out).diagonal().sqrt()
-        found = CrossFitted.of(problem, policy, most)
+        moment = held_out_second_moment(policy, problem.held_out).diagonal()
+        if recollection is None:
+            found = CrossFitted.of(problem, policy, most)
+        else:
+            share = recollection.share
+            new = CrossFitted.of(problem, policy, max(1, round(most * (1.0 - share))))
+            past = recollection.rows(policy, new.features.shape[1])
+            moment = (1.0 - share) * moment + share * past.squared.mean((0, 1))
+            found = new.beside(past)
+        constant = moment.sqrt()
         judges, fits = _evenly(found.judges), _evenly(~found.judges)
         shift = found.features.mean(1, keepdim=True)
         scale = found.features.std(1, keepdim=True).clamp(min=1e-3)
@@ -264,7 +275,9 @@ class _Rows:
         """What the residuals at ``index`` [E, B] cost if log σ exceeds the constant's by ``excess``
         [E, B, D]: nats per dimension up to a constant, summed over members."""
         log_std = self.policy.bounded_log_std(self.policy.raw_scale.detach() + excess)
-        nll = 0.5 * self.held_out.squared[index] * torch.exp(-2.0 * log_std) + log_std
+        squared = self.held_out.squared.expand(len(index), -1, -1)
+        squared = squared[torch.arange(len(index)).unsqueeze(1), index]
+        nll = 0.5 * squared * torch.exp(-2.0 * log_std) + log_std
         return nll.mean((1, 2)).sum()
 
     @torch.no_grad()

@@ -109,7 +109,7 @@ class HeldOutTemperature:
 @dataclass(frozen=True)
 class _Rows:
     """R held-out rows of all members: each member's features [E, R, F] times its ``unit`` [E, 1, 1],
-    which brings them to one size, the squared residual [R, D] of the member that held the row out,
+    which brings them to one size, the squared residual [1, R, D] of the member that held the row out,
     and who fits and who judges on it, [E, R]."""
 
     policy: GaussianPolicy
