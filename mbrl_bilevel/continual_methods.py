@@ -48,6 +48,9 @@ KEEPS: dict[str, Keeping] = {
         "spread sees as well",
         1.0,
     ),
+    "kl-stored": Keeping(
+        lambda s, m: Recalled(s, Memory(m)), "the same at the inputs of a memory", 1.0
+    ),
     "lwf": Keeping(
         lambda s, m: Draws("new"), "learning without forgetting: forward KL on the new inputs"
     ),

@@ -31,17 +31,15 @@ class Recollection:
         σ² + (μ_previous − μ)², with all of its σ², the members' disagreement included, as in a residual of
         held-out data.
         """
-        count = min(len(self.x), round(beside * self.share / (1.0 - self.share)))
-        x = self.x[:count].expand(policy.members, -1, -1)
-        previous = self.previous
+        index = torch.arange(round(beside * self.share / (1.0 - self.share))) % len(self.x)
+        x, previous = self.x[index].expand(policy.members, -1, -1), self.previous
         then = previous.network.features(x)
         raw = previous.raw_scale_at(then).clamp(previous.temper_low, previous.temper_high)
         variance = torch.exp(2.0 * previous.bounded_log_std(raw))
         features = policy.network.features(x)
         mean = policy.network.last(features)
         squared = variance + (previous.network.last(then) - mean).square()
-        owner = torch.arange(count) * policy.members // max(count, 1)
-        return CrossFitted(features, mean, squared, _judges(owner, policy.members))
+        return CrossFitted(features, mean, squared, _judges(index % policy.members, policy.members))
 
 
 @dataclass(frozen=True)

@@ -213,9 +213,11 @@ class Recalled(Nothing):
     """−λ_K·n·KL(p_θ ‖ p_previous) in the inner problem, at inputs from the density of those of the n earlier
     tasks: what the previous policy knows of them stands for their data, observation for observation at
     λ_K = 1 (``strength``). A spread that is inferred on held-out rows is inferred on what it says of these
-    inputs as well. Nothing is stored but a policy, and a mean and a covariance for each task."""
+    inputs as well. Nothing is stored but a policy, and a mean and a covariance for each task; with a
+    ``memory`` its inputs stand for the earlier ones."""
 
     strength: float
+    memory: Memory | None = None
     previous: Fitted | None = None
     density: InputDensity = field(default_factory=InputDensity)
     inputs: Tensor | None = None
@@ -238,9 +240,13 @@ class Recalled(Nothing):
         return replace(near, share=1.0, outer=replace(method.outer, solver=spread))
 
     def after(self, policy: Fitted, new: FitData, generator: torch.Generator) -> Recalled:
-        density = self.density.after(new.x)
-        inputs = density.draw(_RECALLED, generator)
-        return replace(self, previous=copy.deepcopy(policy), density=density, inputs=inputs)
+        kept = replace(self, previous=copy.deepcopy(policy), density=self.density.after(new.x))
+        if self.memory is None:
+            return replace(kept, inputs=kept.density.draw(_RECALLED, generator))
+        memory = self.memory.after(new, generator)
+        assert memory.rows is not None
+        order = torch.randperm(len(memory.rows.x), generator=generator)
+        return replace(kept, memory=memory, inputs=memory.rows.x[order])
 
 
 @dataclass(frozen=True)

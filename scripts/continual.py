@@ -45,9 +45,9 @@ class Args(RunArgs):
     halfcheetah-body, halfcheetah-mix, hopper-mass, walker-friction, pusher-goal."""
     context: bool = False
     """Append what varies between the tasks to every observation; for those that change the dynamics."""
-    methods: tuple[str, ...] = ("bilevel+kl", "bilevel", "nll+kl", "nll")
-    """METHOD+KEEP. Methods are those of compare; kept is none, kl, kl-inferred, kl-memory, lwf,
-    generative, replay, der, ewc, online-ewc, joint or alone; a strength goes behind a colon: nll+ewc:1000."""
+    methods: tuple[str, ...] = ("bilevel+kl-seen", "bilevel", "nll+kl-seen", "nll")
+    """METHOD+KEEP. Methods are those of compare; kept is none, kl, kl-seen, kl-stored, kl-inferred,
+    kl-memory, lwf, generative, replay, der, ewc, online-ewc, joint or alone; a strength goes behind a colon: nll+ewc:1000."""
     n_train: int = 2000
     """Training steps of a task."""
     n_test: int = 1500
