@@ -14,7 +14,7 @@ from torch.optim import Adam
 
 from mbrl_bilevel.closed_form import ClosedForm, HeldOutVariance
 from mbrl_bilevel.data import FitData
-from mbrl_bilevel.errors import look_up
+from mbrl_bilevel.errors import InvalidInputError, look_up
 from mbrl_bilevel.estimators import REINFORCE
 from mbrl_bilevel.fit import Log, Schedule, fit
 from mbrl_bilevel.implicit import FisherImplicit
@@ -50,7 +50,8 @@ class Method:
     reward asks for y + b_φ(x), b affine (``Shifted``). The policy is a mixture of
     ``components`` Gaussians where there are several. With a ``share`` the reward is the policy's
     ``SharedSpread``. An outer level that sets nothing but σ ``lends_stop``: it sees the rows of early
-    stopping as well.
+    stopping as well. The first ``by_likelihood`` part of the steps is by likelihood: a start for a reward with
+    more than one optimum.
     """
 
     scale: Scale
@@ -63,7 +64,14 @@ class Method:
     horizon: int = 1
     shifted: bool = False
     components: int = 1
+    by_likelihood: float = 0.0
     wrap: Callable[[Loss], Loss] | None = None
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.by_likelihood < 1.0:
+            raise InvalidInputError(
+                f"by_likelihood must be a part below 1 of the steps; got {self.by_likelihood}"
+            )
 
     def around(self, wrap: Callable[[Loss], Loss]) -> Method:
         """The same with ``wrap`` put around the loss, once that is built: a penalty, say."""
@@ -116,6 +124,12 @@ class Method:
             loss = self.wrap(loss)
         if self.lends_stop:
             data = replace(data, folds=data.folds.with_stop_as_outer())
+        schedule = schedule or Schedule()
+        first = round(self.by_likelihood * schedule.steps)
+        if first:
+            start = replace(schedule, steps=first)
+            fit(policy, NLL(), data, generator=generator, schedule=start, progress=progress)
+            schedule = replace(schedule, steps=schedule.steps - first)
         return fit(
             policy,
             loss,
@@ -123,7 +137,7 @@ class Method:
             generator=generator,
             outer=self.outer,
             criterion=self.criterion,
-            schedule=schedule or Schedule(),
+            schedule=schedule,
             progress=progress,
             log=log,
         )
@@ -190,12 +204,13 @@ METHODS: dict[str, Method] = {
             FisherImplicit(_ROUGH_SOLVE, fisher="sampled", samples=16),
             optimiser=partial(Adam, lr=0.2),
             every=50,
-            warmup=200,
+            warmup=100,
         ),
         criterion=OneStepNLL(),
         summary="policy gradient for a mixture of 3 Gaussians on kernels that keep modes apart and shrug "
-        "off outliers; their heights, widths and tails inferred on held-out data",
+        "off outliers; their heights, widths and tails inferred on held-out data, after a start by likelihood",
         components=3,
+        by_likelihood=0.25,
     ),
     "mse": Method(
         scale="constant",

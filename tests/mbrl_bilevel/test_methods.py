@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -74,6 +75,20 @@ def test_every_method_trains(name: str) -> None:
         # The truth has log(.3 √(2πe)) = 0.215 nats a dimension, the marginal 1.0.
         assert nll < 0.35
     assert all(math.isfinite(value) for value in result.criterion)
+
+
+def test_a_start_by_likelihood_takes_its_part_of_the_steps() -> None:
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(200, 1, generator=g)
+    folds = cross_fit(np.arange(200) // 10, 2, np.random.default_rng(0))
+    data = FitData(x, x + 0.1 * torch.randn(200, 1, generator=g), folds)
+    method = replace(METHODS["bilevel-constant"], by_likelihood=0.4)
+    policy = method.policy(1, 1, generator=g, members=2, hidden=(8,))
+    schedule = Schedule(steps=50, evaluate_every=10)
+    result = method.fit(policy, data, generator=g, schedule=schedule)
+    assert result.steps == 30
+    with pytest.raises(InvalidInputError, match="by_likelihood"):
+        replace(METHODS["bilevel-constant"], by_likelihood=1.0)
 
 
 @pytest.mark.parametrize("name", METHODS)
