@@ -26,6 +26,7 @@ from mbrl_bilevel.data import (
 from mbrl_bilevel.distributions import DiagonalGaussian
 from mbrl_bilevel.errors import InvalidInputError
 from mbrl_bilevel.fit import Log, Schedule, fit
+from mbrl_bilevel.inference import Precision, infer
 from mbrl_bilevel.losses import NLL
 from mbrl_bilevel.methods import Method
 from mbrl_bilevel.mixture import GaussianMixture
@@ -40,7 +41,7 @@ Termination = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Step:
-    """One imagined step: ``next_obs`` [E, B, O], ``reward`` [E, B], ``terminated`` [E, B] (the
+    """One imagined step: ``next_obs`` [E, …, B, O], ``reward`` and ``terminated`` [E, …, B] (the
     probability that the episode ended with it)."""
 
     next_obs: Tensor
@@ -102,10 +103,14 @@ class DynamicsModel:
             place = self.active.nonzero().squeeze(1)
             return self.targets.scale[place], self.targets.shift[place], place
 
-    def dist(self, obs: Tensor, action: Tensor) -> DiagonalGaussian | GaussianMixture:
+    def dist(
+        self, obs: Tensor, action: Tensor, precision: Precision | None = None
+    ) -> DiagonalGaussian | GaussianMixture:
         """Each member's distribution of the active targets in raw units, [E, B, D_active].
 
-        ``obs`` is [E, B, O] or [B, O], ``action`` likewise. Raises InvalidInputError for others.
+        ``obs`` is [E, B, O] or [B, O], ``action`` likewise. With a ``precision`` there are no
+        gradients, much speed, and room for dimensions between (``inference.infer``). Raises
+        InvalidInputError for other shapes.
         """
         width = len(self.inputs.shift)
         if obs.shape[:-1] != action.shape[:-1] or obs.shape[-1] + action.shape[-1] != width:
@@ -117,22 +122,31 @@ class DynamicsModel:
         if x.ndim == 2:
             x = x.expand(self.members, -1, -1)
         scale, shift, _ = self._active_units
-        return self.policy.dist(x).affine(scale, shift)
+        dist = self.policy.dist(x) if precision is None else infer(self.policy, x, precision)
+        return dist.affine(scale, shift)
 
     def target_values(self, transitions: Transitions) -> Tensor:
         """What the policy should have predicted, in raw units, [N, D_active]."""
         return _raw_targets(transitions, self.reward is None, self.terminal_jump)[:, self.active]
 
-    def step(self, obs: Tensor, action: Tensor, noise: Tensor | None = None) -> Step:
+    def step(
+        self,
+        obs: Tensor,
+        action: Tensor,
+        noise: Tensor | None = None,
+        precision: Precision | None = None,
+    ) -> Step:
         """Each member's next state from its own rows: obs [E, B, O], action [E, B, A].
 
-        ``noise`` (standard normal, broadcastable to [E, B, policy.noise_width]) draws from the
-        members' distributions; None takes their means.
+        ``noise`` (standard normal, broadcastable with [E, B, policy.noise_width]) draws from the
+        members' distributions; None takes their means. ``precision`` as in ``dist``; obs may then be
+        [E, 1, B, O] where noise is [E, K, B, ·], which costs the network one K-th.
         """
-        dist = self.dist(obs, action)
+        dist = self.dist(obs, action, precision)
         active = dist.marginals()[0] if noise is None else dist.drawn(noise)
         target = self._with_constants(active)
         next_obs = obs + target[..., : self.obs_dim]
+        obs, action = (v.expand(*next_obs.shape[:-1], -1) for v in (obs, action))
         if self.termination is None:
             terminated = torch.zeros_like(next_obs[..., 0])
         else:

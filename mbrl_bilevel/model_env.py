@@ -14,8 +14,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from mbrl_bilevel.dynamics import DynamicsModel
+from mbrl_bilevel.dynamics import DynamicsModel, Step
 from mbrl_bilevel.errors import InvalidInputError
+from mbrl_bilevel.inference import Precision
 
 Propagation = Literal["ts1", "tsinf"]
 
@@ -38,6 +39,7 @@ class Imagination:
     propagation: Propagation = "tsinf"
     sample: bool = True
     pessimism: float = 0.0
+    precision: Precision = "float32"
 
     def __post_init__(self) -> None:
         if self.propagation not in ("ts1", "tsinf"):
@@ -80,22 +82,21 @@ def imagined_returns(
         )
     starts, candidates, horizon, _ = actions.shape
     rows = starts * candidates
-    state = obs.repeat_interleave(candidates, 0).expand(imagination.particles, rows, -1)
+    state = _alike(model, obs.repeat_interleave(candidates, 0), imagination)
     plans = actions.reshape(rows, horizon, -1)
-    total = obs.new_zeros(imagination.particles, rows)
-    alive = obs.new_ones(imagination.particles, rows)
+    total, alive = obs.new_zeros(()), obs.new_ones(())
     for h in range(horizon):
-        action = plans[:, h].expand(imagination.particles, -1, -1)
-        state, reward, terminated = _step_particles(model, state, action, imagination, generator)
-        total += alive * reward
-        alive = alive * (1.0 - terminated)
+        step = _step_particles(model, state, plans[:, h], imagination, generator)
+        state = step.next_obs
+        total = total + alive * step.reward
+        alive = alive * (1.0 - step.terminated)
     if value is not None:
-        total += alive * value(state)
+        total = total + alive * value(state)
     # A known reward may not look at the state; one that stopped being finite still counts.
     total = torch.where(state.isfinite().all(-1), total, torch.nan)
-    score = total.mean(0)
+    each = total.mean(1)
+    score = each.mean(0)
     if imagination.pessimism:
-        each = total.reshape(model.members, -1, rows).mean(1)
         score = score - imagination.pessimism * each.std(0, correction=0)
     return score.reshape(starts, candidates)
 
@@ -112,14 +113,30 @@ def imagined_trajectories(
 
     ``obs`` is [B, O] and ``actions`` [B, H, A]. Termination is ignored: data says where it ended.
     """
-    state = obs.expand(imagination.particles, -1, -1)
+    state = _alike(model, obs, imagination)
     states, rewards = [], []
     for h in range(actions.shape[1]):
-        action = actions[:, h].expand(imagination.particles, -1, -1)
-        state, reward, _ = _step_particles(model, state, action, imagination, generator)
-        states.append(state)
-        rewards.append(reward)
+        step = _step_particles(model, state, actions[:, h], imagination, generator)
+        state = step.next_obs
+        states.append(_each(state, imagination))
+        rewards.append(_each(step.reward, imagination))
     return torch.stack(states, dim=2), torch.stack(rewards, dim=2)
+
+
+def _alike(model: DynamicsModel, obs: Tensor, imagination: Imagination) -> Tensor:
+    """The particles at the start, [E, 1, B, O] at obs [B, O]: each member's are alike until they draw."""
+    if imagination.particles % model.members:
+        raise InvalidInputError(
+            f"particles must be a multiple of the model's {model.members} members; "
+            f"got {imagination.particles}"
+        )
+    return obs.expand(model.members, 1, -1, -1)
+
+
+def _each(value: Tensor, imagination: Imagination) -> Tensor:
+    """[E, K or 1, B, …] to [P, B, …]."""
+    share = imagination.particles // len(value)
+    return value.expand(-1, share, *value.shape[2:]).flatten(0, 1)
 
 
 def _step_particles(
@@ -128,34 +145,22 @@ def _step_particles(
     action: Tensor,
     imagination: Imagination,
     generator: torch.Generator,
-) -> tuple[Tensor, Tensor, Tensor]:
-    particles, rows, _ = state.shape
-    members = model.members
-    if particles % members:
-        raise InvalidInputError(
-            f"particles must be a multiple of the model's {members} members; got {particles}"
-        )
+) -> Step:
+    """All particles one step on, [E, K, B, ·] with K = P / E, or 1 while they are alike; action [B, A]."""
+    members, particles = model.members, imagination.particles
+    order = None
     if imagination.propagation == "ts1":
         # Shuffling the particles among the members leaves each with a uniformly drawn member.
         order = torch.randperm(particles, generator=generator)
-        back = torch.argsort(order)
-        state = state[order]
-    else:
-        back = None
-
-    def by_member(value: Tensor) -> Tensor:
-        return value.reshape(members, (particles // members) * rows, -1)
-
+        state = _each(state, imagination)[order].unflatten(0, (members, -1))
     noise = None
     if imagination.sample:
-        draws = torch.randn(
+        noise = torch.randn(
             particles, 1, model.policy.noise_width, generator=generator, dtype=state.dtype
-        )
-        noise = by_member(draws.expand(-1, rows, -1))
-    step = model.step(by_member(state), by_member(action), noise)
-    next_state = step.next_obs.reshape(particles, rows, -1)
-    reward = step.reward.reshape(particles, rows)
-    terminated = step.terminated.reshape(particles, rows)
-    if back is not None:
-        next_state, reward, terminated = next_state[back], reward[back], terminated[back]
-    return next_state, reward, terminated
+        ).unflatten(0, (members, -1))
+    step = model.step(state, action.expand(*state.shape[:2], -1, -1), noise, imagination.precision)
+    if order is None:
+        return step
+    back = torch.argsort(order)
+    parts = (step.next_obs, step.reward, step.terminated)
+    return Step(*(_each(v, imagination)[back].unflatten(0, (members, -1)) for v in parts))

@@ -16,6 +16,9 @@ from mbrl_bilevel.errors import InvalidInputError
 #: More parameters than this (4 GB of them) are taken for a slip, or for a hostile checkpoint.
 _MOST_PARAMETERS = 10**9
 
+#: Weight [E, in, out] and bias [E, 1, out].
+Layer = tuple[Tensor, Tensor]
+
 
 class EnsembleLinear(nn.Module):
     """E affine maps side by side: ``x [E, B, in] -> [E, B, out]``.
@@ -70,6 +73,11 @@ class EnsembleMLP(nn.Module):
         layer = self.layers[-1]
         assert isinstance(layer, EnsembleLinear)
         return layer
+
+    @property
+    def pairs(self) -> list[Layer]:
+        """Weight and bias of each layer, first to last."""
+        return [(layer.weight, layer.bias) for layer in self.layers]  # type: ignore[misc]
 
     def forward(self, x: Tensor) -> Tensor:
         output: Tensor = self.last(self.features(x))

@@ -64,8 +64,11 @@ class GaussianPolicy(ScaledPolicy):
 
     def dist(self, x: Tensor) -> DiagonalGaussian:
         """The predicted distribution at ``x`` [E, B, X]: mean and log σ [E, B, D]."""
-        mean, raw = self._outputs(x)
-        log_std = self._bounds.bound(raw)
+        return self.from_outputs(*self._outputs(x))
+
+    def from_outputs(self, mean: Tensor, raw: Tensor) -> DiagonalGaussian:
+        """The distribution that these outputs of its layers stand for, [E, B, D] both."""
+        log_std = self._bounds.bound(self._within_range(raw))
         if self.scale == "separate" and self.members > 1:
             log_std = log_std + self.dispersion
         return DiagonalGaussian(mean, log_std)
@@ -122,7 +125,7 @@ class FullGaussianPolicy(ScaledPolicy):
     def dist(self, x: Tensor) -> FullGaussian:
         """The predicted distribution at ``x`` [E, B, X]: mean [E, B, D], scale_tril [E, B, D, D]."""
         mean, raw = self._outputs(x)
-        return FullGaussian(mean, self._scale_tril(raw))
+        return FullGaussian(mean, self._scale_tril(self._within_range(raw)))
 
     def set_covariance(self, covariance: Tensor) -> None:
         """Set the constant L Lᵀ to ``covariance``, [E, D, D] or [D, D]. Only for scale="constant".
@@ -207,12 +210,16 @@ class MixturePolicy(ScaledPolicy):
 
     def dist(self, x: Tensor) -> GaussianMixture:
         """The predicted distribution at ``x`` [E, B, X]: M components over y [E, B, D]."""
-        located, raw = self._outputs(x)
-        form = (*x.shape[:2], self.components, self.outputs)
+        return self.from_outputs(*self._outputs(x))
+
+    def from_outputs(self, located: Tensor, raw: Tensor) -> GaussianMixture:
+        """The distribution that these outputs of its layers stand for: M logits and M·D means
+        [E, B, M + M·D], and the raw scales [E, B, M·D]."""
+        form = (self.components, self.outputs)
         return GaussianMixture(
             located[..., : self.components].log_softmax(-1),
-            located[..., self.components :].reshape(form),
-            self._bounds.bound(raw).reshape(form),
+            located[..., self.components :].unflatten(-1, form),
+            self._bounds.bound(self._within_range(raw)).unflatten(-1, form),
         )
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mbrl_bilevel.bounds import LogBounds
 from mbrl_bilevel.errors import InvalidInputError
-from mbrl_bilevel.networks import EnsembleMLP
+from mbrl_bilevel.networks import EnsembleMLP, Layer
 
 Scale = Literal["constant", "network", "detached", "tempered", "separate"]
 
@@ -84,18 +84,36 @@ class ScaledPolicy(nn.Module):
                 self.network.last.bias[..., located:] = 0.0
 
     def _outputs(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The located outputs and the raw scales at ``x``, [E, B, heads[i]]."""
+        """The located outputs and the raw scales at ``x``, [E, B, heads[i]]; the scales not yet within
+        their range."""
         if self.scale in ("detached", "tempered", "separate"):
             features = self.network.features(x)
             located: Tensor = self.network.last(features)
-            raw = self.raw_scale_at(features.detach())
-            if self.scale != "detached":
-                raw = raw.clamp(self.temper_low, self.temper_high)
-            return located, raw
+            return located, self.raw_scale_at(features.detach())
         output: Tensor = self.network(x)
         if self.scale == "network":
             return output[..., : self._located], output[..., self._located :]
         return output, self.raw_scale.expand(-1, output.shape[1], -1)
+
+    def layers(self) -> tuple[list[Layer], ...]:
+        """The hidden layers; those from the last of them to the located outputs; and likewise to the
+        raw scales, unless these are constant. SiLU lies between any two."""
+        trunk, (weight, bias) = self.network.pairs[:-1], self.network.pairs[-1]
+        located = [(weight[..., : self._located], bias[..., : self._located])]
+        if self.scale == "constant":
+            return trunk, located
+        if self.scale == "network":
+            return trunk, located, [(weight[..., self._located :], bias[..., self._located :])]
+        if self.scale == "separate":
+            *hidden, (weight, bias) = self.scale_network.pairs
+            return trunk, located, [*hidden, (weight, bias + self.raw_scale)]
+        return trunk, located, [(self.temper_weight, self.raw_scale)]
+
+    def _within_range(self, raw: Tensor) -> Tensor:
+        """Raw scales [E, B, scaled] kept within what the outer solver saw, if it set them."""
+        if self.scale in ("tempered", "separate"):
+            return raw.clamp(self.temper_low, self.temper_high)
+        return raw
 
     def raw_scale_at(self, features: Tensor) -> Tensor:
         """The raw scales [E, B, scaled] that are read from ``features`` [E, B, F] of the last hidden
