@@ -39,6 +39,8 @@ class MPCSettings:
 
     def __post_init__(self) -> None:
         get_method(self.method)
+        # Written down, and saved with the agent: it goes on as it began.
+        object.__setattr__(self, "imagination", self.imagination.settled())
         if self.learning_starts < 1 or self.refit_every < 1:
             raise InvalidInputError(
                 "learning_starts and refit_every must be at least 1; "

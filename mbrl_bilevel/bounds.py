@@ -36,6 +36,9 @@ class LogBounds:
 
         The ends are reached only where the sigmoid rounds to 0 or 1.
         """
+        if torch.is_inference_mode_enabled():
+            share = raw.add(self._offset).sigmoid_()
+            return share.mul_(self.high - self.low).add_(self.low).clamp_(self.low, self.high)
         share = torch.sigmoid(raw + self._offset)
         # Without the clamp, rounding in the last step can pass an end by one unit of it.
         return (self.low + (self.high - self.low) * share).clamp(self.low, self.high)

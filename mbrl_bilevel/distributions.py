@@ -125,7 +125,7 @@ class DiagonalGaussian:
 
     def drawn(self, noise: Tensor) -> Tensor:
         """The draw [E, B, D] that standard normal ``noise`` (broadcastable to [E, B, D]) makes."""
-        return self.mean + self.std * noise
+        return torch.addcmul(self.mean, self.std, noise)
 
     def as_full(self) -> FullGaussian:
         """The same distribution with its covariance as a matrix."""

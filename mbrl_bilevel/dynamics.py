@@ -112,18 +112,8 @@ class DynamicsModel:
         gradients, much speed, and room for dimensions between (``inference.infer``). Raises
         InvalidInputError for other shapes.
         """
-        width = len(self.inputs.shift)
-        if obs.shape[:-1] != action.shape[:-1] or obs.shape[-1] + action.shape[-1] != width:
-            raise InvalidInputError(
-                f"obs must be [..., {self.obs_dim}] and action [..., {width - self.obs_dim}] with "
-                f"the same rows; got {tuple(obs.shape)} and {tuple(action.shape)}"
-            )
-        x = self.inputs.normalise(torch.cat([obs, action], dim=-1))
-        if x.ndim == 2:
-            x = x.expand(self.members, -1, -1)
         scale, shift, _ = self._active_units
-        dist = self.policy.dist(x) if precision is None else infer(self.policy, x, precision)
-        return dist.affine(scale, shift)
+        return self._normalised_dist(obs, action, precision).affine(scale, shift)
 
     def target_values(self, transitions: Transitions) -> Tensor:
         """What the policy should have predicted, in raw units, [N, D_active]."""
@@ -142,9 +132,10 @@ class DynamicsModel:
         members' distributions; None takes their means. ``precision`` as in ``dist``; obs may then be
         [E, 1, B, O] where noise is [E, K, B, ·], which costs the network one K-th.
         """
-        dist = self.dist(obs, action, precision)
+        dist = self._normalised_dist(obs, action, precision)
         active = dist.marginals()[0] if noise is None else dist.drawn(noise)
-        target = self._with_constants(active)
+        scale, shift, _ = self._active_units
+        target = self._with_constants(torch.addcmul(shift, active, scale))
         next_obs = obs + target[..., : self.obs_dim]
         obs, action = (v.expand(*next_obs.shape[:-1], -1) for v in (obs, action))
         if self.termination is None:
@@ -187,6 +178,20 @@ class DynamicsModel:
             )
         order = sorted(range(self.members), key=lambda member: criterion[member])
         return replace(self, policy=with_members(self.policy, order[:count]))
+
+    def _normalised_dist(
+        self, obs: Tensor, action: Tensor, precision: Precision | None
+    ) -> DiagonalGaussian | GaussianMixture:
+        width = len(self.inputs.shift)
+        if obs.shape[:-1] != action.shape[:-1] or obs.shape[-1] + action.shape[-1] != width:
+            raise InvalidInputError(
+                f"obs must be [..., {self.obs_dim}] and action [..., {width - self.obs_dim}] with "
+                f"the same rows; got {tuple(obs.shape)} and {tuple(action.shape)}"
+            )
+        x = self.inputs.normalise(torch.cat([obs, action], dim=-1))
+        if x.ndim == 2:
+            x = x.expand(self.members, -1, -1)
+        return self.policy.dist(x) if precision is None else infer(self.policy, x, precision)
 
     def _with_constants(self, active: Tensor, constant: float | None = None) -> Tensor:
         place = self._active_units[-1]

@@ -52,7 +52,10 @@ class Normaliser:
 
     def normalise(self, values: Tensor) -> Tensor:
         """Raw to normalised, [..., D]."""
-        return (values - self.shift) / self.scale
+        centred = values - self.shift
+        if torch.is_inference_mode_enabled():
+            return centred.div_(self.scale)
+        return centred / self.scale
 
     def denormalise(self, values: Tensor) -> Tensor:
         """Normalised to raw, [..., D]."""

@@ -215,11 +215,11 @@ class MixturePolicy(ScaledPolicy):
     def from_outputs(self, located: Tensor, raw: Tensor) -> GaussianMixture:
         """The distribution that these outputs of its layers stand for: M logits and M·D means
         [E, B, M + M·D], and the raw scales [E, B, M·D]."""
-        form = (self.components, self.outputs)
+        form = (*located.shape[:2], self.components, self.outputs)
         return GaussianMixture(
             located[..., : self.components].log_softmax(-1),
-            located[..., self.components :].unflatten(-1, form),
-            self._bounds.bound(self._within_range(raw)).unflatten(-1, form),
+            located[..., self.components :].reshape(form),
+            self._bounds.bound(self._within_range(raw)).reshape(form),
         )
 
 

@@ -89,6 +89,8 @@ class Args(RunArgs):
     """Whether a particle changes its ensemble member at every step (ts1) or never (tsinf)."""
     pessimism: float = 0.0
     """Standard deviations of the members' returns taken off a plan's score; tsinf only."""
+    precision: Literal["float32", "bfloat16", "auto"] = "float32"
+    """What plans are imagined in; auto: bfloat16 where that is faster, measured at the start."""
     members: int = 5
     """Ensemble members."""
     hidden: tuple[int, ...] = (200, 200)
@@ -151,7 +153,12 @@ class Args(RunArgs):
         return MPCSettings(
             method=self.model,
             planner=planner,
-            imagination=Imagination(self.particles, self.propagation, pessimism=self.pessimism),
+            imagination=Imagination(
+                self.particles,
+                self.propagation,
+                pessimism=self.pessimism,
+                precision=self.precision,
+            ),
             members=self.members,
             hidden=self.hidden,
             schedule=Schedule(steps=self.train_steps, learning_rate=self.learning_rate),
@@ -168,6 +175,8 @@ def main(args: Args, run: RunFolder) -> Result:
 
 
 def _several(args: Args, run: RunFolder) -> Result:
+    # Measured once for all seeds, whatever their processes are doing at the time.
+    args = replace(args, precision=args.settings().imagination.precision)
     keys = [{"seed": seed} for seed in range(args.seed, args.seed + args.seeds)]
     cells = Cells(keys, train_seed, ("final_return", "steps", "means"))
     rows = run_cells(run, replace(args, out=run.path), cells, "train", args.jobs)

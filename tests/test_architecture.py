@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 #: The core, bottom floor first; within a floor a file may import only from those named before it.
 FLOORS: dict[str, tuple[str, ...]] = {
-    "F0": ("errors", "atomic", "types", "linalg", "checkpoint"),
+    "F0": ("errors", "allocation", "atomic", "types", "linalg", "checkpoint"),
     "F1": (
         "data",
         "row_folds",
@@ -25,6 +25,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
         "mixture",
         "scaled_policy",
         "policies",
+        "inference",
         "tempered",
         "rewards",
         "kernel_reward",

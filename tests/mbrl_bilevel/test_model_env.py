@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,9 +12,13 @@ import torch
 from scipy import stats
 from torch import Tensor
 
+from mbrl_bilevel import model_env
 from mbrl_bilevel.dynamics import DynamicsModel
 from mbrl_bilevel.errors import InvalidInputError
+from mbrl_bilevel.inference import Precision
 from mbrl_bilevel.model_env import Imagination, imagined_returns, imagined_trajectories
+from mbrl_bilevel.normaliser import Normaliser
+from mbrl_bilevel.policies import GaussianPolicy
 
 LinearModel = Callable[..., DynamicsModel]
 
@@ -326,6 +331,65 @@ def test_one_broken_member_breaks_the_return(
     assert not found.isfinite().any()
 
 
+@pytest.fixture(scope="module")
+def network() -> DynamicsModel:
+    """A network of the usual width that moves its state by about a tenth of its spread a step."""
+    policy = GaussianPolicy(4, 4, generator=seeded(12), members=3, hidden=(200, 200))
+    policy.set_std(torch.full((4,), 0.5))
+    flat = torch.zeros(4, dtype=torch.bool)
+    scale = torch.tensor([0.1, 0.1, 0.1, 1.0])
+    return DynamicsModel(
+        policy,
+        Normaliser(torch.tensor([5.0, 0.0, -3.0, 0.0]), torch.ones(4), flat),
+        Normaliser(torch.tensor([0.0, 0.0, 0.0, 1.0]), scale, flat),
+        3,
+    )
+
+
+def test_plans_rank_alike_in_bfloat16(network: DynamicsModel) -> None:
+    """Scores agree to 3 % of their spread, and so do the elites that a planner would keep."""
+    g = seeded(13)
+    obs = torch.tensor([[5.0, 0.0, -3.0]])
+    actions = 2.0 * torch.rand(1, 300, 15, 1, generator=g) - 1.0
+    exact, rough = (
+        imagined_returns(network, obs, actions, Imagination(6, precision=precision), seeded(14))[0]
+        for precision in ("float32", "bfloat16")
+    )
+    assert not torch.equal(exact, rough)
+    assert (exact - rough).std() < 0.03 * exact.std()
+    best = exact.topk(30).values.mean()
+    chosen = exact[rough.topk(30).indices].mean()
+    assert best - chosen < 0.01 * exact.std()
+
+
+def test_bfloat16_adds_up_in_float32(network: DynamicsModel) -> None:
+    """Far from zero bfloat16 could not hold a step: at 1000 its neighbours are 4 apart."""
+    far = replace(
+        network, inputs=replace(network.inputs, shift=torch.tensor([1000.0, 0.0, 0.0, 0.0]))
+    )
+    obs, actions = torch.tensor([[1000.0, 0.0, 0.0]]), torch.ones(1, 5, 1)
+    exact, rough = (
+        imagined_trajectories(
+            far, obs, actions, Imagination(3, sample=False, precision=precision), seeded()
+        )[0]
+        for precision in ("float32", "bfloat16")
+    )
+    moved = (exact - obs.unsqueeze(1)).abs().amax()
+    assert 0.0 < (exact - rough).abs().amax() < 0.03 * moved
+
+
+@pytest.mark.parametrize("fastest", ["float32", "bfloat16"])
+def test_auto_is_what_was_measured(
+    network: DynamicsModel, monkeypatch: pytest.MonkeyPatch, fastest: Precision
+) -> None:
+    monkeypatch.setattr(model_env, "fastest_precision", lambda: fastest)
+    obs, actions = torch.zeros(1, 3), torch.ones(1, 2, 4, 1)
+    auto, named = Imagination(3, precision="auto"), Imagination(3, precision=fastest)
+    assert auto.settled() == named
+    found = [imagined_returns(network, obs, actions, i, seeded()) for i in (auto, named)]
+    assert torch.equal(*found)
+
+
 @pytest.mark.parametrize("particles", [1, 2, 4, 5])
 def test_members_must_divide_the_particles(
     three_members: DynamicsModel, plans: tuple[Tensor, Tensor], particles: int
@@ -337,6 +401,8 @@ def test_members_must_divide_the_particles(
 def test_settings_are_checked() -> None:
     with pytest.raises(InvalidInputError, match='"ts1" or "tsinf"'):
         Imagination(5, "ts2")  # type: ignore[arg-type]
+    with pytest.raises(InvalidInputError, match='precision must be "float32"'):
+        Imagination(5, precision="half")  # type: ignore[arg-type]
     with pytest.raises(InvalidInputError, match="particles must be 1 to 100,000; got 0"):
         Imagination(0)
     for wrong in (-0.1, math.inf, math.nan):
