@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help demo test faults lint format install clean
+.PHONY: help demo test faults peers lint format install clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ —/'
@@ -34,6 +34,12 @@ test: lint  ## lint, types and the whole test suite, on all cores
 
 faults: $(STAMP)  ## 200 kills -9, full disks, hostile files, at full length (about half an hour)
 	FAULTS=200 $(BIN)/python -m pytest tests/faults -s
+
+peers:  ## the libraries that scripts/bench.py measures us beside, in an environment of their own
+	test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/python -m pip install --quiet torch==2.13.0 'numpy==1.26.*' gymnasium==0.26.3 \
+		'hydra-core==1.3.*' termcolor tqdm torchrl==0.14.1
+	.venv-peers/bin/python -m pip install --quiet --no-deps mbrl==0.2.0
 
 clean:  ## remove the virtual environment and caches (never runs/)
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache *.egg-info

@@ -44,7 +44,8 @@ class Pair:
 
     ``check`` raises AssertionError unless both compute the same; it is not timed. Where a call is
     ``slow`` (many seconds), it is warmed up once and repeated five times at most. ``facts`` are
-    numbers to go with the times, asked for after them.
+    numbers to go with the times, asked for after them, before ``close``. With ``peer_seconds`` the
+    peer is a limit: that time is taken for its call.
     """
 
     ours: Callable[[], object]
@@ -55,6 +56,8 @@ class Pair:
     unit: str
     slow: bool = False
     facts: Callable[[], Mapping[str, float]] = dict
+    close: Callable[[], object] = bool
+    peer_seconds: float | None = None
 
 
 def make_policy(sizes: Sizes, generator: torch.Generator, scale: Scale) -> GaussianPolicy:

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from _bench_outer import fisher_vector_product, outer_solve, train_bilevel_fisher
 from _bench_pair import ACTION, INPUTS, OBS, TARGETS, Pair, Sizes, make_data, make_policy
+from _bench_peers import BESIDE_ROWS, PeerMissingError
 from _run import Result, RunArgs, RunFolder, launch
 from torch import Tensor, nn
 
@@ -158,6 +159,7 @@ ROWS: dict[str, Callable[[Sizes, int], Pair]] = {
     "train-bilevel-fisher": train_bilevel_fisher,
     "fisher-vector-product": fisher_vector_product,
     "outer-solve": outer_solve,
+    **BESIDE_ROWS,
 }
 
 
@@ -166,7 +168,7 @@ class Args(RunArgs):
     """Options of bench."""
 
     only: tuple[str, ...] = tuple(ROWS)
-    """The rows to measure."""
+    """The rows to measure; those beside other libraries need what ``make peers`` installs."""
     repeats: int = 20
     """Timed calls of each side; of train-bilevel, where a call takes long, at most 5."""
     quick: bool = False
@@ -185,8 +187,15 @@ def main(args: Args, run: RunFolder) -> Result:
     key: dict[str, Any] = {"threads": torch.get_num_threads()}
     for name in run.progress(args.only, "bench"):
         if run.rows.find(name=name, **key) is None:
-            pair = ROWS[name](_QUICK if args.quick else Sizes(), args.seed)
-            run.rows.append({"name": name, **measure(pair, args.repeats), **key})
+            try:
+                pair = ROWS[name](_QUICK if args.quick else Sizes(), args.seed)
+            except PeerMissingError as error:
+                print(f"left out: {error}", file=sys.stderr)
+                continue
+            try:
+                run.rows.append({"name": name, **measure(pair, args.repeats), **key})
+            finally:
+                pair.close()
     rows = [run.rows.require(row, "ours", "peer", "ratio") for row in run.rows]
     run.close()  # the bar, before the table
     if not args.quiet:
@@ -211,6 +220,8 @@ def measure(pair: Pair, repeats: int) -> dict[str, object]:
             elapsed = time.perf_counter() - start
             if turn >= warmup:
                 kept.append(elapsed)
+    if pair.peer_seconds is not None:
+        times = (times[0], [pair.peer_seconds] * repeats)
     ours, peer = (pair.amount / statistics.median(kept) for kept in times)
     return {
         "ours": ours,
