@@ -15,6 +15,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT / "scripts"))  # where a script finds its neighbours
 
+import _bench_peers  # noqa: E402
 import bench  # noqa: E402
 from _run import launch  # noqa: E402
 from bench import ROWS, Args, EagerDynamics, Pair, main, measure, train_eagerly  # noqa: E402
@@ -23,6 +24,16 @@ from mbrl_bilevel.fit import Schedule  # noqa: E402
 from mbrl_bilevel.policies import GaussianPolicy  # noqa: E402
 
 SMALL = bench._QUICK
+
+
+@pytest.fixture(autouse=True)
+def no_peers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As on a machine without them, wherever the tests run."""
+    monkeypatch.setattr(_bench_peers, "PEERS", tmp_path / "bin" / "python")
+
+
+#: The rows that need no other library.
+ALONE = [name for name in ROWS if "mbrl-lib" not in name and "torchrl" not in name]
 
 
 def run(out: Path, *options: str) -> None:
@@ -44,7 +55,7 @@ def test_every_row_is_there_and_sane(tmp_path: Path, capsys: pytest.CaptureFixtu
     run(tmp_path / "a")
     out, err = capsys.readouterr()
     rows = metrics(tmp_path / "a")["rows"]
-    assert [row["name"] for row in rows] == list(ROWS)
+    assert [row["name"] for row in rows] == ALONE
     for row in rows:
         assert row["ratio"] == pytest.approx(row["ours"] / row["peer"])
         assert min(row["ours"], row["peer"], row["ratio"]) > 0
@@ -58,7 +69,9 @@ def test_every_row_is_there_and_sane(tmp_path: Path, capsys: pytest.CaptureFixtu
         assert ours == pytest.approx(row["peer"] * row["peer_seconds"]["median"])
         assert row["name"] in err  # the table
     assert out.count("\n") == 1
-    assert list(json.loads(out)["ratio"]) == list(ROWS)
+    assert list(json.loads(out)["ratio"]) == ALONE
+    for name in set(ROWS) - set(ALONE):  # a line each
+        assert err.count(f"left out: {name.replace('float32-', '').replace('bfloat16-', '')}") >= 1
 
 
 def test_only_the_rows_asked_for_and_not_again(
@@ -163,3 +176,35 @@ def test_the_eager_bounds_are_those_of_the_policy() -> None:
         torch.testing.assert_close(
             bench._eager_log_std(raw), policy.dist(x).log_std, rtol=1e-4, atol=1e-5
         )
+
+
+#: A peer of three lines, in our own python: what the real worker says, and when.
+_TALKER = """
+import sys
+print("ready", flush=True)
+for _ in sys.stdin:
+    print("done", 0.25, flush=True)
+"""
+
+
+def test_a_peer_works_when_it_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "_peer_worker.py").write_text(_TALKER)
+    monkeypatch.setattr(_bench_peers, "PEERS", Path(sys.executable))
+    monkeypatch.setattr(_bench_peers, "__file__", str(tmp_path / "_bench_peers.py"))
+    pair = ROWS["plan-bfloat16-mbrl-lib"](SMALL, 0)
+    row = measure(pair, 2)
+    pair.close()
+    assert row["processor_ratio"] == pytest.approx(
+        0.25 * row["ours_per_processor_second"] / pair.amount  # type: ignore[operator]
+    )
+    assert row["ratio"] > 0  # type: ignore[operator]
+
+
+def test_a_peer_that_does_not_start_says_why(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "_peer_worker.py").write_text("import a_library_that_is_not_there")
+    monkeypatch.setattr(_bench_peers, "PEERS", Path(sys.executable))
+    monkeypatch.setattr(_bench_peers, "__file__", str(tmp_path / "_bench_peers.py"))
+    with pytest.raises(_bench_peers.PeerMissingError, match=r"train-mbrl-lib.*No module named"):
+        ROWS["train-mbrl-lib"](SMALL, 0)
