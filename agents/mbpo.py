@@ -104,7 +104,7 @@ class MBPO:
         formats = (["stdout"] if verbose else []) + (["tensorboard"] if tensorboard_log else [])
         log = str(tensorboard_log) if tensorboard_log else None
         self.algorithm.set_logger(configure(log, formats))
-        self.replay = MixedReplay(
+        self.experience = MixedReplay(
             self.observation_space,
             self.action_space,
             n_envs=self.env.num_envs,
@@ -113,7 +113,7 @@ class MBPO:
             real_share=self.settings.real_share,
             generator=self._generator,
         )
-        self.algorithm.replay_buffer = self.replay  # type: ignore[assignment]
+        self.algorithm.replay_buffer = self.experience  # type: ignore[assignment]
 
     def get_env(self) -> VecEnv:
         """The training environment, as a vector environment."""
@@ -127,11 +127,6 @@ class MBPO:
     def num_timesteps(self) -> int:
         """Real steps taken by ``learn``."""
         return int(self.algorithm.num_timesteps)
-
-    @property
-    def experience(self) -> Transitions:
-        """All real steps in the replay. Raises InvalidInputError if there are none."""
-        return self.replay.transitions()
 
     def learn(
         self,
@@ -176,7 +171,7 @@ class MBPO:
         if updates < 1:
             raise InvalidInputError(f"updates must be at least 1; got {updates}")
         if transitions is not None:
-            self.replay.extend(transitions)
+            self.experience.extend(transitions)
             self.model = None
         hook = as_callback(callback)
         hook.init_callback(self.algorithm)
@@ -213,7 +208,7 @@ class MBPO:
     def refit(self) -> FitResult:
         """Fit a fresh model to all experience so far."""
         self.model, result = fit_dynamics(
-            self.experience,
+            self.experience.transitions(),
             get_method(self.settings.method),
             generator=self._generator,
             members=self.settings.members,
@@ -223,7 +218,7 @@ class MBPO:
             reward=self.reward,
         )
         self.last_fit = result
-        self._note(fitted_on=self.replay.real.written)
+        self._note(fitted_on=self.experience.real.written)
         logger = self.algorithm.logger
         logger.record("model/held_out", float(np.mean(result.criterion)))
         logger.record("model/fit_steps", result.steps)
@@ -235,7 +230,7 @@ class MBPO:
             raise InvalidInputError("there is no model to imagine with yet; call refit() first")
         settings = self.settings
         branches = settings.rollouts_per_step * settings.imagine_every
-        starts = self.replay.real.draw(branches, self._generator)[0]
+        starts = self.experience.real.draw(branches, self._generator)[0]
         space = self.observation_space
         rows = imagine(
             self.model,
@@ -247,8 +242,8 @@ class MBPO:
             self._generator,
             within=(torch.from_numpy(space.low).float(), torch.from_numpy(space.high).float()),
         )
-        self.replay.imagined.add(rows)
-        self._note(imagined_on=self.replay.real.written)
+        self.experience.imagined.add(rows)
+        self._note(imagined_on=self.experience.real.written)
         count = len(rows["reward"])
         self.algorithm.logger.record("model/imagined", count)
         return count
@@ -269,8 +264,8 @@ class MBPO:
                 tuple(name for name in ("termination", "reward") if getattr(self, name)),
                 self.seed,
             ),
-            replace(self.progress, episodes=self.replay.episodes),
-            {"real": self.replay.real, "imagined": self.replay.imagined},
+            replace(self.progress, episodes=self.experience.episodes),
+            {"real": self.experience.real, "imagined": self.experience.imagined},
             self.model,
             self._generator.get_state(),
             self._random.states,
@@ -311,9 +306,9 @@ class MBPO:
         fill_algorithm(checkpoint, "algorithm", agent.algorithm)
         agent.model = read_model(checkpoint, spaces, termination, reward)
         agent.progress = read_progress(checkpoint)
-        agent.replay.episodes = agent.progress.episodes
-        fill_ring(checkpoint, "real", agent.replay.real)
-        fill_ring(checkpoint, "imagined", agent.replay.imagined)
+        agent.experience.episodes = agent.progress.episodes
+        fill_ring(checkpoint, "real", agent.experience.real)
+        fill_ring(checkpoint, "imagined", agent.experience.imagined)
         own, states = read_states(checkpoint)
         try:
             agent._generator.set_state(own)
@@ -333,12 +328,12 @@ class MBPO:
         self.env.seed(seed)
         self.algorithm.action_space.seed(seed % 2**32)
         self.algorithm.set_env(self.env, force_reset=True)
-        self.replay.start_episodes()
+        self.experience.start_episodes()
         self._note(stretches=self.progress.stretches + 1)
 
     def _keep_up(self) -> None:
         """After real steps: fit and imagine where that is due."""
-        settings, progress, steps = self.settings, self.progress, self.replay.real.written
+        settings, progress, steps = self.settings, self.progress, self.experience.real.written
         if settings.real_share == 1.0 or steps < settings.learning_starts:
             return
 
@@ -355,7 +350,7 @@ class MBPO:
 
     def _act(self, obs: Tensor) -> Tensor:
         """The present policy's actions at raw ``obs`` [B, O], as the replay stores them."""
-        seen = obs.numpy().astype(self.observation_space.dtype)
+        seen: Any = obs.numpy().astype(self.observation_space.dtype)
         normalised = self.get_vec_normalize_env()
         if normalised is not None:
             seen = normalised.normalize_obs(seen)

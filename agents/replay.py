@@ -82,7 +82,7 @@ class MixedReplay(BaseBuffer):
         generator: torch.Generator,
     ) -> None:
         super().__init__(real_rows, observation_space, action_space, device="cpu", n_envs=n_envs)
-        self.real_share, self.generator = real_share, generator
+        self.real_share, self.generator, self._actions = real_share, generator, action_space
         obs, action = torch.zeros(observation_space.shape), torch.zeros(self.action_dim)
         number = torch.zeros(())
         step = dict(zip(STEP, (obs, action, obs, number, number), strict=True))
@@ -108,7 +108,7 @@ class MixedReplay(BaseBuffer):
         self._t = torch.zeros(self.n_envs, dtype=torch.int64)
         self.episodes += self.n_envs
 
-    def add(  # type: ignore[override]
+    def add(
         self,
         obs: Array,
         next_obs: Array,
@@ -142,12 +142,12 @@ class MixedReplay(BaseBuffer):
         self._episode[dones] = self.episodes + torch.arange(fresh)
         self.episodes += fresh
 
-    def extend(self, transitions: Transitions) -> None:  # type: ignore[override]
+    def extend(self, transitions: Transitions) -> None:
         """Append steps recorded elsewhere, as episodes of their own.
 
         Raises InvalidInputError if they do not fit the spaces.
         """
-        widths = (self.obs_shape[0], _vector_width(self.action_space))
+        widths = (self.obs_shape[0], _vector_width(self._actions))
         found = (transitions.obs.shape[1], transitions.action.shape[1])
         if found != widths:
             raise InvalidInputError(
@@ -159,7 +159,7 @@ class MixedReplay(BaseBuffer):
             {
                 "obs": torch.from_numpy(transitions.obs),
                 "next_obs": torch.from_numpy(transitions.next_obs),
-                "action": stored_action(self.action_space, torch.from_numpy(transitions.action)),
+                "action": stored_action(self._actions, torch.from_numpy(transitions.action)),
                 "reward": torch.from_numpy(transitions.reward),
                 "ended": torch.from_numpy(transitions.terminated).float(),
                 "truncated": torch.from_numpy(transitions.truncated),
@@ -196,7 +196,7 @@ class MixedReplay(BaseBuffer):
         order = np.lexsort((rows["t"].numpy(), rows["episode"].numpy()))
         found = {name: column.numpy()[order] for name, column in rows.items()}
         found["terminated"] = found.pop("ended") > 0.0
-        action = model_action(self.action_space, torch.from_numpy(found["action"]))
+        action = model_action(self._actions, torch.from_numpy(found["action"]))
         found["action"] = action.numpy()
         return Transitions(**found)
 
@@ -221,9 +221,9 @@ def stored_action(space: ActionSpace, vectors: Tensor) -> Tensor:
     return 2.0 * (vectors - low) / (high - low) - 1.0
 
 
-def _vector_width(space: gym.Space[Any]) -> int:
+def _vector_width(space: ActionSpace) -> int:
     return len(to_vector(space, space.sample()))
 
 
-def _float(value: Array) -> Tensor:
+def _float(value: Any) -> Tensor:
     return torch.from_numpy(np.array(value, dtype=np.float32))

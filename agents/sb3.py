@@ -19,6 +19,7 @@ from stable_baselines3.common.save_util import recursive_getattr
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 from torch import Tensor
 
+from agents.lean_sac import LeanSACPolicy
 from mbrl_bilevel.checkpoint import Checkpoint
 from mbrl_bilevel.errors import CheckpointError, InvalidInputError, look_up
 
@@ -48,8 +49,8 @@ def make_algorithm(
     learning_starts: int,
     gradient_steps: int,
 ) -> OffPolicyAlgorithm:
-    """A new algorithm of this class on the CPU; ``kwargs`` are its own arguments (``policy`` is
-    "MlpPolicy" by default). Its optimisers are fused unless ``policy_kwargs`` choose another one.
+    """A new algorithm of this class on the CPU; ``kwargs`` are its own arguments (``policy`` is by default
+    "MlpPolicy", of SAC its faster twin).
 
     Raises InvalidInputError for an argument that is the holder's, or that the class refuses.
     """
@@ -60,12 +61,9 @@ def make_algorithm(
         raise InvalidInputError(
             f"algorithm_kwargs: {taken[0]} is not the algorithm's to choose here; leave it out"
         )
-    own: dict[str, Any] = {"policy": "MlpPolicy", **kwargs}
-    policy_kwargs = dict(own.get("policy_kwargs") or {})
-    if "optimizer_class" not in policy_kwargs and "optimizer_kwargs" not in policy_kwargs:
-        policy_kwargs["optimizer_kwargs"] = {"fused": True}
+    policy = LeanSACPolicy if kind is SAC else "MlpPolicy"
     try:
-        return kind(  # type: ignore[call-arg]
+        return kind(
             env=env,
             seed=seed % 2**32,
             device="cpu",
@@ -73,8 +71,7 @@ def make_algorithm(
             learning_starts=learning_starts,
             train_freq=1,
             gradient_steps=gradient_steps,
-            policy_kwargs=policy_kwargs,
-            **{name: value for name, value in own.items() if name != "policy_kwargs"},
+            **{"policy": policy, **kwargs},
         )
     except (TypeError, ValueError, AssertionError, KeyError) as error:
         said = " ".join(str(error).split())[:300]
@@ -138,7 +135,7 @@ def fill_algorithm(checkpoint: Checkpoint, name: str, algorithm: OffPolicyAlgori
 
     Raises CheckpointError if a part is missing or does not fit.
     """
-    fresh: dict[str, dict[str, Any]] = algorithm.get_parameters()
+    fresh: dict[str, Any] = algorithm.get_parameters()
     for part, state in fresh.items():
         where = f"{name}.{part}"
         if "param_groups" in state:
