@@ -29,7 +29,7 @@ from agents.imagination import imagine
 from agents.mbpo_checkpoint import (
     Made,
     Progress,
-    fill_ring,
+    fill_replay,
     open_agent,
     read_made,
     read_model,
@@ -264,8 +264,8 @@ class MBPO:
                 tuple(name for name in ("termination", "reward") if getattr(self, name)),
                 self.seed,
             ),
-            replace(self.progress, episodes=self.experience.episodes),
-            {"real": self.experience.real, "imagined": self.experience.imagined},
+            self.progress,
+            self.experience,
             self.model,
             self._generator.get_state(),
             self._random.states,
@@ -306,9 +306,7 @@ class MBPO:
         fill_algorithm(checkpoint, "algorithm", agent.algorithm)
         agent.model = read_model(checkpoint, spaces, termination, reward)
         agent.progress = read_progress(checkpoint)
-        agent.experience.episodes = agent.progress.episodes
-        fill_ring(checkpoint, "real", agent.experience.real)
-        fill_ring(checkpoint, "imagined", agent.experience.imagined)
+        fill_replay(checkpoint, agent.experience)
         own, states = read_states(checkpoint)
         try:
             agent._generator.set_state(own)

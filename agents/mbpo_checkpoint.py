@@ -17,7 +17,7 @@ from torch import Tensor
 
 from agents.mbpo_settings import MBPOSettings, RolloutLength
 from agents.randomness import States
-from agents.replay import Ring
+from agents.replay import MixedReplay, Ring
 from agents.saved import Spaces, check_spaces, check_widths, count_of, rules_of
 from agents.sb3 import algorithm_class, storable
 from mbrl_bilevel.branches import Branching
@@ -46,12 +46,11 @@ class Made:
 @dataclass(frozen=True)
 class Progress:
     """How far it has come: real steps at the last fit and at the last imagination, stretches of
-    learning begun, episodes begun, updates made offline."""
+    learning begun, updates made offline."""
 
     fitted_on: int = 0
     imagined_on: int = 0
     stretches: int = 0
-    episodes: int = 0
     offline_updates: int = 0
 
 
@@ -59,7 +58,7 @@ def write_agent(
     path: str | Path,
     made: Made,
     progress: Progress,
-    rings: Mapping[str, Ring],
+    experience: MixedReplay,
     model: DynamicsModel | None,
     generator: Tensor,
     states: States,
@@ -79,12 +78,13 @@ def write_agent(
         "seed": made.seed,
         "numpy": numpy_state,
         "model": None,
+        "episodes": experience.episodes,
         **asdict(progress),
     }
     if model is not None:
         stored, config["model"] = model_to_checkpoint(model)
         tensors |= {f"model.{key}": value for key, value in stored.items()}
-    for name, ring in rings.items():
+    for name, ring in _rings(experience).items():
         config[f"{name}_written"] = ring.written
         tensors |= {f"{name}.{key}": value for key, value in ring.stored().items()}
     for name, (own, facts) in parts.items():
@@ -140,8 +140,18 @@ def read_model(
     return model
 
 
-def fill_ring(checkpoint: Checkpoint, name: str, ring: Ring) -> None:
-    """Give a fresh ``ring`` the rows stored under ``name``. Raises CheckpointError for a misfit."""
+def fill_replay(checkpoint: Checkpoint, experience: MixedReplay) -> None:
+    """Give a fresh replay the rows of the file. Raises CheckpointError for a misfit."""
+    experience.episodes = count_of(checkpoint, "episodes")
+    for name, ring in _rings(experience).items():
+        _fill_ring(checkpoint, name, ring)
+
+
+def _rings(experience: MixedReplay) -> dict[str, Ring]:
+    return {"real": experience.real, "imagined": experience.imagined}
+
+
+def _fill_ring(checkpoint: Checkpoint, name: str, ring: Ring) -> None:
     ring.written = count_of(checkpoint, f"{name}_written")
     for key, column in ring.columns.items():
         shape = (len(ring), *column.shape[1:])

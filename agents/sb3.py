@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
@@ -71,7 +72,8 @@ def make_algorithm(
             learning_starts=learning_starts,
             train_freq=1,
             gradient_steps=gradient_steps,
-            **{"policy": policy, **kwargs},
+            # A copy: SB3 writes into its policy_kwargs.
+            **{"policy": policy, **deepcopy(dict(kwargs))},
         )
     except (TypeError, ValueError, AssertionError, KeyError) as error:
         said = " ".join(str(error).split())[:300]
