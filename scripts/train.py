@@ -11,20 +11,20 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 from _figures import draw_returns
 from _pool import Cells, Done, run_cells
+from _returns import episode_returns
 from _rows import Row
 from _run import Result, RunFolder, launch, run_inside
 from _shelf import Shelf
 from _train_args import Args
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.vec_env import DummyVecEnv
 
 from agents.mbpo import MBPO
 from agents.mpc import MPC
@@ -100,7 +100,10 @@ def _one(args: Args, run: RunFolder) -> Result:
     bar = run.bar(args.steps, "train", initial=agent.num_timesteps)
     while True:
         if agent.num_timesteps and run.rows.find(step=agent.num_timesteps) is None:
-            row = run.rows.append({"step": agent.num_timesteps} | _evaluate(args, agent))
+            found = episode_returns(
+                agent, partial(_make, args), args.eval_episodes, args.seed, args.env_id
+            )
+            row = run.rows.append({"step": agent.num_timesteps} | found)
             _log(run, agent, row)
             bar.set_postfix_str(f"return {row['mean']:.1f}")
         shelf.tidy({row["step"]: row["mean"] for row in run.rows if row["mean"] is not None})
@@ -191,24 +194,6 @@ def _agent(
     if args.agent == "mpc":
         return MPC(monitored, args.mpc_settings(), **given)
     return MBPO(monitored, args.mbpo_settings(), algorithm_kwargs=args.algorithm_kwargs(), **given)
-
-
-def _evaluate(args: Args, agent: MPC | MBPO) -> dict[str, Any]:
-    """Episodes side by side, planned in one batch, from starts that training never sees."""
-
-    def make() -> Any:
-        return Monitor(_make(args))
-
-    envs = DummyVecEnv([make for _ in range(args.eval_episodes)])
-    envs.seed(args.seed + 1_000_000)
-    found: Any
-    found, _ = evaluate_policy(agent, envs, args.eval_episodes, return_episode_rewards=True)
-    envs.close()
-    if not np.isfinite(found).all():
-        raise InvalidInputError(
-            f"--env-id {args.env_id!r}: an evaluation returned {found}; mend the environment's reward"
-        )
-    return {"mean": float(np.mean(found)), "std": float(np.std(found)), "returns": list(found)}
 
 
 def _log(run: RunFolder, agent: MPC | MBPO, row: dict[str, Any]) -> None:

@@ -108,7 +108,7 @@ def test_what_is_sampled_is_what_sb3s_buffer_would_give() -> None:
 
 
 def test_normalised_as_sb3_does() -> None:
-    env = VecNormalize(DummyVecEnv([lambda: gym.make("InvertedPendulum-v5")]))
+    env: Any = VecNormalize(DummyVecEnv([lambda: gym.make("InvertedPendulum-v5")]))
     space = gym.spaces.Box(-np.inf, np.inf, (4,))
     env.obs_rms.mean, env.obs_rms.var = np.arange(4.0), np.arange(1.0, 5.0)
     env.ret_rms.var = np.array(9.0)
