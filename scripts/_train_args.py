@@ -58,6 +58,9 @@ class Args(RunArgs):
     """Of mbpo and sac: width of each hidden layer of actor and critics."""
     policy_learning_rate: float = 3e-4
     """Of mbpo and sac: Adam's step size for actor, critics and temperature."""
+    tau: float = 0.005
+    """Of mbpo and sac: how far the target critics move at each update. A value reaches about tau times
+    the updates made so far steps ahead."""
     initial_temperature: float = 1.0
     """Of mbpo and sac: SAC's entropy weight at the start; it is learned."""
     batch_size: int = 256
@@ -184,6 +187,7 @@ class Args(RunArgs):
         return {
             "learning_rate": self.policy_learning_rate,
             "batch_size": self.batch_size,
+            "tau": self.tau,
             "ent_coef": f"auto_{self.initial_temperature}",
             "policy_kwargs": {"net_arch": list(self.policy_hidden)},
         }
@@ -211,4 +215,5 @@ class Args(RunArgs):
         if self.updates_per_step is not None:
             self.require_at_least(1, "updates_per_step", most=1000)
         self.require_positive("policy_learning_rate", "initial_temperature")
+        self.require_positive("tau", most=1.0)
         self.require_positive("penalty", "real_share", zero=True)
