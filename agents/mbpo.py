@@ -318,6 +318,10 @@ class MBPO:
         normalised = agent.get_vec_normalize_env()
         if normalised is not None:
             fill_vec_normalize(checkpoint, "vec_normalize", normalised)
+        elif "vec_normalize" in checkpoint.config:
+            raise CheckpointError(
+                f"checkpoint {path}: the agent was trained around a VecNormalize; wrap env in one"
+            )
         return agent
 
     def _begin_stretch(self) -> None:

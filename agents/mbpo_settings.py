@@ -70,9 +70,9 @@ class MBPOSettings:
             *("members", "learning_starts", "refit_every", "imagine_every", "rollouts_per_step"),
             *("updates_per_step", "real_rows", "imagined_rows"),
         ):
-            if not 1 <= getattr(self, name) <= 10**8:
+            if not 1 <= getattr(self, name) <= 10**7:
                 raise InvalidInputError(
-                    f"{name} must be from 1 to 100,000,000; got {getattr(self, name)}"
+                    f"{name} must be from 1 to 10,000,000; got {getattr(self, name)}"
                 )
         if not 0.0 <= self.real_share <= 1.0:
             raise InvalidInputError(f"real_share must be from 0 to 1; got {self.real_share}")

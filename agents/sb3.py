@@ -37,8 +37,8 @@ HELD = frozenset(
         *("n_steps", "learning_starts", "train_freq", "gradient_steps"),
     }
 )
-# Differs from run to run, and tells nothing of the agent.
-_NOT_KEPT = "start_time"
+# Of the run or of the environment at hand, not of the agent.
+_NOT_KEPT = HELD | {"start_time", "n_envs"}
 
 
 def make_algorithm(
@@ -202,7 +202,7 @@ def _counters(algorithm: OffPolicyAlgorithm) -> dict[str, Any]:
     return {
         name: value
         for name, value in vars(algorithm).items()
-        if name != _NOT_KEPT
+        if name not in _NOT_KEPT
         if type(value) in (int, bool) or (type(value) is float and math.isfinite(value))
     }
 

@@ -317,7 +317,7 @@ def test_callbacks_and_evaluation_of_sb3(tmp_path: Path) -> None:
     assert len(evaluate_policy(found, found.get_env(), 3, return_episode_rewards=True)[0]) == 3  # type: ignore[arg-type]
 
 
-def test_several_environments_side_by_side() -> None:
+def test_several_environments_side_by_side(tmp_path: Path) -> None:
     found = MBPO(DummyVecEnv([lambda: Monitor(Point())] * 3), SMALL, algorithm_kwargs=KWARGS)
     found.learn(90)
     transitions = found.experience.transitions()
@@ -325,6 +325,10 @@ def test_several_environments_side_by_side() -> None:
     assert found.algorithm._n_updates == 2 * (90 - 60)
     follows = (transitions.t[1:] > 0).nonzero()[0]
     np.testing.assert_array_equal(transitions.obs[follows + 1], transitions.next_obs[follows])
+    found.save(tmp_path / "agent.safetensors")
+    single = MBPO.load(tmp_path / "agent.safetensors", Point()).learn(10)
+    assert single.num_timesteps == 100
+    assert single.algorithm._n_updates == 2 * (90 - 60) + 2 * 10
 
 
 def test_vec_normalize_is_the_algorithms_alone_and_is_saved(tmp_path: Path) -> None:
@@ -346,6 +350,8 @@ def test_vec_normalize_is_the_algorithms_alone_and_is_saved(tmp_path: Path) -> N
         np.testing.assert_array_equal(getattr(before, name).var, getattr(after, name).var)
     assert_same(again.learn(30), found.learn(30))
     agent().learn(5).save(tmp_path / "plain.safetensors")
+    with pytest.raises(CheckpointError, match="wrap env"):
+        MBPO.load(tmp_path / "agent.safetensors", Point(), termination=off)
     with pytest.raises(CheckpointError, match="vec_normalize"):
         MBPO.load(tmp_path / "plain.safetensors", normalised(), termination=off)
 

@@ -37,6 +37,12 @@ RUNS: dict[str, list[str]] = {
 #: Those with processes of their own take long to start: at full length only.
 POOLS: dict[str, list[str]] = {
     "train, 2 seeds": ["train", *_TRAIN, "--seeds", "2", "--jobs", "2"],
+    "train, mbpo": [
+        *["train", *OWN, "--agent", "mbpo", "--steps", "120", "--eval-every", "40"],
+        *["--eval-episodes", "1", "--learning-starts", "50", "--refit-every", "40"],
+        *["--train-steps", "40", "--imagine-every", "20", "--updates-per-step", "2"],
+        *["--policy-hidden", "8", "--batch-size", "16"],
+    ],
     "compare, 2 jobs": [*RUNS["compare"], "--jobs", "2"],
     "plan, 2 jobs": [
         *["plan", "--env-id", "Reacher-v5", "--max-episode-steps", "5", "--plans", "12"],
