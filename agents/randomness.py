@@ -35,7 +35,9 @@ class OwnRandomness:
 
     @states.setter
     def states(self, states: States) -> None:
-        # Tried out first: a file's may be no states at all.
+        # Tried out first: a file's may be no states at all. NumPy would read at any place.
+        if not 0 <= states[1]["state"]["pos"] <= 624:
+            raise ValueError("NumPy's state has its position outside")
         torch.Generator().set_state(states[0])
         np.random.RandomState().set_state(states[1])
         self._kept = states

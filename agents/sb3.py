@@ -75,7 +75,14 @@ def make_algorithm(
             # A copy: SB3 writes into its policy_kwargs.
             **{"policy": policy, **deepcopy(dict(kwargs))},
         )
-    except (TypeError, ValueError, AssertionError, KeyError) as error:
+    except (
+        AssertionError,
+        AttributeError,
+        LookupError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:
         said = " ".join(str(error).split())[:300]
         raise InvalidInputError(f"{kind.__name__} cannot be made: {said}") from error
 
@@ -157,7 +164,7 @@ def fill_algorithm(checkpoint: Checkpoint, name: str, algorithm: OffPolicyAlgori
             if type(value) is not type(known[key]):
                 raise TypeError(f"{key} is {value!r}")
             setattr(algorithm, key, value)
-    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
         raise CheckpointError(
             f"checkpoint {checkpoint.path}: its {type(algorithm).__name__} is damaged: "
             f"{' '.join(str(error).split())[:200]}"
