@@ -31,8 +31,7 @@ class LeanCritic(ContinuousCritic):
     def forward(self, obs: Tensor, actions: Tensor) -> tuple[Tensor, ...]:
         """The Q-values [B, 1] of each critic at obs [B, O] and actions [B, A]."""
         fixed = actions.requires_grad
-        with torch.no_grad():
-            # Flattening alone: it has no parameters.
+        with torch.set_grad_enabled(not self.share_features_extractor):
             features = self.extract_features(obs, self.features_extractor)
         x = torch.cat([features, actions], dim=1)
         return tuple(_value(net, x, fixed) for net in self.q_networks)
