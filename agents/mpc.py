@@ -14,7 +14,6 @@ import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
 import torch
-from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback
 from stable_baselines3.common.logger import Logger, configure
 from stable_baselines3.common.type_aliases import MaybeCallback
 from stable_baselines3.common.vec_env import (
@@ -24,11 +23,13 @@ from stable_baselines3.common.vec_env import (
 )
 from tqdm.auto import tqdm
 
+from agents.callbacks import as_callback
 from agents.collect import RandomBehaviour, Recorder, require_finite
-from agents.mpc_checkpoint import Snapshot, read_snapshot, spaces_of, write_snapshot
+from agents.mpc_checkpoint import Snapshot, read_snapshot, write_snapshot
 from agents.mpc_settings import MPCSettings
 from agents.planning import PlannerState, Score
 from agents.replanning import replan
+from agents.saved import spaces_of
 from agents.spaces import (
     action_set,
     from_vectors,
@@ -124,7 +125,7 @@ class MPC:
             self.num_timesteps = 0
         # As in SB3, callbacks see the count at which learning will end.
         total_timesteps += self.num_timesteps
-        hook = _hook(callback)
+        hook = as_callback(callback)
         hook.init_callback(self)  # type: ignore[arg-type]
         self._total_timesteps = total_timesteps
         self._num_timesteps_at_start = self.num_timesteps
@@ -400,9 +401,3 @@ def _state(
 ) -> tuple[Array, ...]:
     parts = (memory.mean, memory.elites, memory.elite_valid, age, generator.get_state())
     return tuple(part.numpy() for part in parts)
-
-
-def _hook(callback: MaybeCallback) -> BaseCallback:
-    if isinstance(callback, list):
-        callback = CallbackList(callback)
-    return callback if isinstance(callback, BaseCallback) else ConvertCallback(callback)

@@ -9,13 +9,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
 import torch
 from torch import Tensor
 
 from agents.mpc_settings import MPCSettings
 from agents.planners import PLANNERS, Planner
-from agents.spaces import ActionSpace
+from agents.saved import Spaces, check_spaces, check_widths, count_of, rules_of
 from agents.value import Value, ValueSettings, value_from_checkpoint, value_to_checkpoint
 from mbrl_bilevel.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from mbrl_bilevel.dynamics import DynamicsModel
@@ -27,29 +26,6 @@ from mbrl_bilevel.types import Rule, Transitions
 
 _KIND = "mpc agent"
 _PLANNERS: dict[str, type[Planner]] = {kind.__name__: kind for kind in PLANNERS.values()}
-
-
-@dataclass(frozen=True)
-class Spaces:
-    """What an environment must share with the one that the agent was trained in.
-
-    Of discrete actions the bounds are those of their one-hot vectors, and ``first_action`` is the
-    number of the first; None of a box (and not in the files of version 0.1).
-    """
-
-    obs_dim: int
-    action_low: list[float]
-    action_high: list[float]
-    first_action: int | None = None
-
-
-def spaces_of(observation: gym.spaces.Box, action: ActionSpace) -> Spaces:
-    """What the file says of an environment's spaces."""
-    width = int(observation.shape[0])
-    if isinstance(action, gym.spaces.Discrete):
-        choices = int(action.n)
-        return Spaces(width, [0.0] * choices, [1.0] * choices, int(action.start))
-    return Spaces(width, action.low.tolist(), action.high.tolist())
 
 
 @dataclass(frozen=True)
@@ -112,35 +88,28 @@ def read_snapshot(
     Raises CheckpointError if the file is damaged, of another environment, or lacks a rule.
     """
     checkpoint = load_checkpoint(path, _KIND)
-    rules = tuple(str(name) for name in checkpoint.setting("rules", list))
-    given = {"termination": termination, "reward": reward}
-    for name in rules:
-        if given.get(name) is None:
-            raise CheckpointError(
-                f"checkpoint {path}: the agent was trained with a known {name}; "
-                f"pass {name}= to load()"
-            )
-    _check_spaces(checkpoint, spaces)
+    rules = rules_of(checkpoint, termination, reward)
+    check_spaces(checkpoint, spaces)
     first_planned = None
     if checkpoint.config.get("first_planned") is not None:
-        first_planned = _count(checkpoint, "first_planned")
+        first_planned = count_of(checkpoint, "first_planned")
     model = experience = value = None
     if checkpoint.config.get("model") is not None:
         model = model_from_checkpoint(checkpoint, "model", termination, reward)
-        _check_widths(checkpoint, spaces, model.obs_dim, model.policy.inputs - model.obs_dim)
+        check_widths(checkpoint, spaces, model.obs_dim, model.policy.inputs - model.obs_dim)
     if checkpoint.config.get("value") is not None:
         value = value_from_checkpoint(checkpoint, "value", spaces.obs_dim)
     if checkpoint.setting("has_experience", bool):
         experience = _experience(checkpoint)
-        _check_widths(checkpoint, spaces, experience.obs.shape[1], experience.action.shape[1])
+        check_widths(checkpoint, spaces, experience.obs.shape[1], experience.action.shape[1])
     return Snapshot(
         settings=_settings_from_json(checkpoint),
         spaces=spaces,
         rules=rules,
-        seed=_count(checkpoint, "seed"),
-        num_timesteps=_count(checkpoint, "num_timesteps"),
-        episodes=_count(checkpoint, "episodes"),
-        fitted_on=_count(checkpoint, "fitted_on"),
+        seed=count_of(checkpoint, "seed"),
+        num_timesteps=count_of(checkpoint, "num_timesteps"),
+        episodes=count_of(checkpoint, "episodes"),
+        fitted_on=count_of(checkpoint, "fitted_on"),
         first_planned=first_planned,
         generator=checkpoint.require("generator", dtype=torch.uint8),
         noise=checkpoint.setting("noise", dict),
@@ -148,34 +117,6 @@ def read_snapshot(
         model=model,
         value=value,
     )
-
-
-def _count(checkpoint: Checkpoint, name: str) -> int:
-    value = checkpoint.setting(name, int)
-    if not 0 <= value < 2**62:
-        raise CheckpointError(
-            f"checkpoint {checkpoint.path}: its {name} is {value}; restore a good copy or save it again"
-        )
-    return value
-
-
-def _check_spaces(checkpoint: Checkpoint, spaces: Spaces) -> None:
-    saved = checkpoint.setting("spaces", dict)
-    for name, value in asdict(spaces).items():
-        if saved.get(name) != value:
-            raise CheckpointError(
-                f"checkpoint {checkpoint.path}: it is of another environment: its {name} is "
-                f"{saved.get(name)}, this env has {value}; load it with the env it was made for"
-            )
-
-
-def _check_widths(checkpoint: Checkpoint, spaces: Spaces, obs_dim: int, actions: int) -> None:
-    """Of the model and of the experience: both must be of the environment's spaces."""
-    if (obs_dim, actions) != (spaces.obs_dim, len(spaces.action_low)):
-        raise CheckpointError(
-            f"checkpoint {checkpoint.path}: its parts do not fit each other; "
-            "restore a good copy or save it again"
-        )
 
 
 def _experience(checkpoint: Checkpoint) -> Transitions:

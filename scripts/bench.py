@@ -19,6 +19,7 @@ import torch
 from _bench_outer import fisher_vector_product, outer_solve, train_bilevel_fisher
 from _bench_pair import ACTION, INPUTS, OBS, TARGETS, Pair, Sizes, make_data, make_policy
 from _bench_peers import BESIDE_ROWS, PeerMissingError
+from _bench_sac import sac_updates
 from _run import Result, RunArgs, RunFolder, launch
 from torch import Tensor, nn
 
@@ -160,6 +161,7 @@ ROWS: dict[str, Callable[[Sizes, int], Pair]] = {
     "fisher-vector-product": fisher_vector_product,
     "outer-solve": outer_solve,
     **BESIDE_ROWS,
+    "sac-updates": sac_updates,
 }
 
 

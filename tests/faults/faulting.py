@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from agents.mbpo import MBPO, MBPOSettings
 from agents.mpc import MPC, MPCSettings
 from agents.planners import ICEM
 from envs.make import make_env
@@ -37,6 +38,12 @@ RUNS: dict[str, list[str]] = {
 #: Those with processes of their own take long to start: at full length only.
 POOLS: dict[str, list[str]] = {
     "train, 2 seeds": ["train", *_TRAIN, "--seeds", "2", "--jobs", "2"],
+    "train, mbpo": [
+        *["train", *OWN, "--agent", "mbpo", "--steps", "120", "--eval-every", "40"],
+        *["--eval-episodes", "1", "--learning-starts", "50", "--refit-every", "40"],
+        *["--train-steps", "40", "--imagine-every", "20", "--updates-per-step", "2"],
+        *["--policy-hidden", "8", "--batch-size", "16"],
+    ],
     "compare, 2 jobs": [*RUNS["compare"], "--jobs", "2"],
     "plan, 2 jobs": [
         *["plan", "--env-id", "Reacher-v5", "--max-episode-steps", "5", "--plans", "12"],
@@ -97,6 +104,23 @@ def tiny_agent(seed: int = 0) -> MPC:
         refit_every=100,
     )
     return MPC(make_env("Pendulum-v1"), settings, seed=seed).learn(60)
+
+
+def tiny_mbpo() -> MBPO:
+    """The same of MBPO, after 45 steps."""
+    settings = MBPOSettings(
+        method="bilevel",
+        members=2,
+        hidden=(8,),
+        schedule=Schedule(steps=20),
+        learning_starts=40,
+        rollouts_per_step=1,
+        updates_per_step=1,
+        real_rows=100,
+        imagined_rows=100,
+    )
+    kwargs = {"batch_size": 8, "policy_kwargs": {"net_arch": [8]}}
+    return MBPO(make_env("Pendulum-v1"), settings, algorithm_kwargs=kwargs).learn(45)
 
 
 def damaged(content: bytes, random: np.random.Generator) -> bytes:

@@ -17,6 +17,7 @@ import pytest
 import torch
 from faulting import ROOT, tiny_agent
 
+from agents.mbpo import MBPO
 from agents.mpc import MPC
 from envs.make import make_env
 from envs.offline import load_minari
@@ -77,6 +78,7 @@ def test_pickles_are_refused_unopened_under_every_name(tmp_path: Path) -> None:
     marker, env = tmp_path / "ran", make_env("Pendulum-v1")
     loaders: list[Any] = [
         lambda path: MPC.load(path, env),
+        lambda path: MBPO.load(path, env),
         lambda path: load_checkpoint(path, "mpc agent"),
         lambda path: load_table(path, "y"),
         lambda path: load_minari(path),

@@ -14,9 +14,10 @@ import pytest
 import theory
 import train
 from _args import parse
-from faulting import damaged, tiny_agent
+from faulting import damaged, tiny_agent, tiny_mbpo
 from safetensors.torch import load as load_tensors
 
+from agents.mbpo import MBPO
 from agents.mpc import MPC
 from envs.make import make_env
 from envs.tables import load_table
@@ -103,6 +104,30 @@ def test_a_forged_checkpoint_with_a_sound_checksum_does_no_harm(
                 action, _ = agent.predict(np.zeros(3, dtype=np.float32))
                 assert np.isfinite(action).all()
     assert refused > 0.5 * COUNT
+
+
+def test_a_forged_mbpo_agent_does_no_harm(tmp_path: Path) -> None:
+    """Fewer: each makes a whole agent of Stable-Baselines3."""
+    random, env, count = np.random.default_rng(3), make_env("Pendulum-v1"), 80
+    path, refused = tmp_path / "agent.safetensors", 0
+    tiny_mbpo().save(path)
+    whole = load_checkpoint(path, "mbpo agent")
+    for _ in range(count):
+        tensors, config = dict(whole.tensors), _replaced(whole.config, random)
+        if random.random() < 0.3:
+            name = list(tensors)[int(random.integers(len(tensors)))]
+            tensors[name] = tensors[name].unsqueeze(0)
+        if not isinstance(config, dict):
+            continue
+        save_checkpoint(path, "mbpo agent", tensors, config)
+        try:
+            agent = MBPO.load(path, env)
+        except BilevelError as error:
+            assert "\n" not in str(error)
+            refused += 1
+        else:
+            assert np.isfinite(agent.predict(np.zeros(3, dtype=np.float32))[0]).all()
+    assert refused > 0.5 * count
 
 
 def test_a_damaged_table_is_refused_in_one_line_or_read(tmp_path: Path) -> None:

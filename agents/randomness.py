@@ -1,0 +1,72 @@
+"""Random states of one's own, where a library draws from the global ones.
+
+Stable-Baselines3 draws from PyTorch's and NumPy's global generators. Inside the context these are an
+agent's own; outside, the caller's are as they were.
+"""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+#: A state of PyTorch's generator, and one of NumPy's ``RandomState`` as plain numbers.
+States = tuple[Tensor, dict[str, Any]]
+
+
+class OwnRandomness:
+    """The global random states of PyTorch (CPU) and NumPy, as one agent left them."""
+
+    def __init__(self, seed: int) -> None:
+        own = np.random.RandomState(seed % 2**32)
+        self._kept: States = (
+            torch.Generator().manual_seed(seed).get_state(),
+            _plain(own.get_state(legacy=False)),
+        )
+        self._outside: States | None = None
+
+    @property
+    def states(self) -> States:
+        """As they are now, inside the context or not."""
+        return self._kept if self._outside is None else _read()
+
+    @states.setter
+    def states(self, states: States) -> None:
+        # Tried out first: a file's may be no states at all. NumPy would read at any place.
+        if not 0 <= states[1]["state"]["pos"] <= 624:
+            raise ValueError("NumPy's state has its position outside")
+        torch.Generator().set_state(states[0])
+        np.random.RandomState().set_state(states[1])
+        self._kept = states
+
+    def __enter__(self) -> None:
+        self._outside = _read()
+        _write(self._kept)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        assert self._outside is not None
+        self._kept = _read()
+        _write(self._outside)
+        self._outside = None
+
+
+def _read() -> States:
+    return torch.get_rng_state(), _plain(np.random.get_state(legacy=False))  # noqa: NPY002
+
+
+def _write(states: States) -> None:
+    torch.set_rng_state(states[0])
+    np.random.set_state(states[1])  # noqa: NPY002
+
+
+def _plain(state: Any) -> dict[str, Any]:
+    key = [int(word) for word in state["state"]["key"]]
+    return state | {"state": {"key": key, "pos": int(state["state"]["pos"])}}  # type: ignore[no-any-return]

@@ -1,0 +1,229 @@
+"""Real and imagined steps side by side, as Stable-Baselines3's off-policy agents sample them.
+
+A batch holds a fixed share of real rows, the rest is imagined (Janner et al. 2019, MBPO, §5). The two
+rings are never put together: each batch is gathered from both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import numpy.typing as npt
+import torch
+from stable_baselines3.common.buffers import BaseBuffer
+from stable_baselines3.common.type_aliases import ReplayBufferSamples
+from stable_baselines3.common.vec_env import VecNormalize
+from torch import Tensor
+
+from agents.collect import require_finite
+from agents.spaces import ActionSpace, to_vector
+from mbrl_bilevel.errors import InvalidInputError
+from mbrl_bilevel.types import Transitions
+
+Array = npt.NDArray[Any]
+
+#: What a learner needs of a step; ``ended`` is one only where the task ended, not where time was up.
+STEP = ("obs", "action", "next_obs", "reward", "ended")
+
+
+class Ring:
+    """The last ``capacity`` rows; ``columns`` maps a name to a tensor [capacity, …], and ``written`` counts
+    all rows that ever came."""
+
+    def __init__(self, capacity: int, like: Mapping[str, Tensor]) -> None:
+        self.capacity, self.written = capacity, 0
+        self.columns = {
+            name: torch.zeros((capacity, *row.shape), dtype=row.dtype) for name, row in like.items()
+        }
+
+    def __len__(self) -> int:
+        return min(self.written, self.capacity)
+
+    def add(self, rows: Mapping[str, Tensor]) -> None:
+        """Append rows [n, …] of every column; where n is above the capacity the last ones stay."""
+        count = len(next(iter(rows.values())))
+        kept = min(count, self.capacity)
+        place = (self.written + count - kept + torch.arange(kept)) % self.capacity
+        for name, column in self.columns.items():
+            column[place] = rows[name][count - kept :]
+        self.written += count
+
+    def draw(self, count: int, generator: torch.Generator) -> list[Tensor]:
+        """``count`` rows of ``STEP``, uniformly and with replacement."""
+        index = torch.randint(len(self), (count,), generator=generator)
+        return [self.columns[name].index_select(0, index) for name in STEP]
+
+    def stored(self) -> dict[str, Tensor]:
+        """The rows there are, as they lie."""
+        return {name: column[: len(self)] for name, column in self.columns.items()}
+
+
+class MixedReplay(BaseBuffer):
+    """What an SB3 agent is handed as its replay buffer.
+
+    ``add`` is called by SB3 with what it saw in the environment, by step of the ``n_envs``
+    environments; ``imagined`` is filled by others. While that is empty, or where ``real_share`` is 1, all
+    of a batch is real. Actions are kept as SB3 stores them: boxes scaled to [−1, 1], or choices.
+    Observations and rewards are kept raw, and normalised (``VecNormalize``) when sampled.
+    """
+
+    def __init__(
+        self,
+        observation_space: gym.spaces.Box,
+        action_space: ActionSpace,
+        *,
+        n_envs: int,
+        real_rows: int,
+        imagined_rows: int,
+        real_share: float,
+        generator: torch.Generator,
+    ) -> None:
+        super().__init__(real_rows, observation_space, action_space, device="cpu", n_envs=n_envs)
+        self.real_share, self.generator, self._actions = real_share, generator, action_space
+        obs, action = torch.zeros(observation_space.shape), torch.zeros(self.action_dim)
+        number = torch.zeros(())
+        step = dict(zip(STEP, (obs, action, obs, number, number), strict=True))
+        integer = torch.zeros((), dtype=torch.int64)
+        record = {"truncated": number.bool(), "episode": integer, "t": integer}
+        self.real = Ring(real_rows, step | record)
+        self.imagined = Ring(imagined_rows, step)
+        self.episodes = 0
+        self.start_episodes()
+
+    def size(self) -> int:
+        """Real rows."""
+        return len(self.real)
+
+    def reset(self) -> None:
+        """Forget all rows."""
+        super().reset()
+        self.real.written = self.imagined.written = 0
+
+    def start_episodes(self) -> None:
+        """The environments were reset: the next step of each is the first of an episode."""
+        self._episode = self.episodes + torch.arange(self.n_envs)
+        self._t = torch.zeros(self.n_envs, dtype=torch.int64)
+        self.episodes += self.n_envs
+
+    def add(
+        self,
+        obs: Array,
+        next_obs: Array,
+        action: Array,
+        reward: Array,
+        done: Array,
+        infos: list[dict[str, Any]],
+    ) -> None:
+        """A step of every environment. Raises InvalidInputError for NaN or infinity in it."""
+        for i in range(self.n_envs):
+            where = (int(self._episode[i]), int(self._t[i]))
+            require_finite("observation", np.stack([obs[i], next_obs[i]]), *where)
+            require_finite("reward", reward[i], *where)
+        dones = torch.from_numpy(np.asarray(done, dtype=np.bool_))
+        cut = torch.tensor([bool(info.get("TimeLimit.truncated", False)) for info in infos])
+        self.real.add(
+            {
+                "obs": _float(obs),
+                "next_obs": _float(next_obs),
+                "action": _float(action).reshape(self.n_envs, self.action_dim),
+                "reward": _float(reward),
+                "ended": (dones & ~cut).float(),
+                "truncated": dones & cut,
+                "episode": self._episode,
+                "t": self._t,
+            }
+        )
+        self._t = torch.where(dones, 0, self._t + 1)
+        fresh = int(dones.sum())
+        self._episode = self._episode.clone()
+        self._episode[dones] = self.episodes + torch.arange(fresh)
+        self.episodes += fresh
+
+    def extend(self, transitions: Transitions) -> None:
+        """Append steps recorded elsewhere, as episodes of their own.
+
+        Raises InvalidInputError if they do not fit the spaces.
+        """
+        widths = (self.obs_shape[0], _vector_width(self._actions))
+        found = (transitions.obs.shape[1], transitions.action.shape[1])
+        if found != widths:
+            raise InvalidInputError(
+                f"transitions have (observation, action) widths {found}, the environment {widths}; "
+                "give data of this environment"
+            )
+        numbers, episode = np.unique(transitions.episode, return_inverse=True)
+        self.real.add(
+            {
+                "obs": torch.from_numpy(transitions.obs),
+                "next_obs": torch.from_numpy(transitions.next_obs),
+                "action": stored_action(self._actions, torch.from_numpy(transitions.action)),
+                "reward": torch.from_numpy(transitions.reward),
+                "ended": torch.from_numpy(transitions.terminated).float(),
+                "truncated": torch.from_numpy(transitions.truncated),
+                "episode": torch.from_numpy(episode.astype(np.int64)) + self.episodes,
+                "t": torch.from_numpy(transitions.t),
+            }
+        )
+        self.episodes += len(numbers)
+
+    def sample(self, batch_size: int, env: VecNormalize | None = None) -> ReplayBufferSamples:
+        """``real_share`` of the rows real, rounded, the others imagined."""
+        imagined = 0
+        if len(self.imagined) and self.real_share < 1.0:
+            imagined = batch_size - round(self.real_share * batch_size)
+        rings = ((self.real, batch_size - imagined), (self.imagined, imagined))
+        parts = [ring.draw(count, self.generator) for ring, count in rings if count]
+        obs, action, next_obs, reward, ended = (
+            torch.cat(column) for column in zip(*parts, strict=True)
+        )
+        if env is not None:
+            obs, next_obs = (_float(env.normalize_obs(part.numpy())) for part in (obs, next_obs))
+            reward = _float(env.normalize_reward(reward.numpy()))
+        return ReplayBufferSamples(obs, action, next_obs, ended.unsqueeze(1), reward.unsqueeze(1))
+
+    def transitions(self) -> Transitions:
+        """The real steps, grouped by episode; actions as models see them.
+
+        Raises InvalidInputError if there are none.
+        """
+        if not len(self.real):
+            raise InvalidInputError("no steps were recorded; collect some first")
+        rows = self.real.stored()
+        # A ring that went round begins in its middle; environments stepped side by side take turns.
+        order = np.lexsort((rows["t"].numpy(), rows["episode"].numpy()))
+        found = {name: column.numpy()[order] for name, column in rows.items()}
+        found["terminated"] = found.pop("ended") > 0.0
+        action = model_action(self._actions, torch.from_numpy(found["action"]))
+        found["action"] = action.numpy()
+        return Transitions(**found)
+
+    def _get_samples(self, batch_inds: Array, env: VecNormalize | None = None) -> Any:
+        raise NotImplementedError("rows are drawn by sample() alone")
+
+
+def model_action(space: ActionSpace, stored: Tensor) -> Tensor:
+    """Actions [B, ·] as SB3 stores them -> vectors [B, A] in raw units, as models and rules see them."""
+    if isinstance(space, gym.spaces.Discrete):
+        choice = (stored.flatten() - int(space.start)).long()
+        return torch.nn.functional.one_hot(choice, int(space.n)).float()
+    low, high = _float(space.low), _float(space.high)
+    return low + 0.5 * (stored + 1.0) * (high - low)
+
+
+def stored_action(space: ActionSpace, vectors: Tensor) -> Tensor:
+    """The inverse of ``model_action``."""
+    if isinstance(space, gym.spaces.Discrete):
+        return (vectors.argmax(-1, keepdim=True) + int(space.start)).float()
+    low, high = _float(space.low), _float(space.high)
+    return 2.0 * (vectors - low) / (high - low) - 1.0
+
+
+def _vector_width(space: ActionSpace) -> int:
+    return len(to_vector(space, space.sample()))
+
+
+def _float(value: Any) -> Tensor:
+    return torch.from_numpy(np.array(value, dtype=np.float32))

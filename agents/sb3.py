@@ -1,0 +1,220 @@
+"""A Stable-Baselines3 off-policy algorithm held as a part: made with settings, stored without pickle.
+
+Its parameters, the states of its optimisers, its other tensors and its counters are all that changes in
+it; the replay buffer is its holder's.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from copy import deepcopy
+from typing import Any
+
+import numpy as np
+import torch
+from stable_baselines3 import DDPG, DQN, SAC, TD3
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.save_util import recursive_getattr
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize
+from torch import Tensor
+
+from agents.lean_sac import LeanSACPolicy
+from mbrl_bilevel.checkpoint import Checkpoint
+from mbrl_bilevel.errors import CheckpointError, InvalidInputError, look_up
+
+#: What a file may name: Stable-Baselines3's own.
+ALGORITHMS: dict[str, type[OffPolicyAlgorithm]] = {
+    kind.__name__: kind for kind in (SAC, TD3, DDPG, DQN)
+}
+
+#: Arguments of an algorithm that its holder decides on.
+HELD = frozenset(
+    {
+        *("env", "seed", "device", "verbose", "tensorboard_log", "_init_setup_model"),
+        *("buffer_size", "replay_buffer_class", "replay_buffer_kwargs", "optimize_memory_usage"),
+        *("n_steps", "learning_starts", "train_freq", "gradient_steps"),
+    }
+)
+# Of the run or of the environment at hand, not of the agent.
+_NOT_KEPT = HELD | {"start_time", "n_envs"}
+
+
+def make_algorithm(
+    kind: type[OffPolicyAlgorithm],
+    env: VecEnv,
+    kwargs: Mapping[str, Any],
+    *,
+    seed: int,
+    learning_starts: int,
+    gradient_steps: int,
+) -> OffPolicyAlgorithm:
+    """A new algorithm of this class on the CPU; ``kwargs`` are its own arguments (``policy`` is by default
+    "MlpPolicy", of SAC its faster twin).
+
+    Raises InvalidInputError for an argument that is the holder's, or that the class refuses.
+    """
+    if not (isinstance(kind, type) and issubclass(kind, OffPolicyAlgorithm)):
+        raise InvalidInputError(f"algorithm must be an OffPolicyAlgorithm class of SB3; got {kind}")
+    taken = sorted(HELD & kwargs.keys())
+    if taken:
+        raise InvalidInputError(
+            f"algorithm_kwargs: {taken[0]} is not the algorithm's to choose here; leave it out"
+        )
+    policy = LeanSACPolicy if kind is SAC else "MlpPolicy"
+    try:
+        return kind(
+            env=env,
+            seed=seed % 2**32,
+            device="cpu",
+            buffer_size=env.num_envs,
+            learning_starts=learning_starts,
+            train_freq=1,
+            gradient_steps=gradient_steps,
+            # A copy: SB3 writes into its policy_kwargs.
+            **{"policy": policy, **deepcopy(dict(kwargs))},
+        )
+    except (
+        AssertionError,
+        AttributeError,
+        LookupError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:
+        said = " ".join(str(error).split())[:300]
+        raise InvalidInputError(f"{kind.__name__} cannot be made: {said}") from error
+
+
+def storable(kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """The arguments that JSON can hold, and the names of the others (objects, classes, functions)."""
+    kept, others = {}, []
+    for name, value in kwargs.items():
+        try:
+            as_read = json.loads(json.dumps(value, allow_nan=False))
+        except (TypeError, ValueError):
+            others.append(name)
+            continue
+        if as_read == _listed(value):
+            kept[name] = as_read
+        else:
+            others.append(name)
+    return kept, sorted(others)
+
+
+def algorithm_class(
+    path: object, name: str, given: type[OffPolicyAlgorithm] | None
+) -> type[OffPolicyAlgorithm]:
+    """The class a file names: ``given``, or one of SB3's own. Raises CheckpointError for another."""
+    if given is not None:
+        if given.__name__ != name:
+            raise CheckpointError(
+                f"checkpoint {path}: the agent holds a {name}, not a {given.__name__}; "
+                f"pass algorithm={name}"
+            )
+        return given
+    if name not in ALGORITHMS:
+        raise CheckpointError(
+            f"checkpoint {path}: the agent holds a {name[:60]!r}, which is none of Stable-Baselines3's "
+            "own; pass its class to load() as algorithm="
+        )
+    return look_up(ALGORITHMS, name, "algorithm")
+
+
+def algorithm_to_checkpoint(
+    algorithm: OffPolicyAlgorithm,
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors and the counters that ``fill_algorithm`` needs."""
+    tensors: dict[str, Tensor] = {}
+    for part, state in algorithm.get_parameters().items():
+        if "param_groups" not in state:
+            tensors |= {f"{part}.{name}": value for name, value in state.items()}
+            continue
+        for index, own in state["state"].items():
+            for name, value in own.items():
+                tensors[f"{part}.{index}.{name}"] = torch.as_tensor(value)
+    for name in algorithm._get_torch_save_params()[1]:
+        tensors[name] = recursive_getattr(algorithm, name)
+    return tensors, {"counters": _counters(algorithm)}
+
+
+def fill_algorithm(checkpoint: Checkpoint, name: str, algorithm: OffPolicyAlgorithm) -> None:
+    """Give a freshly made ``algorithm`` the state stored under ``name``.
+
+    Raises CheckpointError if a part is missing or does not fit.
+    """
+    fresh: dict[str, Any] = algorithm.get_parameters()
+    for part, state in fresh.items():
+        where = f"{name}.{part}"
+        if "param_groups" in state:
+            state["state"] = _optimiser_state(checkpoint, where)
+        else:
+            for key, value in state.items():
+                shape = tuple(value.shape)
+                state[key] = checkpoint.require(f"{where}.{key}", shape, value.dtype)
+    for key in algorithm._get_torch_save_params()[1]:
+        held: Tensor = recursive_getattr(algorithm, key)
+        held.data.copy_(checkpoint.require(f"{name}.{key}", tuple(held.shape), held.dtype))
+    counters = checkpoint.setting(name, dict).get("counters")
+    known = _counters(algorithm)
+    try:
+        algorithm.set_parameters(fresh, exact_match=True, device="cpu")
+        for key, value in counters.items():  # type: ignore[union-attr]
+            if type(value) is not type(known[key]):
+                raise TypeError(f"{key} is {value!r}")
+            setattr(algorithm, key, value)
+    except (AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
+        raise CheckpointError(
+            f"checkpoint {checkpoint.path}: its {type(algorithm).__name__} is damaged: "
+            f"{' '.join(str(error).split())[:200]}"
+        ) from None
+
+
+def vec_normalize_to_checkpoint(env: VecNormalize) -> dict[str, Tensor]:
+    """The statistics of ``env``."""
+    return {
+        f"{name}.{key}": torch.as_tensor(np.asarray(getattr(moments, key), dtype=np.float64))
+        for name, moments in _moments(env).items()
+        for key in ("mean", "var", "count")
+    }
+
+
+def fill_vec_normalize(checkpoint: Checkpoint, name: str, env: VecNormalize) -> None:
+    """Give ``env`` the statistics stored under ``name``. Raises CheckpointError if they do not fit."""
+    for part, moments in _moments(env).items():
+        shape = np.asarray(moments.mean).shape
+        for key, form in (("mean", shape), ("var", shape), ("count", ())):
+            found = checkpoint.require(f"{name}.{part}.{key}", form, torch.float64).numpy()
+            setattr(moments, key, float(found) if key == "count" else found.copy())
+
+
+def _moments(env: VecNormalize) -> dict[str, Any]:
+    found = {"obs": getattr(env, "obs_rms", None), "ret": getattr(env, "ret_rms", None)}
+    return {name: moments for name, moments in found.items() if moments is not None}
+
+
+def _optimiser_state(checkpoint: Checkpoint, where: str) -> dict[int, dict[str, Tensor]]:
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in checkpoint.tensors.items():
+        if key.startswith(f"{where}."):
+            index, _, name = key.removeprefix(f"{where}.").partition(".")
+            if index.isdecimal() and len(index) < 9:
+                state.setdefault(int(index), {})[name] = value
+    return state
+
+
+def _counters(algorithm: OffPolicyAlgorithm) -> dict[str, Any]:
+    """Plain numbers among its attributes: steps, updates, what follows from them, and settings."""
+    return {
+        name: value
+        for name, value in vars(algorithm).items()
+        if name not in _NOT_KEPT
+        if type(value) in (int, bool) or (type(value) is float and math.isfinite(value))
+    }
+
+
+def _listed(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _listed(item) for key, item in value.items()}
+    return [_listed(item) for item in value] if isinstance(value, list | tuple) else value

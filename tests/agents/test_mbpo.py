@@ -1,0 +1,435 @@
+"""MBPO on a point on a line: it learns, resumes to the bit, and refuses what cannot work."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from stable_baselines3 import DQN, PPO, SAC, TD3
+from stable_baselines3.common.callbacks import (
+    BaseCallback,
+    EvalCallback,
+    StopTrainingOnMaxEpisodes,
+)
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.noise import NormalActionNoise
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+from torch import Tensor
+
+from agents.collect import RandomBehaviour, collect
+from agents.imagination import imagine
+from agents.mbpo import MBPO, MBPOSettings, RolloutLength
+from mbrl_bilevel.branches import Branching
+from mbrl_bilevel.dynamics import DynamicsModel, fit_dynamics
+from mbrl_bilevel.errors import BilevelError, CheckpointError, InvalidInputError
+from mbrl_bilevel.fit import Schedule
+from mbrl_bilevel.imagined_env import ImaginedVecEnv
+from mbrl_bilevel.methods import get_method
+
+LIMIT = 12
+
+
+class Point(gym.Env[Any, Any]):
+    """x' = x + a / 4, reward 1 − x'², ends beyond |x| > 2, cut after 12 steps. At rest in 0: 12."""
+
+    def __init__(self, choices: bool = False) -> None:
+        self.observation_space = gym.spaces.Box(-10.0, 10.0, (1,), np.float64)
+        self.action_space = gym.spaces.Discrete(3) if choices else gym.spaces.Box(-2, 2, (1,))
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.x, self.t = float(self.np_random.uniform(-1.5, 1.5)), 0
+        return np.array([self.x]), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        push = float(np.reshape(action, -1)[0])
+        self.x += 0.25 * (
+            push - 1.0 if isinstance(self.action_space, gym.spaces.Discrete) else push
+        )
+        self.t += 1
+        return np.array([self.x]), 1.0 - self.x**2, abs(self.x) > 2.0, self.t >= LIMIT, {}
+
+
+def off(obs: Tensor, action: Tensor, next_obs: Tensor) -> Tensor:
+    return next_obs[..., 0].abs() > 2.0
+
+
+SMALL = MBPOSettings(
+    method="nll",
+    members=2,
+    hidden=(16,),
+    schedule=Schedule(steps=60),
+    learning_starts=60,
+    refit_every=50,
+    imagine_every=20,
+    rollouts_per_step=8,
+    rollout=RolloutLength(1, 3, 60, 160),
+    updates_per_step=2,
+    imagined_rows=300,
+)
+KWARGS: dict[str, Any] = {"batch_size": 16, "policy_kwargs": {"net_arch": [16]}}
+
+
+def agent(settings: MBPOSettings = SMALL, *, choices: bool = False, **more: Any) -> MBPO:
+    given: dict[str, Any] = {"algorithm_kwargs": KWARGS, "termination": off} | more
+    return MBPO(Point(choices), settings, **given)
+
+
+def mean_return(policy: Any, choices: bool = False) -> float:
+    env = Monitor(Point(choices))
+    env.reset(seed=7)
+    return float(evaluate_policy(policy, env, 20)[0])  # type: ignore[arg-type]
+
+
+def random_steps(count: int) -> Any:
+    env = Point()
+    space: Any = env.action_space
+    return collect(env, RandomBehaviour(space, np.random.default_rng(0)), count, seed=0)
+
+
+def pushed(
+    model: DynamicsModel, starts: Tensor, length: int, branching: Branching, **more: Any
+) -> dict[str, Tensor]:
+    """Branches under the action 2, which is stored as 1: a half to the right at each step."""
+    generator = torch.Generator().manual_seed(1)
+    space: Any = Point().action_space
+
+    def act(obs: Tensor) -> Tensor:
+        return torch.ones(len(obs), 1)
+
+    return imagine(model, starts, act, space, length, branching, generator, **more)
+
+
+@pytest.fixture(scope="module")
+def learned_model() -> DynamicsModel:
+    generator = torch.Generator().manual_seed(0)
+    schedule = Schedule(steps=400, learning_rate=3e-3)
+    return fit_dynamics(
+        random_steps(600),
+        get_method("bilevel"),
+        generator=generator,
+        members=2,
+        hidden=(32,),
+        schedule=schedule,
+        termination=off,
+    )[0]
+
+
+@pytest.mark.parametrize(
+    ("kind", "steps", "more"),
+    [
+        (PPO, 8192, {"n_steps": 64, "batch_size": 128, "n_epochs": 6, "learning_rate": 3e-3}),
+        (SAC, 800, {"learning_starts": 100, "batch_size": 64, "learning_rate": 3e-3, "gamma": 0.9}),
+    ],
+)
+def test_what_is_learned_inside_the_model_is_worth_as_much_outside(
+    learned_model: DynamicsModel, kind: Any, steps: int, more: dict[str, Any]
+) -> None:
+    starts, env = random_steps(200), Point()
+    spaces: Any = (env.observation_space, env.action_space)
+    inside = ImaginedVecEnv(
+        learned_model, starts, *spaces, num_envs=16 if kind is PPO else 1, horizon=LIMIT
+    )
+    policy = kind(
+        "MlpPolicy", inside, seed=0, device="cpu", policy_kwargs={"net_arch": [32]}, **more
+    )
+    assert mean_return(policy) < 8.0
+    policy.learn(steps)
+    assert mean_return(policy) > 9.5  # the best there is, from these starts, is some 11.7
+
+
+def test_it_learns_in_few_real_steps() -> None:
+    settings = replace(
+        SMALL, updates_per_step=6, rollouts_per_step=20, schedule=Schedule(steps=150)
+    )
+    kwargs = {**KWARGS, "batch_size": 64, "learning_rate": 3e-3, "ent_coef": "auto_0.1"}
+    ours = agent(settings, algorithm_kwargs=kwargs)
+    assert mean_return(ours) < 0.0
+    ours.learn(200)
+    assert ours.model is not None
+    assert len(ours.experience.imagined) == 300
+    assert mean_return(ours) > 9.5
+
+
+def test_with_real_rows_alone_there_is_no_model() -> None:
+    found = agent(replace(SMALL, real_share=1.0)).learn(70)
+    assert found.model is None
+    assert len(found.experience.imagined) == 0
+    assert found.algorithm._n_updates == 2 * 10
+
+
+def fingerprint(found: MBPO) -> dict[str, Any]:
+    state: dict[str, Any] = dict(found.algorithm.policy.state_dict())
+    state |= {f"real.{name}": rows for name, rows in found.experience.real.stored().items()}
+    state |= {f"imagined.{name}": rows for name, rows in found.experience.imagined.stored().items()}
+    if found.model is not None:
+        state |= {f"model.{name}": rows for name, rows in found.model.policy.state_dict().items()}
+    return state
+
+
+def assert_same(a: MBPO, b: MBPO) -> None:
+    found, expected = fingerprint(a), fingerprint(b)
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert torch.equal(found[name], value), name
+    assert (a.num_timesteps, a.progress) == (b.num_timesteps, b.progress)
+
+
+def no_pickle(*args: Any, **kwargs: Any) -> Any:
+    raise AssertionError("a pickle was written or read")
+
+
+@pytest.mark.parametrize(
+    ("kind", "choices", "more"),
+    [
+        (SAC, False, {}),
+        (SAC, False, {"ent_coef": 0.2, "learning_rate": 1e-3}),
+        (
+            TD3,
+            False,
+            {"policy_delay": 3, "action_noise": NormalActionNoise(np.zeros(1), np.ones(1))},
+        ),
+        (DQN, True, {"target_update_interval": 30, "exploration_fraction": 0.5}),
+    ],
+)
+def test_saved_in_the_middle_it_goes_on_as_if_never_stopped(
+    kind: Any,
+    choices: bool,
+    more: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Also where anything else draws random numbers in between."""
+    termination = None if kind is DQN else off  # else it is learned
+    given: dict[str, Any] = {"algorithm": kind, "algorithm_kwargs": KWARGS | more}
+    whole = agent(choices=choices, termination=termination, seed=3, **given).learn(75).learn(45)
+    half = agent(choices=choices, termination=termination, seed=3, **given).learn(75)
+    torch.manual_seed(99)
+    with monkeypatch.context() as patch:
+        for module, names in (
+            (pickle, ("dump", "dumps", "load", "loads")),
+            (torch, ("save", "load")),
+        ):
+            for name in names:
+                patch.setattr(module, name, no_pickle)
+        half.save(tmp_path / "agent.safetensors")
+        objects = {name: value for name, value in more.items() if name == "action_noise"}
+        found = MBPO.load(
+            tmp_path / "agent.safetensors",
+            Point(choices),
+            termination=termination,
+            algorithm_kwargs=objects,
+        )
+    assert type(found.algorithm) is kind
+    assert_same(found, half)
+    assert_same(found.learn(45), whole)
+    assert mean_return(found, choices) == mean_return(whole, choices)
+
+
+def test_random_numbers_of_others_are_neither_used_nor_changed() -> None:
+    torch.manual_seed(5)
+    np.random.seed(5)  # noqa: NPY002
+    first = agent().learn(80)
+    drawn = (torch.rand(3).tolist(), np.random.rand(3).tolist())  # noqa: NPY002
+    torch.manual_seed(5)
+    np.random.seed(5)  # noqa: NPY002
+    assert drawn == (torch.rand(3).tolist(), np.random.rand(3).tolist())  # noqa: NPY002
+    assert_same(agent().learn(80), first)
+    other = agent(seed=1).learn(80)
+    assert not torch.equal(other.experience.real.stored()["obs"], fingerprint(first)["real.obs"])
+
+
+def test_a_time_limit_is_no_end() -> None:
+    found = agent().learn(100).experience
+    transitions = found.transitions()
+    assert transitions.truncated.sum() >= 3
+    assert (transitions.t[transitions.truncated] == LIMIT - 1).all()
+    np.testing.assert_array_equal(transitions.terminated, np.abs(transitions.next_obs[:, 0]) > 2.0)
+    rows = found.real.stored()
+    assert not (rows["ended"].bool() & rows["truncated"]).any()
+    # The next observation is that of the step, not the first of the next episode.
+    moved = transitions.next_obs - transitions.obs
+    np.testing.assert_allclose(moved, 0.25 * transitions.action, atol=1e-6)
+
+
+def test_a_branch_is_a_chain_that_ends_where_the_episode_does(
+    learned_model: DynamicsModel,
+) -> None:
+    starts, means = torch.tensor([[0.0], [1.9]]), Branching(sample=False)
+    rows = pushed(learned_model, starts, 3, means)
+    # Both take a first step to the right by 1/2: the second branch ends with it.
+    assert rows["ended"].tolist() == [0.0, 1.0, 0.0, 0.0]
+    torch.testing.assert_close(rows["obs"][2:], rows["next_obs"][[0, 2]])
+    expected = torch.tensor([[0.5], [2.4], [1.0], [1.5]])
+    torch.testing.assert_close(rows["next_obs"], expected, atol=0.1, rtol=0.0)
+    torch.testing.assert_close(
+        rows["reward"], 1.0 - expected.flatten().square(), atol=0.5, rtol=0.0
+    )
+    bounds = (torch.tensor([-1.0]), torch.tensor([1.25]))
+    within = pushed(learned_model, starts[:1], 3, means, within=bounds)
+    assert within["next_obs"].max() == 1.25
+
+
+def test_steps_where_the_model_breaks_down_are_left_out(learned_model: DynamicsModel) -> None:
+    def sick(obs: Tensor, action: Tensor, next_obs: Tensor) -> Tensor:
+        return torch.where(obs[..., 0] > 0.5, torch.nan, 1.0)
+
+    broken = replace(learned_model, reward=sick)
+    rows = pushed(broken, torch.tensor([[0.0], [1.0]]), 3, Branching())
+    assert len(rows["obs"]) >= 1
+    assert bool((rows["obs"] <= 0.5).all())
+    assert bool(rows["reward"].isfinite().all())
+
+
+@pytest.mark.parametrize(
+    ("step", "length"), [(0, 1), (20, 1), (60, 5), (85, 8), (100, 9), (999, 9)]
+)
+def test_rollouts_grow(step: int, length: int) -> None:
+    assert RolloutLength(1, 9, 20, 100).at(step) == length
+
+
+def test_callbacks_and_evaluation_of_sb3(tmp_path: Path) -> None:
+    seen: list[int] = []
+
+    class Count(BaseCallback):
+        def _on_step(self) -> bool:
+            seen.append(self.num_timesteps)
+            return True
+
+    evaluation = EvalCallback(
+        Monitor(Point()), eval_freq=40, n_eval_episodes=2, verbose=0, log_path=str(tmp_path)
+    )
+    found = agent().learn(80, [Count(), evaluation])
+    assert seen == list(range(1, 81))
+    assert len(np.load(tmp_path / "evaluations.npz")["results"]) == 2
+    found.learn(5, lambda local, glob: True)
+    assert found.num_timesteps == 85
+    stopped = agent().learn(1000, StopTrainingOnMaxEpisodes(2))
+    assert stopped.num_timesteps <= 2 * LIMIT
+    assert len(evaluate_policy(found, found.get_env(), 3, return_episode_rewards=True)[0]) == 3  # type: ignore[arg-type]
+
+
+def test_several_environments_side_by_side(tmp_path: Path) -> None:
+    found = MBPO(DummyVecEnv([lambda: Monitor(Point())] * 3), SMALL, algorithm_kwargs=KWARGS)
+    found.learn(90)
+    transitions = found.experience.transitions()
+    assert len(transitions) == 90
+    assert found.algorithm._n_updates == 2 * (90 - 60)
+    follows = (transitions.t[1:] > 0).nonzero()[0]
+    np.testing.assert_array_equal(transitions.obs[follows + 1], transitions.next_obs[follows])
+    found.save(tmp_path / "agent.safetensors")
+    single = MBPO.load(tmp_path / "agent.safetensors", Point()).learn(10)
+    assert single.num_timesteps == 100
+    assert single.algorithm._n_updates == 2 * (90 - 60) + 2 * 10
+
+
+def test_vec_normalize_is_the_algorithms_alone_and_is_saved(tmp_path: Path) -> None:
+    def normalised() -> VecNormalize:
+        return VecNormalize(DummyVecEnv([lambda: Monitor(Point())]))
+
+    found = MBPO(normalised(), SMALL, algorithm_kwargs=KWARGS, termination=off).learn(90)
+    transitions = found.experience.transitions()
+    np.testing.assert_allclose(
+        transitions.next_obs - transitions.obs, 0.25 * transitions.action, atol=1e-6
+    )
+    found.save(tmp_path / "agent.safetensors")
+    again = MBPO.load(tmp_path / "agent.safetensors", normalised(), termination=off)
+    before, after = (a.get_vec_normalize_env() for a in (found, again))
+    assert before is not None
+    assert after is not None
+    for name in ("obs_rms", "ret_rms"):
+        assert vars(getattr(before, name)).keys() == vars(getattr(after, name)).keys()
+        np.testing.assert_array_equal(getattr(before, name).var, getattr(after, name).var)
+    assert_same(again.learn(30), found.learn(30))
+    agent().learn(5).save(tmp_path / "plain.safetensors")
+    with pytest.raises(CheckpointError, match="wrap env"):
+        MBPO.load(tmp_path / "agent.safetensors", Point(), termination=off)
+    with pytest.raises(CheckpointError, match="vec_normalize"):
+        MBPO.load(tmp_path / "plain.safetensors", normalised(), termination=off)
+
+
+def test_offline_it_learns_from_random_steps_alone_and_resumes(tmp_path: Path) -> None:
+    data = random_steps(400)
+    settings = replace(
+        SMALL, schedule=Schedule(steps=200), branching=Branching(penalty=0.1), updates_per_step=10
+    )
+    kwargs = {**KWARGS, "batch_size": 64, "learning_rate": 3e-3, "ent_coef": "auto_0.1"}
+    kwargs["gamma"] = 0.9
+    whole = agent(settings, algorithm_kwargs=kwargs).learn_offline(400, data)
+    assert whole.num_timesteps == 0
+    assert mean_return(whole) > 8.0
+    returns = np.bincount(data.episode, data.reward)
+    assert returns.mean() < 6.0
+    half = agent(settings, algorithm_kwargs=kwargs).learn_offline(200, data)
+    half.save(tmp_path / "agent.safetensors")
+    found = MBPO.load(tmp_path / "agent.safetensors", Point(), termination=off)
+    assert_same(found.learn_offline(200), whole)
+
+
+def test_the_penalty_comes_off_imagined_rewards(learned_model: DynamicsModel) -> None:
+    starts = torch.linspace(-1, 1, 50).unsqueeze(1)
+    plain, penalised = (
+        pushed(learned_model, starts, 1, Branching("tsinf", sample=False, penalty=penalty))
+        for penalty in (0.0, 2.0)
+    )
+    assert torch.equal(plain["next_obs"], penalised["next_obs"])
+    assert bool((plain["reward"] - penalised["reward"] > 1e-3).all())
+
+
+REFUSED: list[tuple[Callable[[], Any], str]] = [
+    (lambda: agent(algorithm=PPO), "OffPolicyAlgorithm"),
+    (lambda: agent(algorithm_kwargs={"train_freq": 4}), "train_freq is not the algorithm's"),
+    (lambda: agent(algorithm_kwargs={"gama": 0.9}), "SAC cannot be made: .*gama"),
+    (lambda: agent(choices=True), "SAC cannot be made"),
+    (lambda: agent().learn(0), "total_timesteps must be at least 1"),
+    (lambda: agent().learn_offline(0), "updates must be at least 1"),
+    (lambda: agent().learn_offline(5), "no steps"),
+    (lambda: agent().imagine(), "no model"),
+    (lambda: replace(SMALL, method="bilvel"), "bilevel"),
+    (lambda: replace(SMALL, real_share=1.5), "real_share"),
+    (lambda: replace(SMALL, updates_per_step=0), "updates_per_step"),
+    (lambda: RolloutLength(0, 1), "rollout length"),
+    (lambda: RolloutLength(1, 2, 5, 5), "grows"),
+]
+
+
+@pytest.mark.parametrize(("call", "words"), REFUSED)
+def test_bad_input_gets_one_line(call: Callable[[], Any], words: str) -> None:
+    with pytest.raises(InvalidInputError, match=words) as caught:
+        call()
+    assert "\n" not in str(caught.value)
+
+
+class MySAC(SAC):
+    """A class of the user's own."""
+
+
+def test_a_file_gets_no_say_in_what_is_imported(tmp_path: Path) -> None:
+    path = tmp_path / "agent.safetensors"
+    noise = NormalActionNoise(np.zeros(1), np.ones(1))
+    agent(algorithm=MySAC, algorithm_kwargs=KWARGS | {"action_noise": noise}).save(path)
+    objects = {"action_noise": noise}
+    for given, words in (
+        ({"algorithm": MySAC, "algorithm_kwargs": objects}, "termination"),
+        ({"termination": off, "algorithm_kwargs": objects}, "pass its class"),
+        ({"termination": off, "algorithm_kwargs": objects, "algorithm": TD3}, "holds a MySAC"),
+        ({"termination": off, "algorithm": MySAC}, "'action_noise', which no file holds"),
+    ):
+        with pytest.raises(CheckpointError, match=words):
+            MBPO.load(path, Point(), **given)  # type: ignore[arg-type]
+    kept: dict[str, Any] = {"algorithm": MySAC, "algorithm_kwargs": objects, "termination": off}
+    assert isinstance(MBPO.load(path, Point(), **kept).algorithm, MySAC)
+    with pytest.raises(CheckpointError, match="another environment"):
+        MBPO.load(path, gym.make("InvertedPendulum-v5"), **kept)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-9])
+    with pytest.raises(BilevelError, match="checkpoint"):
+        MBPO.load(path, Point(), **kept)
