@@ -22,6 +22,8 @@ _TITLES = {
     "nll": "NLL (nats per dimension)",
     "k_nrmse": "open-loop RMSE",
     "return": "return of planning",
+    "accuracy": "accuracy",
+    "ece": "expected calibration error",
 }
 
 
@@ -93,12 +95,19 @@ def draw_seen(
     return save(figure, folder / "seen.png")
 
 
-def draw_pareto(folder: Path, summary: Sequence[Row], methods: Sequence[str]) -> Path:
-    """Forgetting against the mean just after learning: better is down and to the left."""
+def draw_pareto(
+    folder: Path, summary: Sequence[Row], methods: Sequence[str], metrics: Sequence[str]
+) -> Path:
+    """Forgetting of the first two ``metrics`` against their mean just after learning: better is down, and
+    to the left for errors."""
     names = list(dict.fromkeys(line["sequence"] for line in summary))
-    metrics = ("nrmse", "nll")
+    metrics = metrics[:2]
     figure, axes = plt.subplots(
-        2, len(names), figsize=(1.5 + 3.2 * len(names), 6.4), layout="constrained", squeeze=False
+        len(metrics),
+        len(names),
+        figsize=(1.5 + 3.2 * len(names), 6.4),
+        layout="constrained",
+        squeeze=False,
     )
     for line, metric in zip(axes, metrics, strict=True):
         for axis, sequence in zip(line, names, strict=True):

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from envs.sequences import SEQUENCES, changing
+from mbrl_bilevel.continual import transfer
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 sys.path.append(str(SCRIPTS))
@@ -51,15 +52,27 @@ def test_a_run_has_a_row_for_each_method_and_ends_the_same_after_a_stop(tmp_path
     assert [(r["seed"], r["method"]) for r in found["rows"]] == [
         (seed, method) for seed in (0, 1) for method in METHODS
     ]
-    for row in found["rows"]:
-        for metric in ("nrmse", "nll", "k_nrmse", "return"):
-            assert np.array(row[metric], dtype=float).shape == (2, 2)
-            assert np.array(row[f"{metric}_before"], dtype=float).shape == (2,)
+    for row, matrices in zip(found["rows"], found["matrices"], strict=True):
+        assert all(row[name] == matrices[name] for name in ("method", "sequence", "seed"))
+        for metric in ("rmse", "nll", "k_rmse", "return"):
+            assert np.array(matrices[metric], dtype=float).shape == (2, 2)
+            assert np.array(matrices[f"{metric}_before"], dtype=float).shape == (2,)
+            says = transfer(
+                matrices[metric],
+                "higher" if metric == "return" else "lower",
+                before=matrices[f"{metric}_before"],
+            )
+            for short, part in (("bwt", "backward"), ("fwt", "forward")):
+                assert row[f"{short}_{metric}"] == getattr(says, part)
+            for part in ("forgetting", "final", "learning"):
+                assert row[f"{part}_{metric}"] == getattr(says, part)
         # A model that has learned a task is nearer to it than one that has learned nothing.
-        assert row["nrmse"][0][0] < row["nrmse_before"][0]
+        assert matrices["rmse"][0][0] < matrices["rmse_before"][0]
         assert row["tasks"] == ["0:mass=1", "1:mass=2"]
-    # What was learned first is the same whatever is kept of it, and what is learned alone forgets nothing.
-    assert found["rows"][1]["nll"][0] == found["rows"][2]["nll"][0]
+        # Learned alone was nll only.
+        assert (row["plasticity_nll"] is None) is row["method"].startswith("bilevel")
+    # What was learned first is the same whatever is kept of it.
+    assert found["matrices"][1]["nll"][0] == found["matrices"][2]["nll"][0]
     for name in ("matrix-nrmse", "matrix-nll", "matrix-k_nrmse", "matrix-return", "seen", "pareto"):
         assert (tmp_path / "a" / "figures" / f"{name}.png").stat().st_size > 5_000
 
