@@ -16,6 +16,7 @@ from itertools import chain
 from typing import Any
 
 import torch
+from _bench_continual import continual_task
 from _bench_outer import fisher_vector_product, outer_solve, train_bilevel_fisher
 from _bench_pair import ACTION, INPUTS, OBS, TARGETS, Pair, Sizes, make_data, make_policy
 from _run import Result, RunArgs, RunFolder, launch
@@ -158,6 +159,7 @@ ROWS: dict[str, Callable[[Sizes, int], Pair]] = {
     "train-bilevel-fisher": train_bilevel_fisher,
     "fisher-vector-product": fisher_vector_product,
     "outer-solve": outer_solve,
+    "continual-task": continual_task,
 }
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from envs.class_sequences import CLASS_SEQUENCES, ClassSequence, ClassTask
 from envs.sequences import SEQUENCES, changing
 from mbrl_bilevel.continual import transfer
 
@@ -167,3 +168,72 @@ def test_bad_options_are_one_line(
     assert len(told.splitlines()) == 1
     assert message in told
     assert not (tmp_path / "x").exists()
+
+
+CLASSES = [
+    *["--quiet", "--sequences", "pairs", "--methods", "bilevel+kl", "nll+replay", "nll"],
+    *["--seeds", "1", "--members", "2", "--hidden", "8", "--train-steps", "30", "--memory", "20"],
+]
+
+
+@pytest.fixture
+def pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four classes at four corners, two at a time."""
+
+    def make(random: np.random.Generator) -> list[ClassTask]:
+        y = np.repeat(np.arange(4), 40)
+        x = np.stack([y % 2, y // 2], 1) + 0.2 * random.standard_normal((160, 2))
+        return [ClassTask(str(k), x[y // 2 == k], y[y // 2 == k]) for k in (0, 1)]
+
+    monkeypatch.setitem(CLASS_SEQUENCES, "pairs", ClassSequence("shared", 4, make, ""))
+
+
+@pytest.mark.usefixtures("pairs")
+def test_classification_goes_the_same_way(tmp_path: Path) -> None:
+    launch(continual.Args, continual.main, [*CLASSES, "--out", str(tmp_path / "a")])
+    found = json.loads((tmp_path / "a" / "metrics.json").read_text())
+    assert found["sequences"] == {"pairs": "shared"}
+    for row, matrices in zip(found["rows"], found["matrices"], strict=True):
+        says = transfer(matrices["accuracy"], "higher", before=matrices["accuracy_before"])
+        assert (row["bwt_accuracy"], row["final_accuracy"]) == (says.backward, says.final)
+        assert {"forgetting_nll", "fwt_nll", "learning_ece"} <= row.keys()
+        assert matrices["nll"][1][1] < matrices["nll_before"][1]
+    for name in ("matrix-accuracy", "matrix-nll", "matrix-ece", "seen", "pareto"):
+        assert (tmp_path / "a" / "figures" / f"{name}.png").stat().st_size > 5_000
+
+
+@pytest.mark.usefixtures("pairs")
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--sequences", "pairs", "two"), "either dynamics or classification"),
+        (("--plan-episodes", "1"), "nothing to plan"),
+        (("--context",), "--context"),
+        (("--methods", "mse"), "unknown method"),
+        (("--methods", "temperature-scaling+kl-inferred"), "inferred"),
+        (("--import-module", "no_such_module"), "cannot import module"),
+    ],
+)
+def test_bad_options_of_classification_are_one_line(
+    options: tuple[str, ...], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        launch(continual.Args, continual.main, [*CLASSES, "--out", str(tmp_path / "x"), *options])
+    assert stop.value.code == 2
+    told = capsys.readouterr().err.strip()
+    assert len(told.splitlines()) == 1
+    assert message in told
+
+
+def test_a_module_adds_a_sequence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The lines of the README."""
+    (tmp_path / "my_sequence.py").write_text(
+        "from envs.sequences import SEQUENCES, changing\n\n"
+        'winds = [{"wind": w} for w in (0, 10, -10)]\n'
+        'SEQUENCES["hopper-wind"] = changing("Hopper", winds)\n'
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    args = continual.Args(sequences=("hopper-wind",), import_module="my_sequence")
+    assert len(args.sequence("hopper-wind").tasks) == 3  # type: ignore[union-attr]
+    SEQUENCES.pop("hopper-wind")
