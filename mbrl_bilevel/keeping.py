@@ -37,6 +37,7 @@ from mbrl_bilevel.outer import Outer
 from mbrl_bilevel.penalties import Anchor, Penalised
 from mbrl_bilevel.policies import GaussianPolicy, MixturePolicy, Policy
 from mbrl_bilevel.regularisers import KL, Sum
+from mbrl_bilevel.spread import HeldOutSpread
 from mbrl_bilevel.temperature import HeldOutTemperature
 from mbrl_bilevel.tempered import TemperedPolicy
 from mbrl_bilevel.types import Batch
@@ -192,12 +193,7 @@ class Near(Nothing):
     def method(self, method: Way) -> Way:
         if self.previous is None:
             return method
-        previous = self.previous
-        if isinstance(
-            previous, TemperedPolicy
-        ):  # nearness is a matter of training, at its temperature
-            previous = previous.untempered()
-        kl = partial(KL, previous, self.strength, learnable=self.inferred)
+        kl = partial(KL, _in_training(self.previous), self.strength, learnable=self.inferred)
         # An outer level that follows hypergradients infers the reward as well, any other λ_K alone.
         alone = method.outer is None or not isinstance(method.outer.solver, GradientSolver)
         near = method.around(lambda loss: nearer(loss, kl(), alone=alone))
@@ -259,22 +255,30 @@ class Recalled(Nothing):
     density: InputDensity = field(default_factory=InputDensity)
     inputs: Tensor | None = None
 
-    def method(self, method: Method) -> Method:
+    def require_for(self, method: Way) -> None:
+        """Raises UnsupportedCombinationError for an outer level that needs the inner problem without it."""
+        if method.outer is not None and isinstance(method.outer.solver, GradientSolver | _FORMULAS):
+            raise UnsupportedCombinationError(
+                f"{type(method.outer.solver).__name__} infers a reward from the rows that it is paid on, not "
+                "beside a KL at other inputs: use kl, or a method such as bilevel or nll"
+            )
+
+    def method(self, method: Way) -> Way:
         previous, inputs = self.previous, self.inputs
         if previous is None:
             return method
         assert inputs is not None
         tasks = len(self.density.rows)
-        kl = partial(KL, previous, self.strength * tasks)
+        kl = partial(KL, _in_training(previous), self.strength * tasks)
         near = method.around(lambda loss: Nearby(loss, kl(), inputs))
-        if method.share is None or method.outer is None:
+        if not isinstance(near, Method) or near.share is None or near.outer is None:
             return near
         assert isinstance(previous, GaussianPolicy)
-        assert isinstance(method.outer.solver, HeldOutSpread)
+        assert isinstance(near.outer.solver, HeldOutSpread)
         known = Recollection(previous, inputs, tasks / (tasks + 1))
-        spread = replace(method.outer.solver, recollection=known)
+        spread = replace(near.outer.solver, recollection=known)
         # At the share 1 the mean's gradient is that of a likelihood: λ_K then counts observations.
-        return replace(near, share=1.0, outer=replace(method.outer, solver=spread))
+        return replace(near, share=1.0, outer=replace(near.outer, solver=spread))
 
     def after(self, policy: Fitted, new: FitData, generator: torch.Generator) -> Recalled:
         kept = replace(self, previous=copy.deepcopy(policy), density=self.density.after(new.x))
@@ -284,6 +288,11 @@ class Recalled(Nothing):
         assert memory.rows is not None
         order = torch.randperm(len(memory.rows.x), generator=generator)
         return replace(kept, memory=memory, inputs=memory.rows.x[order])
+
+
+def _in_training(policy: Fitted) -> Fitted:
+    """Nearness is a matter of training, at its temperature."""
+    return policy.untempered() if isinstance(policy, TemperedPolicy) else policy
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import pytest
 from mbrl_bilevel.class_methods import CLASS_METHODS, get_class_method
 from mbrl_bilevel.continual_methods import get_recipe
 from mbrl_bilevel.errors import InvalidInputError, UnsupportedCombinationError
-from mbrl_bilevel.keeping import Draws, Elastic, Keep, Near, Nothing, Replay, Way
+from mbrl_bilevel.keeping import Draws, Elastic, Keep, Near, Nothing, Recalled, Replay, Way
 from mbrl_bilevel.memory import Memory
 from mbrl_bilevel.methods import METHODS, get_method
 
@@ -31,6 +31,8 @@ def test_a_method_alone_is_fine_tuning() -> None:
         ("kl:3", Near(3.0), False),
         ("kl-inferred:0.5", Near(0.5, inferred=True), False),
         ("kl-memory", Near(1.0, inferred=True, memory=Memory(70)), False),
+        ("kl-seen", Recalled(1.0), False),
+        ("kl-stored:2", Recalled(2.0, Memory(70)), False),
         ("lwf", Draws("new"), False),
         ("generative", Draws("seen"), False),
         ("replay", Replay(Memory(70)), False),
@@ -83,6 +85,7 @@ def test_names_that_are_none(name: str, told: str) -> None:
         ("temperature-scaling+kl-inferred", get_class_method, "inferred by an outer level"),
         ("pg-beta+kl", get_class_method, "ClosedFormBeta"),
         ("bilevel-matrix+ewc", get_class_method, "EWC"),
+        ("bilevel-mixture+kl-seen", get_method, "FisherImplicit infers a reward"),
     ],
 )
 def test_what_does_not_go_together_is_refused_before_any_work(

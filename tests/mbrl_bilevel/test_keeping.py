@@ -14,7 +14,7 @@ from mbrl_bilevel.class_methods import ClassMethod
 from mbrl_bilevel.data import FitData, cross_fit
 from mbrl_bilevel.fit import Schedule
 from mbrl_bilevel.implicit import FisherImplicit
-from mbrl_bilevel.keeping import Draws, Elastic, Keep, Near, Nothing, Replay, Way
+from mbrl_bilevel.keeping import Draws, Elastic, Keep, Near, Nothing, Recalled, Replay, Way
 from mbrl_bilevel.linalg import conjugate_gradient
 from mbrl_bilevel.losses import NLL, Loss, PolicyGradient
 from mbrl_bilevel.memory import Memory
@@ -263,7 +263,7 @@ def test_nothing_is_kept_by_nothing() -> None:
 @pytest.mark.parametrize(
     "keep",
     [Near(1.0), Near(1.0, inferred=True), Near(1.0, inferred=True, memory=Memory(10)),
-     Draws("new"), Draws("seen"), Replay(Memory(10)), Replay(Memory(10), dark=True), Elastic(1.0)],
+     Recalled(1.0), Draws("new"), Draws("seen"), Replay(Memory(10)), Replay(Memory(10), dark=True), Elastic(1.0)],
     ids=lambda keep: type(keep).__name__,
 )  # fmt: skip
 def test_before_the_first_task_it_is_as_if_nothing_were_kept(keep: Keep) -> None:
