@@ -25,7 +25,7 @@ class Args(RunArgs):
     """Options of continual."""
 
     sequences: tuple[str, ...] = ("hopper-mass",)
-    """Sequences of tasks, all of one line. One dynamics whose data shifts: halfcheetah-speed (quarters of
+    """Sequences of tasks, all of dynamics or all of classification. One dynamics whose data shifts: halfcheetah-speed (quarters of
     the speeds), halfcheetah-behaviour (gaits that grow faster), pusher-goal (goals that move).
     A dynamics that changes: halfcheetah-gravity, hopper-mass, walker-friction, halfcheetah-body (limbs and
     torsos), halfcheetah-mix (ten tasks that differ in one thing or two).
