@@ -7,7 +7,7 @@ each stops by its own loss on held-out rows.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -49,7 +49,7 @@ class ClassMethod:
 
     ``outer`` is for the likelihood, ``outer_other`` for other objectives (None: this method has no
     way to want anything else). Where φ moves during training the ``moving`` loss cannot be compared
-    with itself: early stopping then watches the objective.
+    with itself: early stopping then watches the objective. ``wrap`` is put around the loss.
     """
 
     loss: Callable[[int, int], Loss]
@@ -57,6 +57,30 @@ class ClassMethod:
     outer: Outer | None = None
     outer_other: Outer | None = None
     moving: bool = False
+    wrap: Callable[[Loss], Loss] | None = None
+
+    def around(self, wrap: Callable[[Loss], Loss]) -> ClassMethod:
+        """The same with ``wrap`` put around the loss: a penalty, say."""
+        return replace(self, wrap=wrap)
+
+    def policy(
+        self,
+        inputs: int,
+        outputs: int,
+        *,
+        generator: torch.Generator,
+        members: int,
+        hidden: Sequence[int],
+    ) -> TemperedPolicy:
+        """The policy to fit, over ``outputs`` classes."""
+        return TemperedPolicy(
+            inputs,
+            outputs,
+            generator=generator,
+            members=members,
+            hidden=hidden,
+            reach=reward_size(outputs),
+        )
 
     def fit(
         self,
@@ -64,14 +88,17 @@ class ClassMethod:
         data: FitData,
         *,
         generator: torch.Generator,
+        loss: Loss | None = None,
         objective: Objective | None = None,
         schedule: Schedule | None = None,
         progress: bool = False,
         log: Log | None = None,
-    ) -> tuple[Loss, FitResult]:
-        """Fit ``policy`` in place; the loss with the φ that was inferred, and what ``fit`` says.
+    ) -> FitResult:
+        """Fit ``policy`` in place, by this method's loss built afresh or by that ``loss`` itself, which
+        then holds the φ that was inferred.
 
-        A method without an outer level gets the outer rows for training. Raises InvalidInputError
+        A method without an outer level gets the outer rows for training. A temperature that was set
+        before is for answers, not for training, which begins at λ again. Raises InvalidInputError
         for an ``objective`` other than likelihood that this method cannot want, and as
         ``mbrl_bilevel.fit.fit`` does.
         """
@@ -84,10 +111,13 @@ class ClassMethod:
                     f"use one of {able}"
                 )
             outer, moving = replace(self.outer_other, objective=objective), True
-        loss = self.loss(policy.classes, policy.inputs)
+        loss = loss or self.loss(policy.classes, policy.inputs)
+        if self.wrap is not None:
+            loss = self.wrap(loss)
         if outer is None:
             data = replace(data, folds=data.folds.without_outer())
-        result = fit(
+        policy.temper.data.zero_()
+        return fit(
             policy,
             loss,
             data,
@@ -98,7 +128,6 @@ class ClassMethod:
             progress=progress,
             log=log,
         )
-        return loss, result
 
 
 def _pays_the_truth(classes: int, inputs: int) -> PolicyGradient:

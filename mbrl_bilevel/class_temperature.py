@@ -1,6 +1,7 @@
 """Outer solvers for classifiers that know the inner optimum: λ(x) by its power, β by the paper's formula.
 
-p*_{λ'}(·|x) ∝ p*_λ(·|x)^{λ/λ'} (entropy alone); β* = λ·C/(2·tr Σ), Σ the held-out second moment of
+p*_{λ'}(·|x) ∝ p*_λ(·|x)^{λ/λ'} (with a KL beside the entropy both weights are divided by s = λ/λ' and
+the reference, too, is raised to the power s: arXiv 2510.07624's inner optimum with p_ref^{λ_K/Λ}); β* = λ·C/(2·tr Σ), Σ the held-out second moment of
 the residual onehot(y) − p(x) (arXiv 2510.07624, whose formula for a Gaussian it is).
 """
 
@@ -16,7 +17,7 @@ from mbrl_bilevel.bilevel import Problem, Report, reward_loss
 from mbrl_bilevel.class_losses import categorical
 from mbrl_bilevel.errors import InvalidInputError, UnsupportedCombinationError
 from mbrl_bilevel.losses import PolicyGradient
-from mbrl_bilevel.regularisers import Entropy
+from mbrl_bilevel.regularisers import KL, Entropy, Regulariser, Sum
 from mbrl_bilevel.rewards import RewardMatrix
 from mbrl_bilevel.tempered import TemperedPolicy, tempered
 
@@ -50,17 +51,17 @@ class HeldOutClassTemperature:
 
     def check(self, problem: Problem) -> None:
         """Raises UnsupportedCombinationError for a policy without a temperature to set, or a reward
-        with another regulariser than entropy, whose optimum is no power."""
+        whose optimum at another temperature is no power: one without entropy."""
         if not isinstance(problem.policy, TemperedPolicy):
             raise UnsupportedCombinationError(
                 "HeldOutClassTemperature needs a TemperedPolicy, whose λ(x) it sets; "
                 f"got a {type(problem.policy).__name__}"
             )
         loss = problem.loss
-        if isinstance(loss, PolicyGradient) and not isinstance(loss.regulariser, Entropy):
+        if isinstance(loss, PolicyGradient) and not _has_entropy(loss.regulariser):
             raise UnsupportedCombinationError(
                 f"with {type(loss.regulariser).__name__} the inner optimum at another temperature is "
-                "no power of this one: use Entropy alone, or FisherImplicit"
+                "no power of this one: use Entropy, alone or beside KL by Sum, or FisherImplicit"
             )
 
     def step(self, problem: Problem) -> Report:
@@ -99,6 +100,13 @@ class HeldOutClassTemperature:
 
     def _free(self, temper: Tensor) -> Tensor:
         return temper if self.bend_ridge is not None else temper * temper.new_tensor([1.0, 0.0])
+
+
+def _has_entropy(regulariser: Regulariser) -> bool:
+    """Entropy, alone or beside KL: both scale with the temperature."""
+    parts = regulariser.parts if isinstance(regulariser, Sum) else (regulariser,)
+    kinds = {type(part) for part in parts}
+    return Entropy in kinds and kinds <= {Entropy, KL}
 
 
 #: Logits of the members that answer together [K, R, C], the class of each row, its weight.

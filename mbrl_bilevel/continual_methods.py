@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from mbrl_bilevel.errors import InvalidInputError, look_up
-from mbrl_bilevel.keeping import Draws, Elastic, Keep, Near, Nothing, Recalled, Replay
+from mbrl_bilevel.keeping import Draws, Elastic, Keep, Near, Nothing, Recalled, Replay, Way
 from mbrl_bilevel.memory import Memory
 from mbrl_bilevel.methods import Method, get_method
 
@@ -80,22 +80,24 @@ KEEPS: dict[str, Keeping] = {
 class Recipe:
     """How to train, what to keep, and whether each task starts ``anew``."""
 
-    method: Method
+    method: Way
     keep: Keep
     anew: bool = False
 
 
-def get_recipe(name: str, memory: int = 500) -> Recipe:
+def get_recipe(name: str, memory: int = 500, way: Callable[[str], Way] = get_method) -> Recipe:
     """The method called ``name``, "bilevel+kl" say; "bilevel" alone is "bilevel+none".
 
-    ``memory`` rows are stored by those that store any. Raises InvalidInputError with the nearest name,
-    for a strength that is no number or not positive, or a method that looks several steps ahead.
+    ``memory`` rows are stored by those that store any. ``way`` finds what stands before the plus:
+    ``get_class_method`` for classes. Raises InvalidInputError with the nearest name, for a strength that
+    is no number or not positive, or a method that looks several steps ahead; UnsupportedCombinationError
+    for two that do not go together.
     """
     trained, _, kept = name.partition("+")
     kind, colon, number = (kept or "none").partition(":")
-    method = get_method(trained)
+    method = way(trained)
     keeping = look_up(KEEPS, kind, "unknown way of keeping")
-    if method.horizon > 1:
+    if isinstance(method, Method) and method.horizon > 1:
         raise InvalidInputError(f"{trained}: sequences of tasks are learned by methods of one step")
     if colon and keeping.strength is None:
         raise InvalidInputError(f"{name}: {kind} has no strength; leave out :{number}")
@@ -106,6 +108,5 @@ def get_recipe(name: str, memory: int = 500) -> Recipe:
     if colon and not 0.0 < strength < float("inf"):
         raise InvalidInputError(f"{name}: the strength must be positive; got {number}")
     keep = keeping.build(strength, memory)
-    if isinstance(keep, Near):
-        keep.require_for(method)
+    keep.require_for(method)
     return Recipe(method, keep, keeping.anew)

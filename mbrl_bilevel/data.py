@@ -38,6 +38,11 @@ class Folds:
     stop: tuple[IntArray, ...]
     outer: tuple[IntArray, ...]
 
+    @property
+    def rows(self) -> IntArray:
+        """The numbers of all rows that somebody sees, in order."""
+        return np.unique(np.concatenate([*self.train, *self.stop, *self.outer]))
+
     def without_outer(self) -> Folds:
         """The outer samples given to training, for a method that has no outer level."""
         train = tuple(np.concatenate(pair) for pair in zip(self.train, self.outer, strict=True))

@@ -11,10 +11,13 @@ from functools import partial
 from typing import Literal, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Adam
 
 from mbrl_bilevel.bilevel import GradientSolver
+from mbrl_bilevel.class_methods import ClassMethod
+from mbrl_bilevel.class_temperature import ClosedFormBeta, HeldOutClassTemperature
+from mbrl_bilevel.closed_form import ClosedForm
 from mbrl_bilevel.cross_fitted import Recollection
 from mbrl_bilevel.data import FitData
 from mbrl_bilevel.errors import UnsupportedCombinationError
@@ -35,22 +38,32 @@ from mbrl_bilevel.penalties import Anchor, Penalised
 from mbrl_bilevel.policies import GaussianPolicy, MixturePolicy, Policy
 from mbrl_bilevel.regularisers import KL, Sum
 from mbrl_bilevel.spread import HeldOutSpread
+from mbrl_bilevel.temperature import HeldOutTemperature
+from mbrl_bilevel.tempered import TemperedPolicy
 from mbrl_bilevel.types import Batch
 
-Fitted = GaussianPolicy | MixturePolicy
+Fitted = GaussianPolicy | MixturePolicy | TemperedPolicy
+#: A way to train: for real targets, or for classes.
+Way = Method | ClassMethod
+#: Outer levels that set the reward by a formula for an inner problem with entropy alone.
+_FORMULAS = ClosedForm | HeldOutTemperature | ClosedFormBeta
 
 #: Inputs of earlier tasks that a previous policy is asked about: as many as its spread is fitted to.
 _RECALLED = HeldOutSpread.rows
 
 
 class Keep(Protocol):
-    """The slot. ``tasks`` were learned so far; with none, the next fit is as any other."""
+    """The slot. Before the first task was learned, the next fit is as any other."""
+
+    def require_for(self, method: Way) -> None:
+        """Raises UnsupportedCombinationError for a ``method`` that cannot be kept by this."""
+        ...
 
     def data(self, new: FitData, generator: torch.Generator) -> FitData:
         """The rows of the next fit."""
         ...
 
-    def method(self, method: Method) -> Method:
+    def method(self, method: Way) -> Way:
         """How the next fit is made."""
         ...
 
@@ -63,10 +76,13 @@ class Keep(Protocol):
 class Nothing:
     """Fine-tuning: the parameters go on from where they are."""
 
+    def require_for(self, method: Way) -> None:
+        """Whatever it is."""
+
     def data(self, new: FitData, generator: torch.Generator) -> FitData:
         return new
 
-    def method(self, method: Method) -> Method:
+    def method(self, method: Way) -> Way:
         return method
 
     def after(self, policy: Fitted, new: FitData, generator: torch.Generator) -> Nothing:
@@ -115,7 +131,7 @@ class Draws(Nothing):
         count = len(new.x) * (tasks if self.inputs == "seen" else 1)
         x = new.x if self.inputs == "new" else self.density.draw(count, generator)
         y = drawn_targets(self.previous, x, generator)
-        past = independent_rows(x, y, self.previous.members, generator)
+        past = independent_rows(x, y, self.previous, generator)
         return rehearsed(new, past, count / (count + len(new.x)))
 
     def after(self, policy: Fitted, new: FitData, generator: torch.Generator) -> Draws:
@@ -133,7 +149,18 @@ class Elastic(Nothing):
     rows: int = 128
     anchors: tuple[Anchor, ...] = ()
 
-    def method(self, method: Method) -> Method:
+    def require_for(self, method: Way) -> None:
+        """Raises UnsupportedCombinationError for a mixture, whose Fisher information has no closed form, or
+        an outer level that needs the inner problem without a penalty."""
+        mixture = isinstance(method, Method) and method.components > 1
+        solver = None if method.outer is None else method.outer.solver
+        if mixture or isinstance(solver, GradientSolver | _FORMULAS):
+            raise UnsupportedCombinationError(
+                "EWC needs the Fisher information of the policy in closed form, and an outer level, if any, "
+                "that holds with a penalty too: use kl, or a method such as bilevel or nll"
+            )
+
+    def method(self, method: Way) -> Way:
         if not self.anchors:
             return method
         return method.around(lambda loss: Penalised(loss, self.anchors, self.strength))
@@ -163,23 +190,27 @@ class Near(Nothing):
     density: InputDensity = field(default_factory=InputDensity)
     earlier: Batch | None = None
 
-    def method(self, method: Method) -> Method:
+    def method(self, method: Way) -> Way:
         if self.previous is None:
             return method
-        kl = partial(KL, self.previous, self.strength, learnable=self.inferred)
-        near = method.around(lambda loss: nearer(loss, kl()))
-        if method.share is not None:
+        kl = partial(KL, _in_training(self.previous), self.strength, learnable=self.inferred)
+        # An outer level that follows hypergradients infers the reward as well, any other λ_K alone.
+        alone = method.outer is None or not isinstance(method.outer.solver, GradientSolver)
+        near = method.around(lambda loss: nearer(loss, kl(), alone=alone))
+        if isinstance(near, Method) and near.share is not None:
             # At the share 1 λ_K counts observations: 1 weighs what was predicted like what is seen now,
             # and the inner curvature is Λ times the Fisher matrix.
             near = replace(near, share=1.0)
         if not self.inferred:
             return near
-        outer = _INFERRING if method.share is not None else method.outer
+        outer = _inferring(method)
         assert outer is not None
         assert self.earlier is not None
         tasks = len(self.density.rows)
         objective = Mixed(outer.objective, self.earlier, tasks / (tasks + 1))
-        return replace(near, outer=replace(outer, objective=objective))
+        near = replace(near, outer=replace(outer, objective=objective))
+        # A loss that λ_K moves cannot be compared with itself.
+        return replace(near, moving=True) if isinstance(near, ClassMethod) else near
 
     def after(self, policy: Fitted, new: FitData, generator: torch.Generator) -> Near:
         kept = replace(self, previous=copy.deepcopy(policy), density=self.density.after(new.x))
@@ -195,13 +226,15 @@ class Near(Nothing):
         every = (policy.members, -1, -1)
         return replace(kept, earlier=Batch(x.expand(every), y.expand(every)))
 
-    def require_for(self, method: Method) -> None:
-        """Raises UnsupportedCombinationError if λ_K is to be inferred and ``method`` has no outer level
-        that can: one with a ``share``, or a hypergradient."""
-        able = method.share is not None or (
-            method.outer is not None and isinstance(method.outer.solver, GradientSolver)
-        )
-        if self.inferred and not able:
+    def require_for(self, method: Way) -> None:
+        """Raises UnsupportedCombinationError for an outer level whose formula knows of no KL, or, if λ_K is
+        to be inferred, one that cannot (``_inferring``)."""
+        if method.outer is not None and isinstance(method.outer.solver, _FORMULAS):
+            raise UnsupportedCombinationError(
+                f"the formula of {type(method.outer.solver).__name__} holds with entropy alone, not with a "
+                "KL beside it: use bilevel, or replay"
+            )
+        if self.inferred and _inferring(method) is None:
             raise UnsupportedCombinationError(
                 "the strength of the KL is inferred by an outer level, which this method has not: use "
                 "bilevel or bilevel-mixture, or a fixed strength (kl)"
@@ -222,22 +255,30 @@ class Recalled(Nothing):
     density: InputDensity = field(default_factory=InputDensity)
     inputs: Tensor | None = None
 
-    def method(self, method: Method) -> Method:
+    def require_for(self, method: Way) -> None:
+        """Raises UnsupportedCombinationError for an outer level that needs the inner problem without it."""
+        if method.outer is not None and isinstance(method.outer.solver, GradientSolver | _FORMULAS):
+            raise UnsupportedCombinationError(
+                f"{type(method.outer.solver).__name__} infers a reward from the rows that it is paid on, not "
+                "beside a KL at other inputs: use kl, or a method such as bilevel or nll"
+            )
+
+    def method(self, method: Way) -> Way:
         previous, inputs = self.previous, self.inputs
         if previous is None:
             return method
         assert inputs is not None
         tasks = len(self.density.rows)
-        kl = partial(KL, previous, self.strength * tasks)
+        kl = partial(KL, _in_training(previous), self.strength * tasks)
         near = method.around(lambda loss: Nearby(loss, kl(), inputs))
-        if method.share is None or method.outer is None:
+        if not isinstance(near, Method) or near.share is None or near.outer is None:
             return near
         assert isinstance(previous, GaussianPolicy)
-        assert isinstance(method.outer.solver, HeldOutSpread)
+        assert isinstance(near.outer.solver, HeldOutSpread)
         known = Recollection(previous, inputs, tasks / (tasks + 1))
-        spread = replace(method.outer.solver, recollection=known)
+        spread = replace(near.outer.solver, recollection=known)
         # At the share 1 the mean's gradient is that of a likelihood: λ_K then counts observations.
-        return replace(near, share=1.0, outer=replace(method.outer, solver=spread))
+        return replace(near, share=1.0, outer=replace(near.outer, solver=spread))
 
     def after(self, policy: Fitted, new: FitData, generator: torch.Generator) -> Recalled:
         kept = replace(self, previous=copy.deepcopy(policy), density=self.density.after(new.x))
@@ -247,6 +288,11 @@ class Recalled(Nothing):
         assert memory.rows is not None
         order = torch.randperm(len(memory.rows.x), generator=generator)
         return replace(kept, memory=memory, inputs=memory.rows.x[order])
+
+
+def _in_training(policy: Fitted) -> Fitted:
+    """Nearness is a matter of training, at its temperature."""
+    return policy.untempered() if isinstance(policy, TemperedPolicy) else policy
 
 
 @dataclass(frozen=True)
@@ -269,20 +315,35 @@ class Nearby:
         return value - bonus, {**metrics, "kl": -bonus.detach()}
 
 
-def nearer(loss: Loss, kl: KL) -> Loss:
-    """``loss`` with ``kl`` in it."""
+def nearer(loss: Loss, kl: KL, *, alone: bool = False) -> Loss:
+    """``loss`` with ``kl`` in it; ``alone``, its λ_K is all of φ."""
     if not isinstance(loss, PolicyGradient):
         return Nearby(loss, kl)
+    if alone and isinstance(loss.reward, nn.Module):
+        loss.reward.requires_grad_(False)
     loss.regulariser = Sum(loss.regulariser, kl)
     return loss
 
 
-#: λ_K by the implicit function theorem, σ(x) as ever. One number is not worth a sample of its own: it is
-#: read on the rows that set σ(x), those of early stopping among them.
+#: λ_K by the implicit function theorem, and what a method's own outer level sets as ever. One number is not
+#: worth a sample of its own: it is read on the rows that set σ(x), those of early stopping among them.
 _INFERRING = Outer(
     FisherImplicit(partial(conjugate_gradient, tolerance=0.1, max_iterations=20)),
     optimiser=partial(Adam, lr=0.6),
     every=200,
     warmup=200,
-    alongside=HeldOutSpread(),
 )
+
+
+def _inferring(method: Way) -> Outer | None:
+    """The outer level by which ``method`` can infer λ_K as well: its own, if that follows hypergradients,
+    or such a one with its own alongside, if the loss pays rewards; else None."""
+    outer = method.outer
+    if outer is None or isinstance(outer.solver, GradientSolver):
+        return outer
+    paid = isinstance(method, ClassMethod) and isinstance(method.loss(2, 1), PolicyGradient)
+    if (isinstance(method, Method) and method.share is not None) or (
+        paid and isinstance(outer.solver, HeldOutClassTemperature)
+    ):
+        return replace(_INFERRING, alongside=outer.solver)
+    return None

@@ -8,33 +8,35 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from mbrl_bilevel.class_methods import ClassMethod
+from mbrl_bilevel.classification import Classification
 from mbrl_bilevel.continual_methods import Recipe
-from mbrl_bilevel.data import FitData, IntArray, cross_fit
+from mbrl_bilevel.data import IntArray
 from mbrl_bilevel.errors import InvalidInputError
 from mbrl_bilevel.fit import Schedule
-from mbrl_bilevel.keeping import Fitted, Keep
-from mbrl_bilevel.methods import Method
+from mbrl_bilevel.keeping import Fitted
 from mbrl_bilevel.normaliser import Normaliser
+from mbrl_bilevel.policies import Policy
 from mbrl_bilevel.regression import Regression, draw_seed
 from mbrl_bilevel.types import FitResult
 
 
 @dataclass(frozen=True)
 class Learner:
-    """``model`` after the tasks so far, and how it learns the next one. Where ``anew``, each task but
-    the first starts from fresh parameters again. ``last`` tells of the last fit, ``moved`` E_x KL(p_before ‖ p_after) on its
-    inputs, in nats per dimension."""
+    """``model`` after the tasks so far, and how it learns the next one, by ``recipe``. ``outputs`` are the
+    target dimensions that it predicts, or the classes. ``last`` tells of the last fit, ``moved``
+    E_x KL(p_before ‖ p_after) on its inputs, in nats per dimension."""
 
-    method: Method
-    keep: Keep
-    model: Regression
+    recipe: Recipe
+    model: Regression | Classification
     hidden: tuple[int, ...]
-    anew: bool
+    outputs: int
     last: FitResult | None = None
     moved: float | None = None
 
@@ -47,61 +49,71 @@ class Learner:
         generator: torch.Generator,
         members: int = 5,
         hidden: Sequence[int] = (200, 200),
+        classes: int = 0,
     ) -> Learner:
-        """One that has learned nothing, in the units of x [N, X] and y [N, D], the first task's.
+        """One that has learned nothing, in the units of x [N, X] and y [N, D], the first task's. For a
+        method of classes y [N, 1] is one of ``classes``, as many as there are in all tasks together.
 
-        Raises InvalidInputError if no target varies.
+        Raises InvalidInputError if no target varies, or ``classes`` are wanting or in the way.
         """
+        over_classes = isinstance(recipe.method, ClassMethod)
+        if over_classes is not (classes > 0):
+            raise InvalidInputError(
+                f"classes must be {'how many there are' if over_classes else '0 for real targets'}; "
+                f"got {classes}"
+            )
         inputs, targets = Normaliser.fit(x), Normaliser.fit(y)
-        active = int((~targets.constant).sum())
-        if not active:
+        outputs = classes or int((~targets.constant).sum())
+        if not outputs:
             raise InvalidInputError("no target ever changes in the data: there is nothing to learn")
-        policy = recipe.method.policy(
-            x.shape[1], active, generator=generator, members=members, hidden=hidden
+        policy: Any = recipe.method.policy(
+            x.shape[1], outputs, generator=generator, members=members, hidden=hidden
         )
-        model = Regression(policy, inputs, targets)
-        return Learner(recipe.method, recipe.keep, model, tuple(hidden), recipe.anew)
+        model = (
+            Classification(policy, inputs) if over_classes else Regression(policy, inputs, targets)
+        )
+        return Learner(recipe, model, tuple(hidden), outputs)
 
     def learn(
         self,
         x: Tensor,
         y: Tensor,
-        groups: IntArray,
+        groups: IntArray | None = None,
         *,
         generator: torch.Generator,
         schedule: Schedule | None = None,
     ) -> Learner:
         """The learner of one more task, x [N, X] and y [N, D] raw; this one stays as it was.
 
-        Rows of one of the ``groups`` [N] are never parted. Raises as ``fit_regression`` does.
+        Rows of one of the ``groups`` [N] are never parted; without them each goes by itself. Raises as
+        ``mbrl_bilevel.fit.fit`` does, and InvalidInputError for too few rows or groups.
         """
-        model = self.model
-        folds = cross_fit(groups, model.members, np.random.default_rng(draw_seed(generator)))
-        used = np.flatnonzero(groups >= 0)
-        new = FitData(model.inputs.normalise(x), model.targets.normalise(y)[:, model.active], folds)
-        policy = copy.deepcopy(model.policy)
-        if self.anew and self.last is not None:
-            policy = self.method.policy(
+        (method, keep), model = (self.recipe.method, self.recipe.keep), self.model
+        new = model.rows(x, y, groups, np.random.default_rng(draw_seed(generator)))
+        # Of the kind that this method makes.
+        policy: Any = copy.deepcopy(model.policy)
+        if self.recipe.anew and self.last is not None:
+            policy = method.policy(
                 policy.inputs,
-                policy.outputs,
+                self.outputs,
                 generator=generator,
                 members=policy.members,
                 hidden=self.hidden,
             )
-        data = self.keep.data(new, generator)
-        if self.method.outer is None:
+        data = keep.data(new, generator)
+        if method.outer is None:
             data = replace(data, folds=data.folds.without_outer())
-        result = self.keep.method(self.method).fit(
-            policy, data, generator=generator, schedule=schedule
-        )
-        keep = self.keep.after(policy, new, generator)
-        moved = _moved(model.policy, policy, new.x[used])
+        result = keep.method(method).fit(policy, data, generator=generator, schedule=schedule)
         return replace(
-            self, keep=keep, model=replace(model, policy=policy), last=result, moved=moved
+            self,
+            recipe=replace(self.recipe, keep=keep.after(policy, new, generator)),
+            model=replace(model, policy=policy),
+            last=result,
+            moved=_moved(model.policy, policy, new.x[new.folds.rows]) / new.y.shape[1],
         )
 
 
 @torch.no_grad()
-def _moved(before: Fitted, after: Fitted, x: Tensor) -> float:
+def _moved(before: Fitted, after: Policy, x: Tensor) -> float:
     old, new = (policy.dist(x.expand(policy.members, -1, -1)) for policy in (before, after))
-    return float(old.kl(new).mean()) / after.outputs
+    return float(old.kl(new).mean())

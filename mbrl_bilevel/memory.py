@@ -13,7 +13,8 @@ from torch import Tensor
 
 from mbrl_bilevel.data import FitData, Folds, IntArray, cross_fit
 from mbrl_bilevel.errors import InvalidInputError
-from mbrl_bilevel.policies import GaussianPolicy, MixturePolicy
+from mbrl_bilevel.policies import CategoricalPolicy, Policy
+from mbrl_bilevel.row_folds import row_folds
 
 
 @dataclass(frozen=True)
@@ -74,9 +75,7 @@ class InputDensity:
 
 
 @torch.no_grad()
-def drawn_targets(
-    policy: GaussianPolicy | MixturePolicy, x: Tensor, generator: torch.Generator
-) -> Tensor:
+def drawn_targets(policy: Policy, x: Tensor, generator: torch.Generator) -> Tensor:
     """y [N, D] at x [N, X], each drawn from one of the members, taken at random."""
     dist = policy.dist(x.expand(policy.members, -1, -1))
     each = dist.sample(1, generator)[0]
@@ -84,10 +83,13 @@ def drawn_targets(
     return each[member, torch.arange(len(x))]
 
 
-def independent_rows(x: Tensor, y: Tensor, members: int, generator: torch.Generator) -> FitData:
-    """Rows that belong to no episode, each of them free to go to any fold."""
+def independent_rows(x: Tensor, y: Tensor, policy: Policy, generator: torch.Generator) -> FitData:
+    """Rows that belong to no episode, each of them free to go to any fold; folds of the kind that the
+    ``policy`` is trained on."""
     random = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
-    return FitData(x, y, cross_fit(np.arange(len(x)), members, random))
+    if isinstance(policy, CategoricalPolicy):
+        return FitData(x, y, row_folds(y[:, 0].long().numpy(), policy.members, random))
+    return FitData(x, y, cross_fit(np.arange(len(x)), policy.members, random))
 
 
 def joined(first: FitData, second: FitData) -> FitData:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mbrl_bilevel.distributions import DiagonalGaussian
+from mbrl_bilevel.distributions import Categorical, DiagonalGaussian, Distribution
 from mbrl_bilevel.errors import InvalidInputError, UnsupportedCombinationError
 from mbrl_bilevel.losses import Loss, Metrics
 from mbrl_bilevel.policies import Policy
@@ -78,22 +78,17 @@ class Penalised:
 
 
 def diagonal_fisher(policy: Policy, batch: Batch) -> dict[str, Tensor]:
-    """E_x Σ_d [(∂μ_d/∂θ_p)²/σ_d² + 2(∂ log σ_d/∂θ_p)²] over the rows of ``batch``, by parameter name.
+    """E_x E_{ŷ~p}[(∂ log p(ŷ|x)/∂θ_p)²] over the rows of ``batch``, by parameter name.
 
-    Exact for a diagonal Gaussian: no target is drawn or used. One pass a row and output, so a few
-    hundred rows will do. Raises UnsupportedCombinationError for another distribution.
+    Exact for a diagonal Gaussian and for classes: no target is drawn or used. One pass a row and output,
+    so a few hundred rows will do. Raises UnsupportedCombinationError for another distribution.
     """
     named = {name: p for name, p in policy.named_parameters() if p.requires_grad}
     found = {name: torch.zeros_like(p) for name, p in named.items()}
     share = batch.weight if batch.weight is not None else torch.ones_like(batch.x[..., 0])
     share = share / share.sum(-1, keepdim=True)
     for row in range(batch.x.shape[1]):
-        dist = policy.dist(batch.x[:, row : row + 1])
-        if not isinstance(dist, DiagonalGaussian):
-            raise UnsupportedCombinationError(
-                f"EWC needs a GaussianPolicy; got a {type(dist).__name__}: use the KL regulariser"
-            )
-        outputs = torch.cat([dist.mean / dist.std.detach(), 2.0**0.5 * dist.log_std], -1)[:, 0]
+        outputs = _whitened(policy.dist(batch.x[:, row : row + 1]))[:, 0]
         for output in outputs.sum(0):
             if not output.requires_grad:
                 continue
@@ -103,3 +98,17 @@ def diagonal_fisher(policy: Policy, batch: Batch) -> dict[str, Tensor]:
             for name, g in zip(named, gradients, strict=True):
                 found[name] += share[:, row].reshape(-1, *[1] * (g.ndim - 1)) * g.square()
     return found
+
+
+def _whitened(dist: Distribution) -> Tensor:
+    """Outputs [E, B, K] whose squared derivatives add up to the Fisher information of ``dist``:
+    μ/σ and √2·log σ, since that of (μ, log σ) is (1/σ², 2); √p_c·log p_c for classes. What stands
+    before a logarithm or below a mean is held fixed."""
+    if isinstance(dist, DiagonalGaussian):
+        return torch.cat([dist.mean / dist.std.detach(), 2.0**0.5 * dist.log_std], -1)
+    if isinstance(dist, Categorical):
+        return dist.probs.detach().sqrt() * dist.log_probs
+    raise UnsupportedCombinationError(
+        f"EWC needs a GaussianPolicy or one over classes; got a {type(dist).__name__}: use the KL "
+        "regulariser"
+    )

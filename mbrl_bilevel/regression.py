@@ -42,6 +42,14 @@ class Regression:
         """[D] bool: the target dimensions that the policy predicts."""
         return ~self.targets.constant
 
+    def rows(
+        self, x: Tensor, y: Tensor, groups: IntArray | None, random: np.random.Generator
+    ) -> FitData:
+        """Raw x [N, X] and y [N, D] to learn from, in this model's units. Rows of one of the ``groups``
+        [N] are never parted; None takes each by itself. Raises as ``cross_fit``."""
+        folds = cross_fit(np.arange(len(x)) if groups is None else groups, self.members, random)
+        return FitData(self.inputs.normalise(x), self.targets.normalise(y)[:, self.active], folds)
+
     def dist(self, x: Tensor) -> DiagonalGaussian | GaussianMixture:
         """Each member's distribution of the active targets at x [B, X], raw units, [E, B, D_active]."""
         normalised = self.inputs.normalise(x).expand(self.members, -1, -1)

@@ -6,7 +6,6 @@ any, is the value of ``method`` (class_methods.py, methods.py). Source: arXiv 25
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from typing import Any, Literal, Self
 
@@ -19,8 +18,9 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 from torch import Tensor
 
-from mbrl_bilevel.class_methods import get_class_method, reward_size
+from mbrl_bilevel.class_methods import get_class_method
 from mbrl_bilevel.class_objectives import ExpectedCost
+from mbrl_bilevel.classification import CHUNK, FAR, Classification
 from mbrl_bilevel.data import FitData, Folds
 from mbrl_bilevel.errors import InvalidInputError
 from mbrl_bilevel.fit import Schedule, fit
@@ -31,16 +31,11 @@ from mbrl_bilevel.objectives import BalancedError, Objective, OneStepNLL
 from mbrl_bilevel.regression import fit_regression
 from mbrl_bilevel.rewards import RewardMatrix
 from mbrl_bilevel.row_folds import FEWEST_ROWS, row_folds
-from mbrl_bilevel.tempered import TemperedPolicy
 
 Array = npt.NDArray[Any]
 #: What an outer level may want of a classifier: a name, or costs [C, C] of answering ŷ where y is true.
 Wanted = Literal["nll", "balanced_accuracy"] | Sequence[Sequence[float]]
 
-#: Normalised features beyond this are taken for this: a network says nothing sensible further out.
-_FAR = 10.0
-#: Rows predicted at once.
-_CHUNK = 4096
 #: A regression's folds need this many rows; fewer are repeated.
 _REGRESSION_ROWS = 10
 
@@ -63,7 +58,7 @@ class BilevelClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     classes_: Array
     reward_matrix_: Array
-    _policy: TemperedPolicy
+    _model: Classification
 
     def __init__(
         self,
@@ -117,10 +112,12 @@ class BilevelClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             self.members,
             np.random.default_rng(int(random.randint(2**31 - 1))),
         )
-        self._loss, self.result_ = method.fit(
-            self._policy,
+        self._loss = method.loss(len(classes), self.n_features_in_)
+        self.result_ = method.fit(
+            self._model.policy,
             self._data(data, y, weight, folds),
             generator=generator,
+            loss=self._loss,
             objective=objective,
             schedule=self._schedule(self.steps),
             progress=self.verbose > 0,
@@ -159,31 +156,26 @@ class BilevelClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         everything = (np.arange(len(X)),) * self.members
         none = (np.arange(0),) * self.members
         # The temperature is for answers, not for training: the inner problem is the one at λ.
-        kept = self._policy.temper.detach().clone()
-        self._policy.temper.data.zero_()
+        policy = self._model.policy
+        kept = policy.temper.detach().clone()
+        policy.temper.data.zero_()
         passes = -(-len(X) // self.batch_size)
         self.result_ = fit(
-            self._policy,
+            policy,
             self._loss,
             self._data(data, y, weight, Folds(everything, everything, none)),
             generator=self._generator,
             schedule=self._schedule(passes, evaluate_every=passes),
             progress=self.verbose > 0,
         )
-        self._policy.temper.data.copy_(kept)
+        policy.temper.data.copy_(kept)
         return self
 
     def predict_proba(self, X: Any) -> Array:
         """Probabilities [N, C] in the order of ``classes_``: the mean over the members."""
         check_is_fitted(self, "result_")
         X = validate_data(self, X, reset=False, dtype=np.float64)
-        policy = copy.deepcopy(self._policy).double()
-        with torch.inference_mode():
-            parts = [
-                policy.dist(part.expand(self.members, -1, -1)).probs.mean(0)
-                for part in torch.split(self._inputs(X), _CHUNK)
-            ]
-        probabilities: Array = torch.cat(parts).numpy()
+        probabilities: Array = self._model.probs(torch.tensor(X)).numpy()
         return probabilities
 
     def predict(self, X: Any) -> Array:
@@ -198,19 +190,18 @@ class BilevelClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             del self.reward_matrix_
         self.classes_ = classes
         self._generator = generator
-        self._normaliser = Normaliser.fit(torch.tensor(X))
-        self._policy = TemperedPolicy(
+        policy = get_class_method(self.method).policy(
             X.shape[1],
             len(classes),
             generator=generator,
             members=self.members,
             hidden=tuple(self.hidden),
-            reach=reward_size(len(classes)),
         )
+        self._model = Classification(policy, Normaliser.fit(torch.tensor(X)))
         return self._inputs(X)
 
     def _inputs(self, X: Array) -> Tensor:
-        return self._normaliser.normalise(torch.tensor(X)).clamp(-_FAR, _FAR)
+        return self._model.normalise(torch.tensor(X))
 
     def _data(self, x: Tensor, y: Array, weight: Array, folds: Folds) -> FitData:
         codes = torch.from_numpy(np.searchsorted(self.classes_, y)).float().unsqueeze(1)
@@ -311,7 +302,7 @@ class BilevelRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
             return (mean, std) if return_std else mean
         means, stds = [], []
         with torch.inference_mode():
-            for part in torch.split(self._inputs(X), _CHUNK):
+            for part in torch.split(self._inputs(X), CHUNK):
                 each, covariance = self._model.dist(part).moments()  # [E, B, 1], [E, B, 1, 1]
                 spread = covariance[..., 0].mean(0) + each.var(0, correction=0)
                 means.append(each.mean(0).squeeze(-1))
@@ -320,7 +311,7 @@ class BilevelRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         return (mean, torch.cat(stds).numpy() * self._spread) if return_std else mean
 
     def _inputs(self, X: Array) -> Tensor:
-        return self._normaliser.normalise(torch.tensor(X)).clamp(-_FAR, _FAR)
+        return self._normaliser.normalise(torch.tensor(X)).clamp(-FAR, FAR)
 
 
 def _objective(wanted: Wanted) -> Objective:

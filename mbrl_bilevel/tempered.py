@@ -6,6 +6,7 @@ at another λ(x) is a power of it, x by x: nothing has to be trained again.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 import torch
@@ -46,6 +47,12 @@ class TemperedPolicy(CategoricalPolicy):
     def dist(self, x: Tensor) -> Categorical:
         """The predicted distribution at ``x`` [E, B, X]: logits [E, B, C]."""
         return Categorical(tempered(self.logits(x), self.temper, self.reach))
+
+    def untempered(self) -> TemperedPolicy:
+        """A copy at λ, the temperature of training."""
+        found = copy.deepcopy(self)
+        found.temper.data.zero_()
+        return found
 
     def logits(self, x: Tensor) -> Tensor:
         """Before any temperature, [E, B, C], of mean zero over the classes."""

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
-from _continual_summary import sequences
+from _continual_summary import HIGHER, sequences
 from _figures import colour, save
 from _rows import Row
 from matplotlib.ticker import MaxNLocator
 
 from mbrl_bilevel.statistics import interval
 
+#: Matrices side by side.
+_ABREAST = 6
 #: How a way of keeping looks; the way of training is the colour.
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">", "h", "p")
 _TITLES = {
@@ -22,6 +26,8 @@ _TITLES = {
     "nll": "NLL (nats per dimension)",
     "k_nrmse": "open-loop RMSE",
     "return": "return of planning",
+    "accuracy": "accuracy",
+    "ece": "expected calibration error",
 }
 
 
@@ -34,35 +40,61 @@ def draw_matrices(
 
 
 def _draw_matrix(folder: Path, rows: Sequence[Row], methods: Sequence[str], metric: str) -> Path:
-    names = sequences(rows)
-    size = (1.0 + 1.7 * len(methods), 0.6 + 1.9 * len(names))
+    names, columns = sequences(rows), min(len(methods), _ABREAST)
+    lines = math.ceil(len(methods) / columns)
+    size = (1.6 + 1.9 * columns, 0.7 + 2.0 * lines * len(names))
     figure, axes = plt.subplots(
-        len(names), len(methods), figsize=size, layout="constrained", squeeze=False
+        lines * len(names), columns, figsize=size, layout="constrained", squeeze=False
     )
-    for line, sequence in zip(axes, names, strict=True):
+    for place, sequence in enumerate(names):
+        block = axes[place * lines : (place + 1) * lines]
         found = [_mean(rows, method, sequence, metric) for method in methods]
-        finite = np.concatenate(
-            [m[np.isfinite(m)] for m in found if m is not None] or [np.zeros(1)]
-        )
-        low, high = np.quantile(finite, (0.0, 0.95)) if len(finite) else (0.0, 1.0)
-        for axis, method, matrix in zip(line, methods, found, strict=True):
+        low, high, cut = _range([m for m in found if m is not None], metric)
+        for axis, method, matrix in zip_longest(block.flat, methods, found):
             axis.set_xticks([])
             axis.set_yticks([])
             if matrix is None:
                 axis.axis("off")
                 continue
-            image = axis.imshow(matrix, vmin=low, vmax=high, cmap="viridis")
-            if len(matrix) <= 5:
-                for (i, j), value in np.ndenumerate(matrix):
-                    tint = "white" if value < (low + high) / 2 else "black"
-                    axis.text(
-                        j, i, f"{value:.2f}", ha="center", va="center", fontsize=6, color=tint
-                    )
+            image = axis.imshow(matrix, vmin=low, vmax=high, cmap=_colours(metric))
+            _write(axis, image, matrix)
             axis.set_title(method, fontsize=8)
-        line[0].set_ylabel(f"{sequence}\nlearned last", fontsize=8)
-        figure.colorbar(image, ax=line, shrink=0.8)
-    figure.suptitle(f"{_TITLES[metric]}: tested on (columns) after learning (rows)", fontsize=9)
+        for axis in block[:, 0]:
+            axis.set_ylabel(f"{sequence}\nlearned last", fontsize=8)
+        figure.colorbar(image, ax=block, shrink=0.8, extend=cut)
+    figure.suptitle(
+        f"{_TITLES[metric]}: tested on (columns)\nafter learning (rows); dark is good", fontsize=9
+    )
     return save(figure, folder / f"matrix-{metric}.png")
+
+
+def _colours(metric: str) -> str:
+    return "viridis_r" if metric in HIGHER else "viridis"
+
+
+def _range(found: Sequence[Any], metric: str) -> tuple[float, float, str]:
+    """Ends of the colours, and which of them is ``cut``: a method that broke down would leave one colour to
+    all the others."""
+    values = np.concatenate([m[np.isfinite(m)] for m in found] or [np.zeros(1)])
+    if len(values) == 0:
+        return 0.0, 1.0, "neither"
+    low, high = float(values.min()), float(values.max())
+    if metric in HIGHER:
+        least = high - 2.0 * (high - float(np.quantile(values, 0.25)))
+        return (least, high, "min") if low < least < high else (low, high, "neither")
+    most = low + 2.0 * (float(np.quantile(values, 0.75)) - low)
+    return (low, most, "max") if low < most < high else (low, high, "neither")
+
+
+def _write(axis: Any, image: Any, matrix: Any) -> None:
+    """The numbers, where there is room for them."""
+    if len(matrix) > 5:
+        return
+    for (i, j), value in np.ndenumerate(matrix):
+        red, green, blue, _ = image.to_rgba(value)
+        tint = "black" if 0.3 * red + 0.6 * green + 0.1 * blue > 0.5 else "white"
+        text = f"{value:.2f}" if abs(value) < 10 else f"{value:.0f}"
+        axis.text(j, i, text, ha="center", va="center", fontsize=6, color=tint)
 
 
 def draw_seen(
@@ -87,18 +119,25 @@ def draw_seen(
             axis.set_xlabel("tasks learned")
             axis.xaxis.set_major_locator(MaxNLocator(integer=True))
             axis.grid(alpha=0.3)
-            _show_most(axis)
+            _show_most(axis, "y", metric in HIGHER)
         line[0].set_ylabel(_TITLES[metric], fontsize=8)
     _legend(figure, axes)
     return save(figure, folder / "seen.png")
 
 
-def draw_pareto(folder: Path, summary: Sequence[Row], methods: Sequence[str]) -> Path:
-    """Forgetting against the mean just after learning: better is down and to the left."""
+def draw_pareto(
+    folder: Path, summary: Sequence[Row], methods: Sequence[str], metrics: Sequence[str]
+) -> Path:
+    """Forgetting of the first two ``metrics`` against their mean just after learning: better is down, and
+    to the left for errors."""
     names = list(dict.fromkeys(line["sequence"] for line in summary))
-    metrics = ("nrmse", "nll")
+    metrics = metrics[:2]
     figure, axes = plt.subplots(
-        2, len(names), figsize=(1.5 + 3.2 * len(names), 6.4), layout="constrained", squeeze=False
+        len(metrics),
+        len(names),
+        figsize=(1.5 + 3.2 * len(names), 6.4),
+        layout="constrained",
+        squeeze=False,
     )
     for line, metric in zip(axes, metrics, strict=True):
         for axis, sequence in zip(line, names, strict=True):
@@ -113,6 +152,8 @@ def draw_pareto(folder: Path, summary: Sequence[Row], methods: Sequence[str]) ->
                     tint = _look(one["method"], methods)["color"]
                     axis.plot([x["mean"]] * 2, [-y["low"], -y["high"]], color=tint, linewidth=1)
                     axis.plot([x["low"], x["high"]], [-y["mean"]] * 2, color=tint, linewidth=1)
+            _show_most(axis, "x", metric in HIGHER)
+            _show_most(axis, "y")
             axis.axhline(0.0, color="black", linewidth=0.8, linestyle=":")
             axis.set_title(sequence, fontsize=9)
             axis.set_xlabel(f"{_TITLES[metric]}, just learned", fontsize=8)
@@ -139,17 +180,21 @@ def _curve(axis: Any, repeats: Any, method: str, methods: Sequence[str]) -> None
         )
 
 
-def _show_most(axis: Any) -> None:
-    """A method that broke down would hide all the others."""
-    values = np.concatenate([line.get_ydata() for line in axis.get_lines()] or [np.zeros(1)])
-    values = values[np.isfinite(values)]
+def _show_most(axis: Any, along: str, higher: bool = False) -> None:
+    """Leave out what lies far on the bad side: a method that broke down would hide all the others."""
+    get = "get_ydata" if along == "y" else "get_xdata"
+    values = np.concatenate([getattr(line, get)() for line in axis.get_lines()] or [np.zeros(1)])
+    values = values[np.isfinite(values)] * (-1.0 if higher else 1.0)
     if len(values) == 0:
         return
-    best, most = values.min(), np.quantile(values, 0.9)
-    top = best + 1.5 * (most - best)
-    if values.max() > top > best:
-        axis.set_ylim(best - 0.05 * (top - best), top)
-        axis.annotate("(cut)", (0.02, 0.93), xycoords="axes fraction", fontsize=7)
+    best, most = values.min(), np.quantile(values, 0.85)
+    end, margin = best + 1.6 * (most - best), 0.05 * (most - best)
+    if not values.max() > end > best:
+        return
+    limits = (-end, -best + margin) if higher else (best - margin, end)
+    (axis.set_ylim if along == "y" else axis.set_xlim)(*limits)
+    place = (0.02, 0.93) if along == "y" else (0.88, 0.02)
+    axis.annotate("(cut)", place, xycoords="axes fraction", fontsize=7)
 
 
 def _look(method: str, methods: Sequence[str]) -> dict[str, Any]:
@@ -175,7 +220,7 @@ def _legend(figure: Any, axes: Any) -> None:
         found.values(),
         found.keys(),
         loc="outside lower center",
-        ncols=min(6, len(found)),
+        ncols=max(1, min(len(found), int(figure.get_figwidth() / 1.9))),
         frameon=False,
         fontsize=8,
     )

@@ -17,10 +17,13 @@ from _rows import Row
 from mbrl_bilevel.continual import Better, Transfer, transfer
 from mbrl_bilevel.statistics import interval, mean, stratified_interval
 
-#: One step ahead: RMSE in the first task's target std, NLL in nats per dimension; RMSE k steps ahead.
-METRICS = ("nrmse", "nll", "k_nrmse")
 PARTS = tuple(field.name for field in dataclasses.fields(Transfer))
 _LOWER, _HIGHER = get_args(Better)
+#: Metrics that are the better the higher; all others are errors.
+HIGHER = ("return", "accuracy")
+#: Columns of a row in metrics.json: ``bwt_nll`` and so on. The unit of an RMSE is the first task's std.
+_SHORT = {"backward": "bwt", "backward_all": "bwt_all", "forward": "fwt"}
+_NAMES = {"nrmse": "rmse", "k_nrmse": "k_rmse"}
 #: Forgetting below this many nats per dimension is none, and no share of it can be removed.
 _SOME = 0.05
 
@@ -34,11 +37,33 @@ def transfers(rows: Sequence[Row], method: str, sequence: str, metric: str) -> d
         reference = references.get(seed)
         found[seed] = transfer(
             _array(row[metric]),
-            _HIGHER if metric == "return" else _LOWER,
+            _HIGHER if metric in HIGHER else _LOWER,
             before=_array(row[f"{metric}_before"]).tolist(),
             alone=None if reference is None else _array(reference[metric]).diagonal().tolist(),
         )
     return found
+
+
+def scored(rows: Sequence[Row], metrics: Sequence[str]) -> dict[str, list[Row]]:
+    """``rows``, where each repeat's matrices are told by the parts of ``Transfer``, forgetting_nll,
+    bwt_nll, …; and the ``matrices`` themselves, R[i][j] on task j after task i, beside what was
+    before any learning."""
+    told: list[Row] = []
+    matrices: list[Row] = []
+    for row in rows:
+        key = {name: row[name] for name in ("method", "sequence", "seed")}
+        line, large = dict(row), dict(key)
+        for metric in metrics:
+            name = _NAMES.get(metric, metric)
+            large |= {name: line.pop(metric), f"{name}_before": line.pop(f"{metric}_before")}
+            found = transfers(rows, row["method"], row["sequence"], metric)[row["seed"]]
+            line |= {
+                f"{_SHORT.get(part, part)}_{name}": value
+                for part, value in dataclasses.asdict(found).items()
+            }
+        told.append(line)
+        matrices.append(large)
+    return {"rows": told, "matrices": matrices}
 
 
 def summarise(rows: Sequence[Row], methods: Sequence[str], metrics: Sequence[str]) -> Iterator[Row]:

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
@@ -282,6 +282,9 @@ def _check_same(path: Path, script: str, args: RunArgs) -> None:
     then, now = config.get("args"), _options(args)
     if not isinstance(then, dict):
         raise InvalidInputError(f"{path / 'config.json'}: it has no args; give another --out")
+    # A run that was started before there was some option went by what is its default now.
+    defaults = {f.name: f.default for f in fields(args) if f.default is not MISSING}
+    then = strict(defaults) | then
     for name in [*now, *(name for name in then if name not in now)]:
         if name in FREE_ON_RESUME or (name in then and name in now and then[name] == now[name]):
             continue

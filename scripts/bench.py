@@ -16,6 +16,7 @@ from itertools import chain
 from typing import Any
 
 import torch
+from _bench_continual import continual_task
 from _bench_outer import fisher_vector_product, outer_solve, train_bilevel_fisher
 from _bench_pair import ACTION, INPUTS, OBS, TARGETS, Pair, Sizes, make_data, make_policy
 from _bench_peers import BESIDE_ROWS, PeerMissingError
@@ -162,6 +163,7 @@ ROWS: dict[str, Callable[[Sizes, int], Pair]] = {
     "outer-solve": outer_solve,
     **BESIDE_ROWS,
     "sac-updates": sac_updates,
+    "continual-task": continual_task,
 }
 
 

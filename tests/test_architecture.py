@@ -51,7 +51,15 @@ FLOORS: dict[str, tuple[str, ...]] = {
         "problems",
     ),
     "F4": ("fit",),
-    "F5": ("methods", "class_methods", "regression", "dynamics", "dynamics_checkpoint", "tabular"),
+    "F5": (
+        "methods",
+        "class_methods",
+        "regression",
+        "classification",
+        "dynamics",
+        "dynamics_checkpoint",
+        "tabular",
+    ),
     "F6": (
         "model_env",
         "branches",

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import copy
+import math
 from functools import partial
 
 import numpy as np
@@ -17,7 +19,7 @@ from mbrl_bilevel.linalg import conjugate_gradient
 from mbrl_bilevel.losses import NLL, PolicyGradient
 from mbrl_bilevel.policies import CategoricalPolicy
 from mbrl_bilevel.positive import PositiveFunction
-from mbrl_bilevel.regularisers import KL, Entropy
+from mbrl_bilevel.regularisers import KL, Entropy, Sum
 from mbrl_bilevel.rewards import Mahalanobis, RewardMatrix
 from mbrl_bilevel.tempered import TemperedPolicy, tempered
 from mbrl_bilevel.types import Batch
@@ -46,6 +48,24 @@ def test_the_inner_optimum_at_another_temperature_is_a_power() -> None:
         solve_inner(Problem(policy, loss, groups(300), groups(300)))
         found.append(policy.logits(torch.eye(4, dtype=torch.float64).unsqueeze(0)).detach())
     torch.testing.assert_close(found[0], 2.5 * found[1], rtol=1e-6, atol=1e-8)
+
+
+def test_beside_a_kl_it_is_a_power_where_the_reference_is_raised_to_it_too() -> None:
+    """λ_H and λ_K over s, the reference to the power s: the logits are s times those before."""
+    sharper, reward = 0.4, RewardMatrix(2.0 * torch.eye(3))
+    reference = TemperedPolicy(4, 3, generator=generator(3), hidden=()).double()
+    raised = reference.untempered()
+    raised.temper[:, 0] = math.log(sharper)
+    found: list[Tensor] = []
+    for s, near in ((1.0, reference), (sharper, raised)):
+        policy = TemperedPolicy(4, 3, generator=generator(), hidden=()).double()
+        both = Sum(Entropy(1.0 / s), KL(near, 0.7 / s))
+        loss = PolicyGradient(copy.deepcopy(reward), regulariser=both).double()
+        problem = Problem(policy, loss, groups(300), groups(300))
+        HeldOutClassTemperature().check(problem)
+        solve_inner(problem)
+        found.append(policy.logits(torch.eye(4, dtype=torch.float64).unsqueeze(0)).detach())
+    torch.testing.assert_close(sharper * found[0], found[1], rtol=1e-6, atol=1e-8)
 
 
 def test_hypergradient_of_a_temperature_of_x_is_that_of_brute_force() -> None:

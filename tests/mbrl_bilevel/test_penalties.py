@@ -11,7 +11,7 @@ from mbrl_bilevel.errors import InvalidInputError, UnsupportedCombinationError
 from mbrl_bilevel.fit import Schedule, fit
 from mbrl_bilevel.losses import MSE, NLL
 from mbrl_bilevel.penalties import Anchor, Penalised, diagonal_fisher
-from mbrl_bilevel.policies import CategoricalPolicy, GaussianPolicy
+from mbrl_bilevel.policies import CategoricalPolicy, GaussianPolicy, MixturePolicy
 from mbrl_bilevel.types import Batch
 
 
@@ -64,6 +64,21 @@ def test_fisher_of_a_network_is_the_mean_square_of_drawn_scores() -> None:
     assert sum(float(v.sum()) for v in drawn.values()) == pytest.approx(total, rel=0.15)
 
 
+def test_fisher_of_a_linear_classifier_is_the_closed_form() -> None:
+    """E_x[xxᵀ ⊗ (diag(p) − ppᵀ)], of which the diagonal: x_i²·p_c(1 − p_c)."""
+    policy, data = (
+        CategoricalPolicy(3, 4, generator=seeded(), members=2, hidden=()),
+        batch(2, 30, 3, 1),
+    )
+    found = diagonal_fisher(policy, data)
+    p = policy.dist(data.x).probs.detach()
+    weight = data.x.square().unsqueeze(-1) * (p * (1.0 - p)).unsqueeze(-2)
+    torch.testing.assert_close(found["network.layers.0.weight"], weight.mean(1))
+    torch.testing.assert_close(
+        found["network.layers.0.bias"], (p * (1.0 - p)).mean(1, keepdim=True)
+    )
+
+
 def test_the_penalty_is_half_the_fisher_square_and_online_adds_up() -> None:
     policy, data = (
         GaussianPolicy(2, 2, generator=seeded(), members=2, hidden=(3,)),
@@ -106,9 +121,9 @@ def test_a_strong_penalty_holds_and_none_lets_go() -> None:
 
 
 def test_refusals() -> None:
-    classes = CategoricalPolicy(2, 3, generator=seeded())
+    mixture = MixturePolicy(2, 1, generator=seeded(), members=1, hidden=())
     with pytest.raises(UnsupportedCombinationError, match="GaussianPolicy"):
-        Anchor.at(classes, batch(1, 4, 2, 1))
+        Anchor.at(mixture, batch(1, 4, 2, 1))
     with pytest.raises(InvalidInputError, match="strength"):
         Penalised(NLL(), (), -1.0)
     policy, data = GaussianPolicy(2, 1, generator=seeded(), members=1, hidden=()), batch(1, 4, 2, 1)

@@ -120,14 +120,14 @@ def test_an_observation_remembered_counts_like_one_that_is_seen(
 
 def test_inputs_come_from_the_densities_or_from_a_memory() -> None:
     _, twice = learned("bilevel+kl-seen")
-    assert isinstance(twice.keep, Recalled)
-    assert twice.keep.inputs is not None
-    assert twice.keep.memory is None
-    assert len(twice.keep.density.rows) == 2
+    assert isinstance(twice.recipe.keep, Recalled)
+    assert twice.recipe.keep.inputs is not None
+    assert twice.recipe.keep.memory is None
+    assert len(twice.recipe.keep.density.rows) == 2
     _, stored = learned("bilevel+kl-stored")
-    assert isinstance(stored.keep, Recalled)
-    assert stored.keep.memory is not None
-    rows = stored.keep.memory.rows
+    assert isinstance(stored.recipe.keep, Recalled)
+    assert stored.recipe.keep.memory is not None
+    rows = stored.recipe.keep.memory.rows
     assert rows is not None
-    assert stored.keep.inputs is not None
-    assert sorted(stored.keep.inputs[:, 0].tolist()) == sorted(rows.x[:, 0].tolist())
+    assert stored.recipe.keep.inputs is not None
+    assert sorted(stored.recipe.keep.inputs[:, 0].tolist()) == sorted(rows.x[:, 0].tolist())

@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from envs.class_sequences import CLASS_SEQUENCES, ClassSequence, ClassTask
 from envs.sequences import SEQUENCES, changing
+from mbrl_bilevel.continual import transfer
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 sys.path.append(str(SCRIPTS))
@@ -51,15 +53,27 @@ def test_a_run_has_a_row_for_each_method_and_ends_the_same_after_a_stop(tmp_path
     assert [(r["seed"], r["method"]) for r in found["rows"]] == [
         (seed, method) for seed in (0, 1) for method in METHODS
     ]
-    for row in found["rows"]:
-        for metric in ("nrmse", "nll", "k_nrmse", "return"):
-            assert np.array(row[metric], dtype=float).shape == (2, 2)
-            assert np.array(row[f"{metric}_before"], dtype=float).shape == (2,)
+    for row, matrices in zip(found["rows"], found["matrices"], strict=True):
+        assert all(row[name] == matrices[name] for name in ("method", "sequence", "seed"))
+        for metric in ("rmse", "nll", "k_rmse", "return"):
+            assert np.array(matrices[metric], dtype=float).shape == (2, 2)
+            assert np.array(matrices[f"{metric}_before"], dtype=float).shape == (2,)
+            says = transfer(
+                matrices[metric],
+                "higher" if metric == "return" else "lower",
+                before=matrices[f"{metric}_before"],
+            )
+            for short, part in (("bwt", "backward"), ("fwt", "forward")):
+                assert row[f"{short}_{metric}"] == getattr(says, part)
+            for part in ("forgetting", "final", "learning"):
+                assert row[f"{part}_{metric}"] == getattr(says, part)
         # A model that has learned a task is nearer to it than one that has learned nothing.
-        assert row["nrmse"][0][0] < row["nrmse_before"][0]
+        assert matrices["rmse"][0][0] < matrices["rmse_before"][0]
         assert row["tasks"] == ["0:mass=1", "1:mass=2"]
-    # What was learned first is the same whatever is kept of it, and what is learned alone forgets nothing.
-    assert found["rows"][1]["nll"][0] == found["rows"][2]["nll"][0]
+        # Learned alone was nll only.
+        assert (row["plasticity_nll"] is None) is row["method"].startswith("bilevel")
+    # What was learned first is the same whatever is kept of it.
+    assert found["matrices"][1]["nll"][0] == found["matrices"][2]["nll"][0]
     for name in ("matrix-nrmse", "matrix-nll", "matrix-k_nrmse", "matrix-return", "seen", "pareto"):
         assert (tmp_path / "a" / "figures" / f"{name}.png").stat().st_size > 5_000
 
@@ -154,3 +168,73 @@ def test_bad_options_are_one_line(
     assert len(told.splitlines()) == 1
     assert message in told
     assert not (tmp_path / "x").exists()
+
+
+CLASSES = [
+    *["--quiet", "--sequences", "pairs", "--methods", "bilevel+kl", "nll+replay", "nll"],
+    *["--seeds", "1", "--members", "2", "--hidden", "8", "--train-steps", "30", "--memory", "20"],
+    *["--learning-rate", "3e-2"],
+]
+
+
+@pytest.fixture
+def pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four classes at four corners, two at a time."""
+
+    def make(random: np.random.Generator) -> list[ClassTask]:
+        y = np.repeat(np.arange(4), 40)
+        x = np.stack([y % 2, y // 2], 1) + 0.2 * random.standard_normal((160, 2))
+        return [ClassTask(str(k), x[y // 2 == k], y[y // 2 == k]) for k in (0, 1)]
+
+    monkeypatch.setitem(CLASS_SEQUENCES, "pairs", ClassSequence("shared", 4, make, ""))
+
+
+@pytest.mark.usefixtures("pairs")
+def test_classification_goes_the_same_way(tmp_path: Path) -> None:
+    launch(continual.Args, continual.main, [*CLASSES, "--out", str(tmp_path / "a")])
+    found = json.loads((tmp_path / "a" / "metrics.json").read_text())
+    assert found["sequences"] == {"pairs": "shared"}
+    for row, matrices in zip(found["rows"], found["matrices"], strict=True):
+        says = transfer(matrices["accuracy"], "higher", before=matrices["accuracy_before"])
+        assert (row["bwt_accuracy"], row["final_accuracy"]) == (says.backward, says.final)
+        assert {"forgetting_nll", "fwt_nll", "learning_ece"} <= row.keys()
+        assert matrices["nll"][0][0] < matrices["nll_before"][0]
+    for name in ("matrix-accuracy", "matrix-nll", "matrix-ece", "seen", "pareto"):
+        assert (tmp_path / "a" / "figures" / f"{name}.png").stat().st_size > 5_000
+
+
+@pytest.mark.usefixtures("pairs")
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--sequences", "pairs", "two"), "either dynamics or classification"),
+        (("--plan-episodes", "1"), "nothing to plan"),
+        (("--context",), "--context"),
+        (("--methods", "mse"), "unknown method"),
+        (("--methods", "temperature-scaling+kl-inferred"), "inferred"),
+        (("--import-module", "no_such_module"), "cannot import module"),
+    ],
+)
+def test_bad_options_of_classification_are_one_line(
+    options: tuple[str, ...], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        launch(continual.Args, continual.main, [*CLASSES, "--out", str(tmp_path / "x"), *options])
+    assert stop.value.code == 2
+    told = capsys.readouterr().err.strip()
+    assert len(told.splitlines()) == 1
+    assert message in told
+
+
+def test_a_module_adds_a_sequence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The lines of the README."""
+    (tmp_path / "my_sequence.py").write_text(
+        "from envs.sequences import SEQUENCES, changing\n\n"
+        'winds = [{"wind": w} for w in (0, 10, -10)]\n'
+        'SEQUENCES["hopper-wind"] = changing("Hopper", winds)\n'
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    args = continual.Args(sequences=("hopper-wind",), import_module="my_sequence")
+    assert len(args.sequence("hopper-wind").tasks) == 3  # type: ignore[union-attr]
+    SEQUENCES.pop("hopper-wind")
