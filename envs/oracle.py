@@ -19,7 +19,7 @@ import torch
 from gymnasium.envs.mujoco import MujocoEnv
 from torch import Tensor
 
-from envs.make import Env, acting_layers, is_bystander, quiet_mujoco
+from envs.make import Env, acting_layers, is_bystander
 from envs.rollouts import Rollouts, judge_of
 from mbrl_bilevel.errors import InvalidInputError
 
@@ -81,7 +81,6 @@ class Oracle:
                     "Oracle: env must be a MuJoCo environment of Gymnasium (MujocoEnv); "
                     f"got {type(real.unwrapped).__name__}, whose state cannot be copied"
                 )
-        quiet_mujoco()
         self._exact, self._rollouts = exact, Rollouts(threads)
         self._copies = [_private_copy(self._real[0]) for _ in range(threads)]
         for real in self._real:
