@@ -41,6 +41,9 @@ class CEM(Planner):
       shifted, at the next time step.
     - ``decay``: divides the population at every iteration; 1 keeps it.
     - ``add_mean``: μ itself competes in the last iteration.
+    - ``add_middle``: doing nothing, the middle of the box throughout, competes in the first iteration
+      (of discrete actions, the first of them). Where control costs and candidates are few, each of
+      them may cost more than it gains.
     - ``execute_best``: the action is that of the last iteration's best candidate, not that of μ.
 
     Raises InvalidInputError where a field is out of its range.
@@ -54,6 +57,7 @@ class CEM(Planner):
     keep_fraction: float = 0.0
     decay: float = 1.0
     add_mean: bool = False
+    add_middle: bool = False
     execute_best: bool = False
 
     def __post_init__(self) -> None:
@@ -102,6 +106,8 @@ class CEM(Planner):
             # A shifted elite knows nothing of the new last step: the fresh draw stays there.
             known = self.horizon - 1 if i == 0 else self.horizon
             _insert(candidates[:, :, :known], kept[:, :, :known], kept_valid)
+            if self.add_middle and i == 0:
+                candidates[:, 0] = actions.chosen(actions.middle)
             if self.add_mean and i == self.iterations - 1:
                 candidates[:, 0] = actions.chosen(mean)
             scores, bad = finite_scores(score, candidates)

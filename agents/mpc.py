@@ -252,7 +252,7 @@ class MPC:
         """Fit a fresh model, and where episodes end a fresh value, to all experience so far."""
         experience = self.experience.transitions()
         self.value = self._fit_value(experience)
-        self.model, result = fit_dynamics(
+        model, result = fit_dynamics(
             experience,
             get_method(self.settings.method),
             generator=self._generator,
@@ -262,6 +262,8 @@ class MPC:
             termination=self.termination,
             reward=self.reward,
         )
+        elites = self.settings.elites
+        self.model = model if elites is None else model.elites(result.criterion, elites)
         self.last_fit, self._fitted_on = result, len(self.experience)
         self.logger.record("model/held_out", float(np.mean(result.criterion)))
         self.logger.record("model/fit_steps", result.steps)

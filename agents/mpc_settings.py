@@ -20,7 +20,9 @@ class MPCSettings:
     steps come first; then the model is fitted from scratch every ``refit_every`` steps, to all
     experience. While learning, Gaussian noise of ``exploration`` half-ranges is added to actions;
     a discrete action is replaced by a uniform one with that probability. ``replan_every``: steps that
-    a plan is followed before the next is made; 1 plans at every step.
+    a plan is followed before the next is made; 1 plans at every step. ``elites``: plan with this many
+    of the ``members``, those of the lowest held-out criterion; None with all. Either number divides
+    the particles of ``imagination``.
     ``value``: how the value beyond the horizon is fitted, for tasks whose episodes can terminate;
     None plans without.
     """
@@ -35,6 +37,7 @@ class MPCSettings:
     refit_every: int = 250
     exploration: float = 0.2
     replan_every: int = 1
+    elites: int | None = None
     value: ValueSettings | None = ValueSettings()
 
     def __post_init__(self) -> None:
@@ -53,8 +56,10 @@ class MPCSettings:
             )
         if not 0.0 <= self.exploration <= 1000.0:
             raise InvalidInputError(f"exploration must be from 0 to 1000; got {self.exploration}")
-        if self.members < 1 or self.imagination.particles % self.members:
+        planning = self.members if self.elites is None else self.elites
+        if not 1 <= planning <= self.members or self.imagination.particles % planning:
+            name = "members" if self.elites is None else "elites"
             raise InvalidInputError(
-                "members must be at least 1 and divide the particles of imagination; "
-                f"got {self.members} members and {self.imagination.particles} particles"
+                f"{name} must be at least 1, elites at most the {self.members} members, and divide the "
+                f"{self.imagination.particles} particles of imagination; got {planning}"
             )

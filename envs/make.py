@@ -1,13 +1,12 @@
 """Environments by name: one clear error for each thing a user can get wrong.
 
-make_env = import the user's module, ``gymnasium.make``, check the spaces, quieten MuJoCo.
+make_env = import the user's module, ``gymnasium.make``, check the spaces.
 """
 
 from __future__ import annotations
 
 import difflib
 import importlib
-import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -16,16 +15,12 @@ from types import ModuleType
 from typing import Any
 
 import gymnasium as gym
-import mujoco
 import numpy as np
 
 from envs.guard import Guard
 from mbrl_bilevel.errors import InvalidInputError
 
 Env = gym.Env[Any, Any]
-
-_log = logging.getLogger("mujoco")
-_reported: set[str] = set()
 
 # Wrappers that watch, show or cut an episode, but change neither what is observed nor what is done.
 _BYSTANDERS = frozenset(
@@ -61,7 +56,6 @@ def make_env(
     Raises ``InvalidInputError``: the module cannot be imported, the environment is unknown or
     cannot be made, or one of its spaces is of another kind.
     """
-    quiet_mujoco()
     if import_module is not None:
         import_user_module(import_module, f"--import-module {import_module!r}:")
     if env_id.startswith("mbrl/"):
@@ -121,16 +115,6 @@ def import_user_module(name: str, what: str) -> ModuleType:
             f"{what} cannot import module {name!r} ({type(error).__name__}: {error}); "
             "give its dotted name without '.py', and run where its file is, or install it"
         ) from error
-
-
-def quiet_mujoco() -> None:
-    """Keep MuJoCo from writing MUJOCO_LOG.TXT into the working directory; for the whole process.
-
-    Its warnings go to the logger "mujoco" instead (by default: to stderr), each kind once. A
-    warning handler of the user's own stays. Either way MuJoCo itself writes and prints nothing.
-    """
-    if mujoco.get_mju_user_warning() is None:
-        mujoco.set_mju_user_warning(_report)
 
 
 def is_bystander(class_name: str, module: str) -> bool:
@@ -198,14 +182,3 @@ def _space_problem(env: Env) -> str | None:
             "gymnasium.wrappers.TransformAction where you register the environment"
         )
     return None
-
-
-def _report(message: str) -> None:
-    """Log a warning of MuJoCo's, each kind once: an unstable simulation repeats it every step."""
-    kind = message.partition(" Time =")[0]
-    if kind in _reported:
-        return
-    _reported.add(kind)
-    # The standard HalfCheetah uses a deprecated XML attribute; its user can do nothing about it.
-    level = logging.DEBUG if "is deprecated" in message else logging.WARNING
-    _log.log(level, "MuJoCo: %s", message)

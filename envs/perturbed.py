@@ -20,7 +20,6 @@ from gymnasium.envs.mujoco.pusher_v5 import PusherEnv
 from gymnasium.envs.mujoco.walker2d_v5 import Walker2dEnv
 from gymnasium.utils.ezpickle import EzPickle
 
-from envs.make import quiet_mujoco
 from envs.tasks import VARIATIONS, Factors, checked_variation
 from mbrl_bilevel.errors import InvalidInputError
 
@@ -40,7 +39,6 @@ class _Varied(MujocoEnv, EzPickle):
             checked_variation(type(self).__name__, name, value)
         #: What was asked for; all else is at its default.
         self.variation: dict[str, Any] = given
-        quiet_mujoco()  # gym.make() alone leads here too
         super().__init__(**kwargs)
         # What a copy is rebuilt from; Gymnasium's class has just said it without ours.
         EzPickle.__init__(self, **kwargs, **given)

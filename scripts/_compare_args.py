@@ -71,6 +71,8 @@ class Args(RunArgs):
     """Steps ahead of the open-loop test; null where no test episode is long enough."""
     plan_episodes: int = 0
     """Episodes to plan with each model; their mean is the row's return."""
+    plan_env: str | None = None
+    """Environment to plan in with models of --minari data; those of --env-id plan in their own."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -107,8 +109,12 @@ class Args(RunArgs):
                 raise InvalidInputError(f"{option_name(name)}: give one for each of --minari")
         if self.shift != "none" and self.test_minari:
             raise InvalidInputError("--shift and --test-minari: give one of them")
-        if self.plan_episodes and (self.csv or self.minari or self.noise != ("none",)):
+        if self.plan_episodes and (self.csv or self.noise != ("none",)):
             raise InvalidInputError("--plan-episodes needs an environment to plan in: use --env-id")
+        if bool(self.plan_env) != bool(self.plan_episodes and self.minari):
+            raise InvalidInputError(
+                "--plan-env names the environment for --plan-episodes with --minari: give all three"
+            )
         names = [source.name for source in self.sources]
         if not names or len(set(names)) < len(names):
             raise InvalidInputError(

@@ -85,6 +85,12 @@ class Args(RunArgs):
     """Candidate action sequences in a planner's first iteration."""
     iterations: int = 3
     """Refinements of a plan."""
+    noise_beta: float = 0.25
+    """Colour of icem's noise: 0 is white, 2 and more for slow systems."""
+    add_middle: bool = False
+    """Let doing nothing compete among the plans of icem and cem: where control costs, as on Pusher."""
+    replan_every: int = 1
+    """Steps that a plan is followed before the next is made."""
     no_value: bool = False
     """Plan without a terminal value; it is used only where episodes can terminate."""
     particles: int = 5
@@ -97,6 +103,8 @@ class Args(RunArgs):
     """What plans are imagined in; auto: bfloat16 where that is faster, measured at the start."""
     members: int = 5
     """Ensemble members."""
+    elites: int | None = None
+    """Of mpc: plan with this many members, the best on held-out data; none: all."""
     hidden: tuple[int, ...] = (200, 200)
     """Width of each hidden layer."""
     train_steps: int = 1500
@@ -157,7 +165,9 @@ class Args(RunArgs):
         else:
             size = {"population": self.population, "iterations": self.iterations}
         if self.planner in ("icem", "cem"):
-            size["elite_fraction"] = 0.15
+            size |= {"elite_fraction": 0.15, "add_middle": self.add_middle}
+        if self.planner == "icem":
+            size["noise_beta"] = self.noise_beta
         planner = PLANNERS[self.planner](horizon=self.horizon, **size)
         return MPCSettings(
             method=self.model,
@@ -174,6 +184,8 @@ class Args(RunArgs):
             learning_starts=self.learning_starts,
             refit_every=self.refit_every,
             exploration=self.exploration,
+            replan_every=self.replan_every,
+            elites=self.elites,
             value=None if self.no_value else ValueSettings(),
         )
 
@@ -215,9 +227,11 @@ class Args(RunArgs):
                 "--population times --particles are states to imagine at once: at most 10,000,000; "
                 f"got {self.population} x {self.particles}"
             )
-        if self.particles % self.members:
+        planning = self.elites or self.members
+        if self.particles % planning:
             raise InvalidInputError(
-                f"--particles must be a multiple of --members ({self.members}); got {self.particles}"
+                "--particles must be a multiple of --members, or of --elites where these are given "
+                f"({planning}); got {self.particles}"
             )
 
     def _check_mbpo(self) -> None:

@@ -21,6 +21,7 @@ from _rows import Row
 from _run import Result, RunFolder, launch
 from _summary import paired, pooled, summarise
 from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.vec_env import DummyVecEnv
 
 from agents.mpc import MPC, MPCSettings
 from envs.rules import termination_rule
@@ -62,6 +63,8 @@ ROLLOUT = (50, 4)
 
 def main(args: Args, run: RunFolder) -> Result:
     """Fill in the rows that are missing, then summarise and draw."""
+    if args.plan_env is not None:
+        open_env(args, args.plan_env).close()
     for source in args.sources:  # what is wrong with them is told before the first fit
         if source.csv is not None:
             table_split(source, args.seed, args.n_test)
@@ -134,7 +137,7 @@ def _dynamics_cell(args: Args, key: Row) -> Done:
     split = _split(args, key["dataset"], key["seed"])
     random = np.random.default_rng([key["seed"], key["n_train"]])
     data = sample_segments(split.pool, key["n_train"], args.segment, random)
-    env_id = args.source(key["dataset"]).env_id
+    env_id = args.source(key["dataset"]).env_id or args.plan_env
     started = time.perf_counter()
     model, fitted = fit_dynamics(
         data,
@@ -227,24 +230,24 @@ def _open_loop(args: Args, model: DynamicsModel, test: Transitions, seed: int) -
 def _returns(
     args: Args, env_id: str, model: DynamicsModel, method: str, seed: int
 ) -> dict[str, Any]:
+    """Episodes side by side, planned in one batch; their starts are the same for every method."""
     env = open_env(args, env_id)
+    rule = termination_rule(env)
     settings = MPCSettings(
         method=method,
         members=args.members,
         hidden=args.hidden,
         imagination=Imagination(particles=args.members),
     )
-    agent = MPC(env, settings, termination=termination_rule(env), seed=seed)
+    agent = MPC(env, settings, termination=rule, seed=seed)
     agent.model = model
-    agent.env.seed(seed)
+    envs = DummyVecEnv([lambda: open_env(args, env_id)] * args.plan_episodes)
+    envs.seed(seed)
     returns: Any
     returns, _ = evaluate_policy(
-        agent,
-        agent.env,
-        n_eval_episodes=args.plan_episodes,
-        return_episode_rewards=True,
-        warn=False,
+        agent, envs, args.plan_episodes, return_episode_rewards=True, warn=False
     )
+    envs.close()
     env.close()
     return {"return": float(np.mean(returns)), "returns": [float(r) for r in returns]}
 

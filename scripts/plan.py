@@ -68,6 +68,8 @@ class Args(RunArgs):
     """Part of the candidates that icem and cem are refitted to."""
     noise_beta: float = 0.25
     """Colour of icem's noise: 0 is white, 2 and more for slow systems."""
+    add_middle: bool = False
+    """Let doing nothing compete among the plans of icem and cem: where control costs, as on Pusher."""
     seeds: int = 3
     """Episodes of each planner: --seed, --seed + 1, …."""
     max_episode_steps: int | None = None
@@ -194,7 +196,7 @@ def _planner(args: Args, kind: str) -> Planner:
     """With the largest population whose plan costs at most ``args.plans`` candidates."""
     more: dict[str, Any] = {} if kind == "random" else {"iterations": args.iterations}
     if issubclass(PLANNERS[kind], CEM):
-        more["elite_fraction"] = args.elite_fraction
+        more |= {"elite_fraction": args.elite_fraction, "add_middle": args.add_middle}
     if kind == "icem":
         more["noise_beta"] = args.noise_beta
 

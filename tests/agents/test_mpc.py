@@ -387,7 +387,10 @@ def test_before_there_is_a_model() -> None:
         (lambda: MPCSettings(exploration=-0.1), "exploration must be from 0 to 1000"),
         (lambda: MPCSettings(exploration=2**70), "exploration must be from 0 to 1000"),
         (lambda: MPCSettings(exploration=float("nan")), "exploration must be from 0 to 1000"),
-        (lambda: MPCSettings(members=2), "members must be .* divide the particles"),
+        (lambda: MPCSettings(members=2), "^members must be .* divide the 5 particles.* got 2"),
+        (lambda: MPCSettings(elites=6), "^elites must be .* at most the 5 members"),
+        (lambda: MPCSettings(elites=0), "^elites must be at least 1"),
+        (lambda: MPCSettings(elites=3), "^elites must be .* divide the 5 particles"),
         (lambda: MPCSettings(method="milevel"), "did you mean 'bilevel'"),
         (lambda: MPC(PointMass(), TINY).learn(0), "total_timesteps must be at least 1"),
     ],
@@ -701,3 +704,23 @@ def test_damaged_files_are_refused(trained: MPC, tmp_path: Path) -> None:
         MPC.load(path, PointMass())
     with pytest.raises(CheckpointError, match="nowhere"):
         MPC.load(tmp_path / "nowhere", PointMass())
+
+
+def test_it_plans_with_the_elite_members_alone(tmp_path: Path) -> None:
+    agent = MPC(PointMass(), replace(TINY, elites=1), seed=2).learn(60)
+    assert agent.model is not None
+    assert agent.last_fit is not None
+    best = int(np.argmin(agent.last_fit.criterion))
+    assert agent.last_fit.criterion[best] < max(agent.last_fit.criterion)
+    whole = MPC(PointMass(), TINY, seed=2).learn(60).model
+    assert whole is not None
+    assert (whole.members, agent.model.members) == (2, 1)
+    obs, action = torch.zeros(3, 1), torch.ones(3, 1)
+    mine = agent.model.dist(obs, action).marginals()[0]
+    assert torch.equal(mine[0], whole.dist(obs, action).marginals()[0][best])
+    agent.save(tmp_path / "agent")
+    other = MPC.load(tmp_path / "agent", PointMass())
+    taken, _ = agent.predict(np.array([0.7]), deterministic=True)
+    assert np.array_equal(other.predict(np.array([0.7]), deterministic=True)[0], taken)
+    assert other.learn(30).model is not None
+    assert other.model.members == 1

@@ -586,3 +586,17 @@ def test_wrong_calls_are_named() -> None:
     for mask in (torch.tensor([1, 0]), torch.tensor([True])):
         with pytest.raises(InvalidInputError, match="mask must be bool"):
             planner.reset(state, mask)
+
+
+def test_doing_nothing_competes_where_every_candidate_costs() -> None:
+    """Off centre: the middle of the box is not zero."""
+    box = BoxActions(np.array([-1.0, 0.0]), np.array([3.0, 1.0]))
+
+    def cost(actions: Tensor) -> Tensor:
+        return -(actions - torch.tensor([1.0, 0.5])).square().sum((-1, -2))
+
+    for add, best in ((True, True), (False, False)):
+        planner = ICEM(horizon=10, population=20, iterations=2, add_middle=add)
+        action, _, info = planner.plan(cost, planner.initial_state(2, box), seeded())
+        assert bool((info.best_score == 0.0).all()) == best
+        assert torch.equal(action, torch.tensor([[1.0, 0.5]] * 2)) == best

@@ -174,6 +174,7 @@ def test_acting_layers_leave_out_those_that_only_watch() -> None:
     [
         "from envs.make import make_env; env = make_env('HalfCheetah-v5')",
         "import gymnasium, envs.tasks; env = gymnasium.make('mbrl/HalfCheetah-v0', length=1.1)",
+        "import gymnasium, envs.rules; env = gymnasium.make('HalfCheetah-v5')",
     ],
 )
 def test_mujoco_stays_quiet_and_writes_no_log(made: str, tmp_path: Path) -> None:

@@ -14,8 +14,10 @@ import torch
 from gymnasium.envs.mujoco.reacher_v5 import ReacherEnv
 from torch import Tensor
 
+from envs import rollouts
 from envs.make import make_env
 from envs.oracle import Oracle
+from envs.rollouts import judge_of
 from mbrl_bilevel.errors import InvalidInputError
 
 TASKS = [
@@ -31,6 +33,10 @@ TASKS = [
     "Swimmer-v5",
     "Walker2d-v5",
 ]
+
+
+# Whose reward follows from MuJoCo's states.
+ROLLED_OUT = {"HalfCheetah", "Hopper", "Pusher", "Swimmer", "Walker2d"}
 
 
 def warmed_up(env: gym.Env[Any, Any], steps: int = 4, seed: int = 0) -> gym.Env[Any, Any]:
@@ -64,7 +70,7 @@ def really(env: gym.Env[Any, Any], actions: npt.NDArray[Any]) -> tuple[float, in
 @pytest.mark.parametrize("name", TASKS)
 def test_promises_exactly_what_the_real_environment_gives(name: str) -> None:
     env = warmed_up(make_env(name))
-    oracle = Oracle(env, threads=2)
+    oracle = Oracle(env, threads=2, exact=True)
     actions = candidates(env, n=8, horizon=20).double()
     promised = oracle.score(actions)
     # Not the first: a rollout must not see what an earlier one left in the copy.
@@ -79,20 +85,59 @@ def test_promises_exactly_what_the_real_environment_gives(name: str) -> None:
     assert promised[0, 2].item() == really(env, again[0, 2].numpy())[0]
 
 
-def test_no_reward_counts_after_termination() -> None:
+@pytest.mark.parametrize("name", TASKS)
+def test_mujocos_own_rollouts_agree_to_round_off(name: str) -> None:
+    env = warmed_up(make_env(name))
+    actions = candidates(env, n=12, horizon=30)
+    if name in ("Hopper-v5", "Walker2d-v5"):
+        actions = actions.sign()  # until it falls
+    exact = Oracle(env, threads=1, exact=True).score(actions.double())
+    fast = Oracle(env, threads=2)
+    np.testing.assert_allclose(fast.score(actions.double()), exact, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(fast.score(actions), exact, rtol=1e-4, atol=1e-5)
+    known = judge_of(env) is not None
+    assert known == (name.partition("-")[0] in ROLLED_OUT)
+
+
+@pytest.mark.parametrize("rows", [1, 5])
+def test_rollouts_in_parts_are_those_at_once(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    env = warmed_up(make_env("HalfCheetah-v5"))
+    actions = candidates(env, n=7, horizon=4)
+    whole = Oracle(env, threads=1).score(actions)
+    monkeypatch.setattr(rollouts, "_MOST_NUMBERS", rows * 4 * 5 * 19)
+    assert torch.equal(Oracle(env, threads=2).score(actions), whole)
+
+
+def test_weights_of_the_instance_and_forces_from_outside_count() -> None:
+    env = warmed_up(make_env("Pusher-v5", reward_near_weight=2.0, reward_control_weight=0.3))
+    base: Any = env.unwrapped
+    actions = candidates(env, n=3, horizon=6).double()
+    assert judge_of(env) is not None
+    for push in (0.0, 2.0):
+        base.data.qfrc_applied[:] = push
+        promised = Oracle(env).score(actions)
+        assert (judge_of(env) is None) == (push > 0)
+        exact = Oracle(env, exact=True).score(actions)
+        np.testing.assert_allclose(promised, exact, rtol=1e-9)
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_no_reward_counts_after_termination(exact: bool) -> None:
     env = warmed_up(make_env("Hopper-v5"), steps=2)
     actions = torch.ones(1, 1, 200, 3, dtype=torch.float64)
-    promised = Oracle(env).score(actions)
+    promised = Oracle(env, exact=exact).score(actions)
     given, steps = really(env, actions[0, 0].numpy())
     assert steps < 100
-    assert promised.item() == given
+    assert promised.item() == pytest.approx(given, rel=1e-9)
 
 
-def test_time_limits_are_ignored() -> None:
+@pytest.mark.parametrize("exact", [True, False])
+def test_time_limits_are_ignored(exact: bool) -> None:
     env = warmed_up(make_env("HalfCheetah-v5", max_episode_steps=6), steps=4)
     actions = candidates(env, n=1, horizon=12).double()
-    promised = Oracle(env).score(actions)
-    assert promised.item() == really(env.unwrapped, actions[0, 0].numpy())[0]
+    promised = Oracle(env, exact=exact).score(actions)
+    given, _ = really(env.unwrapped, actions[0, 0].numpy())
+    assert promised.item() == pytest.approx(given, rel=1e-9)
 
 
 def test_the_real_environment_is_left_alone() -> None:
@@ -190,7 +235,8 @@ def test_a_model_perturbed_after_it_was_made_is_taken_over() -> None:
     base.model.opt.timestep = 0.008
     promised = oracle.score(actions)
     assert not torch.equal(promised, standard)
-    assert promised[0, 1].item() == really(env, actions[0, 1].numpy())[0]
+    given, _ = really(env, actions[0, 1].numpy())
+    assert promised[0, 1].item() == pytest.approx(given, rel=1e-9)
 
 
 def test_actions_are_checked() -> None:

@@ -70,6 +70,19 @@ def test_compare_fills_a_row_for_each_and_repeats_itself(tmp_path: Path) -> None
         assert (tmp_path / "a" / "figures" / f"{figure}.png").stat().st_size > 5_000
 
 
+def test_compare_plans_with_each_model_from_the_same_starts(tmp_path: Path) -> None:
+    options = [*COMPARE, "--methods", "mse", "nll", "--plan-episodes", "2"]
+    launch(compare.Args, compare.main, [*options, "--out", str(tmp_path / "a")])
+    found = metrics(tmp_path / "a")
+    for row in found["rows"]:
+        assert len(row["returns"]) == 2
+        assert row["return"] == pytest.approx(np.mean(row["returns"]))
+    assert len({tuple(row["returns"]) for row in found["rows"]}) == 4
+    for told in found["summary"]:
+        mine = [row["return"] for row in found["rows"] if row["method"] == told["method"]]
+        assert told["return"]["mean"] == pytest.approx(np.mean(mine))
+
+
 def test_compare_goes_on_where_it_stopped(tmp_path: Path) -> None:
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     launch(compare.Args, compare.main, [*COMPARE, "--out", str(whole)])
@@ -136,10 +149,12 @@ def test_compare_takes_a_minari_data_set(tmp_path: Path, monkeypatch: pytest.Mon
         "--out",
         str(tmp_path / "a"),
     ]
-    launch(compare.Args, compare.main, [*source, *options])
+    planned = ["--plan-episodes", "1", "--plan-env", "Line-v0", "--import-module", "my_task"]
+    launch(compare.Args, compare.main, [*source, *options, *planned])
     (row,) = metrics(tmp_path / "a")["rows"]
     assert row["dataset"] == "lab/line-v0"
     assert row["k_nrmse"][0] > 0.0
+    assert row["returns"] == [row["return"]]
 
 
 @pytest.fixture(scope="module")
@@ -377,6 +392,8 @@ def test_train_takes_discrete_actions(tmp_path: Path) -> None:
         (train, ["--members", "3"], "--particles"),
         (compare, ["--methods", "nl"], "nll"),
         (compare, ["--n-train", "7"], "--n-train"),
+        (compare, ["--minari", "a/b-v0", "--plan-episodes", "1"], "--plan-env names"),
+        (compare, ["--env-id", "Line-v0", "--plan-env", "Line-v0"], "--plan-env names"),
         (compare, ["--seeds", "0"], "--seeds"),
         (compare, ["--csv", "none.csv", "--target", "y"], "does not exist"),
         (compare, ["--csv", "none.csv"], "--target"),
