@@ -203,7 +203,9 @@ def group_by_episode(episode: IntArray, t: IntArray, min_groups: int, margin: in
         blocks[longest] += 1
         if lengths[longest] / blocks[longest] < _SHORTEST_BLOCK:
             raise InvalidInputError(
-                f"{len(episode)} rows are too few to make {min_groups} groups; collect more data"
+                f"{len(episode)} rows are too few: members hold out {min_groups} stretches of at least "
+                f"{_SHORTEST_BLOCK} rows; collect {_SHORTEST_BLOCK * min_groups} or more (train: "
+                "--learning-starts), or take fewer members"
             )
     first = np.concatenate([[0], np.cumsum(blocks)[:-1]])
     groups = np.empty(len(episode), dtype=np.int64)

@@ -23,7 +23,7 @@ class Args(RunArgs):
     """Options of train."""
 
     env_id: str = "Reacher-v5"
-    """Gymnasium environment with Box observations and actions."""
+    """Gymnasium environment with Box observations and bounded Box or Discrete actions."""
     import_module: str | None = None
     """Module to import first; it registers an environment of your own."""
     env_timeout: float | None = None

@@ -94,7 +94,7 @@ def learn_cell(args: Args, key: Row) -> Done:
         told["train_seconds"].append(time.perf_counter() - began)
         told["moved"].append(after.moved)
         told["steps"].append(after.last.steps)
-        told["kl_strength"].append(after.last.outer.get("kl_strength", math.nan))
+        told["kl_strength"].append(after.last.outer.get("kl_strength"))
         return after
 
     ran = run_sequence(found.tasks, start, learn, lambda learner, task: task.evaluate(learner))

@@ -1,13 +1,14 @@
 """Learn a policy from a Minari data set alone, and see what it earns in the real environment.
 
 mopo: MBPO on the data's steps and on branches imagined from them, less a penalty where the model is not
-to be trusted (Yu et al. 2020); mbpo: the same without the penalty; clone: behaviour cloning.
+to be trusted (Yu et al. 2020); mbpo: the same without the penalty; clone: behaviour cloning. What MBPO
+learned is saved under checkpoints/, for MBPO.load.
 """
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -101,7 +102,7 @@ def main(args: Args, run: RunFolder) -> Result:
         for seed in range(args.seed, args.seed + args.seeds)
     ]
     cells = Cells(keys, learn, ("mean", "std", "returns"))
-    rows = run_cells(run, args, cells, "offline", args.jobs)
+    rows = run_cells(run, replace(args, out=run.path), cells, "offline", args.jobs)
     summary = {
         policy: interval([row["mean"] for row in rows if row["policy"] == policy])
         for policy in dict.fromkeys(row["policy"] for row in rows)
@@ -140,6 +141,9 @@ def learn(args: Args, key: Row) -> Done:
         }
         policy = MBPO(env, settings, algorithm_kwargs=kwargs, termination=rule, seed=seed)
         policy.learn_offline(args.updates, data)
+        assert args.out is not None
+        (args.out / "checkpoints").mkdir(exist_ok=True)
+        policy.save(args.out / "checkpoints" / f"{key['policy']}-{seed}.safetensors")
     found = episode_returns(policy, partial(_make, args), args.eval_episodes, seed, args.env_id)
     env.close()
     return Done({**found, "wall_seconds": time.perf_counter() - started})

@@ -51,7 +51,7 @@ class Args(RunArgs):
     env_timeout: float | None = None
     """Seconds that one call of the environment may take; none: no limit."""
     model: str = "oracle"
-    """oracle: the true simulator; or the file of an agent that train saved."""
+    """oracle: the true simulator; or the file of an agent that train --agent mpc saved."""
     termination: str | None = None
     """The rule the saved agent was trained with, module:function; standard tasks have theirs."""
     reward: str | None = None
