@@ -79,7 +79,7 @@ def learn_cell(args: Args, key: Row) -> Done:
     schedule = Schedule(
         steps=args.train_steps, batch_size=args.batch_size, learning_rate=args.learning_rate
     )
-    told: dict[str, list[float]] = {
+    told: dict[str, list[float | None]] = {
         "moved": [],
         "kl_strength": [],
         "steps": [],

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from agents.collect import RandomBehaviour, collect
+from agents.mbpo import MBPO
 from envs.make import make_env
 from envs.offline import save_minari
 
@@ -75,6 +76,10 @@ def test_a_policy_is_learned_from_a_data_set_alone(
     assert found["data"]["whole_episodes"] == 12
     assert found["data"]["mean"] == pytest.approx(whole.mean(), rel=1e-5)
     assert found["data"]["best"] == pytest.approx(whole.max(), rel=1e-5)
+    kept = sorted(path.name for path in (tmp_path / "a" / "checkpoints").iterdir())
+    assert kept == ["mopo-0.safetensors"]  # a clone is only the baseline
+    policy = MBPO.load(tmp_path / "a" / "checkpoints" / kept[0], env)
+    assert env.action_space.contains(policy.predict(np.zeros(2))[0])
     launch(offline.Args, offline.main, [*options, "--out", str(tmp_path / "b")])
     assert metrics(tmp_path / "b") == metrics(tmp_path / "a")
 
