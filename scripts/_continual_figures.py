@@ -152,13 +152,14 @@ def draw_pareto(
                     tint = _look(one["method"], methods)["color"]
                     axis.plot([x["mean"]] * 2, [-y["low"], -y["high"]], color=tint, linewidth=1)
                     axis.plot([x["low"], x["high"]], [-y["mean"]] * 2, color=tint, linewidth=1)
+            axis.xaxis.set_major_locator(MaxNLocator(4))
             _show_most(axis, "x", metric in HIGHER)
             _show_most(axis, "y")
             axis.axhline(0.0, color="black", linewidth=0.8, linestyle=":")
             axis.set_title(sequence, fontsize=9)
             axis.set_xlabel(f"{_TITLES[metric]}, just learned", fontsize=8)
             axis.grid(alpha=0.3)
-        line[0].set_ylabel("forgetting since (−BWT)", fontsize=8)
+        line[0].set_ylabel("forgotten since (−backward transfer)", fontsize=8)
     _legend(figure, axes)
     return save(figure, folder / "pareto.png")
 
