@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 from typing import Literal
 from weakref import WeakKeyDictionary
@@ -46,9 +48,24 @@ def infer(
     In "bfloat16" the products and activations of the network are rounded to 8 bits; x, the results,
     and all that is made of them, are not.
     """
-    dist = policy.from_outputs(*_fused(policy, precision)(x.flatten(1, -2)))
+    vouched = _VOUCHED.get()
+    known = vouched is not None and vouched[0] is policy and vouched[1] == precision
+    fused = vouched[2] if vouched is not None and known else _fused(policy, precision)
+    dist = policy.from_outputs(*fused(x.flatten(1, -2)))
     lead = x.shape[:-1]
     return type(dist).from_params(tuple(p.reshape(*lead, *p.shape[2:]) for p in dist.params))
+
+
+@contextmanager
+def unchanged(
+    policy: GaussianPolicy | MixturePolicy, precision: Precision = "float32"
+) -> Iterator[None]:
+    """Vouches, in this thread, that the parameters stay as they are: ``infer`` looks once, not each time."""
+    token = _VOUCHED.set((policy, precision, _fused(policy, precision)))
+    try:
+        yield
+    finally:
+        _VOUCHED.reset(token)
 
 
 @cache
@@ -75,14 +92,7 @@ class _Fused:
 
     def __init__(self, policy: GaussianPolicy | MixturePolicy, dtype: torch.dtype) -> None:
         keep_freed_memory()
-        self._made_of = [
-            (module, name, parameter, _state(parameter))
-            for module in policy.modules()
-            for name, parameter in module.named_parameters(recurse=False)
-        ]
-        # PyTorch's fused optimisers leave versions as they are; but no training leaves this one be.
-        self._probe = policy.network.last.bias
-        self._probed = self._probe.detach().clone()
+        self._made_of = {name: p.detach().clone() for name, p in policy.named_parameters()}
         self._dtype = dtype
         trunk, *heads = policy.layers()
         self._trunk = [_with_constant_unit(layer, dtype) for layer in trunk]
@@ -92,11 +102,15 @@ class _Fused:
         #: has it, makes its own.
         self._spare: list[tuple[Tensor, Tensor]] = []
 
-    def is_current(self) -> bool:
-        """Whether the policy's parameters have the values that this was made of."""
-        return torch.equal(self._probe, self._probed) and all(
-            (now := getattr(module, name)) is parameter and _state(now) == state
-            for module, name, parameter, state in self._made_of
+    def is_of(self, policy: GaussianPolicy | MixturePolicy) -> bool:
+        """Whether the policy's parameters have the values that this was made of. All are compared:
+        PyTorch's fused optimisers change them without a new version."""
+        now = dict(policy.named_parameters())
+        return now.keys() == self._made_of.keys() and all(
+            p.dtype == self._made_of[name].dtype
+            and p.device == self._made_of[name].device
+            and torch.equal(p, self._made_of[name])
+            for name, p in now.items()
         )
 
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -135,7 +149,7 @@ class _Fused:
         if x.device.type != "cpu":
             return members, rows
         most = _BFLOAT16_BLOCK_ROWS if self._dtype == torch.bfloat16 else _BLOCK_ROWS
-        return max(1, min(members, most // rows)), min(rows, most)
+        return max(1, min(members, most // max(1, rows))), max(1, min(rows, most))
 
     def _borrowed(self, size: int, device: torch.device) -> tuple[Tensor, Tensor]:
         """Two flat buffers of at least ``size``; one who borrows them appends them to ``_spare``."""
@@ -155,9 +169,15 @@ def _fused(policy: GaussianPolicy | MixturePolicy, precision: Precision) -> _Fus
     """The policy's layers made ready, those of the last time if its parameters are as they were."""
     dtype = torch.bfloat16 if precision == "bfloat16" else policy.network.last.weight.dtype
     known = _KNOWN.setdefault(policy, {})
-    if dtype not in known or not known[dtype].is_current():
+    if dtype not in known or not known[dtype].is_of(policy):
         known[dtype] = _Fused(policy, dtype)
     return known[dtype]
+
+
+#: The policy, the precision and the layers that somebody vouches for.
+_VOUCHED: ContextVar[tuple[nn.Module, Precision, _Fused] | None] = ContextVar(
+    "vouched", default=None
+)
 
 
 def _chain(layers: Sequence[Layer], dtype: torch.dtype) -> list[Tensor]:
@@ -192,9 +212,3 @@ def _silu_(x: Tensor) -> Tensor:
 
 def _shaped(buffer: Tensor, shape: tuple[int, int, int]) -> Tensor:
     return buffer[: math.prod(shape)].view(shape)
-
-
-def _state(parameter: nn.Parameter) -> tuple[int, int]:
-    """What changes whenever the values do: by an in-place operation the version, else the place."""
-    version = 0 if parameter.is_inference() else parameter._version
-    return parameter.data_ptr(), version

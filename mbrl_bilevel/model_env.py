@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mbrl_bilevel.dynamics import DynamicsModel, Step
 from mbrl_bilevel.errors import InvalidInputError
-from mbrl_bilevel.inference import Precision, fastest_precision
+from mbrl_bilevel.inference import Precision, fastest_precision, unchanged
 
 Propagation = Literal["ts1", "tsinf"]
 
@@ -66,7 +66,12 @@ class Imagination:
 
     def settled(self) -> Imagination:
         """The same with "auto" replaced by what it stands for here, so that it can be written down."""
-        return replace(self, precision=fastest_precision()) if self.precision == "auto" else self
+        return replace(self, precision=self.chosen_precision)
+
+    @property
+    def chosen_precision(self) -> Precision:
+        """What "auto" comes to on this machine."""
+        return fastest_precision() if self.precision == "auto" else self.precision
 
 
 @torch.inference_mode()
@@ -101,11 +106,12 @@ def imagined_returns(
     state = _alike(model, obs.repeat_interleave(candidates, 0), imagination)
     plans = actions.reshape(rows, horizon, -1)
     total, alive = obs.new_zeros(()), obs.new_ones(())
-    for h in range(horizon):
-        step = _step_particles(model, state, plans[:, h], imagination, generator)
-        state = step.next_obs
-        total = total + alive * step.reward
-        alive = alive * (1.0 - step.terminated)
+    with unchanged(model.policy, imagination.chosen_precision):
+        for h in range(horizon):
+            step = _step_particles(model, state, plans[:, h], imagination, generator)
+            state = step.next_obs
+            total = total + alive * step.reward
+            alive = alive * (1.0 - step.terminated)
     if value is not None:
         total = total + alive * value(state)
     # A known reward may not look at the state; one that stopped being finite still counts.
@@ -131,11 +137,12 @@ def imagined_trajectories(
     """
     state = _alike(model, obs, imagination)
     states, rewards = [], []
-    for h in range(actions.shape[1]):
-        step = _step_particles(model, state, actions[:, h], imagination, generator)
-        state = step.next_obs
-        states.append(_each(state, imagination))
-        rewards.append(_each(step.reward, imagination))
+    with unchanged(model.policy, imagination.chosen_precision):
+        for h in range(actions.shape[1]):
+            step = _step_particles(model, state, actions[:, h], imagination, generator)
+            state = step.next_obs
+            states.append(_each(state, imagination))
+            rewards.append(_each(step.reward, imagination))
     return torch.stack(states, dim=2), torch.stack(rewards, dim=2)
 
 
@@ -176,8 +183,7 @@ def _step_particles(
         draws = torch.randn(shape, generator=generator, dtype=state.dtype, device=device)
         noise = _by_member(draws.to(state.device), members)
     action = action.expand(*state.shape[:2], -1, -1)
-    precision = fastest_precision() if imagination.precision == "auto" else imagination.precision
-    step = model.step(state, action, noise, precision)
+    step = model.step(state, action, noise, imagination.chosen_precision)
     if order is None:
         return step
     back = torch.argsort(order)

@@ -21,6 +21,8 @@ from mbrl_bilevel.statistics import interval
 _ABREAST = 6
 #: How a way of keeping looks; the way of training is the colour.
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">", "h", "p")
+#: With more curves than this, bands of their 95 % intervals would hide each other.
+_BANDS = 6
 _TITLES = {
     "nrmse": "RMSE (std of the first task's targets)",
     "nll": "NLL (nats per dimension)",
@@ -141,20 +143,22 @@ def draw_pareto(
     )
     for line, metric in zip(axes, metrics, strict=True):
         for axis, sequence in zip(line, names, strict=True):
-            for one in summary:
-                if one["sequence"] != sequence or one[metric]["backward"] is None:
-                    continue
+            here = [
+                one
+                for one in summary
+                if one["sequence"] == sequence and one[metric]["backward"] is not None
+            ]
+            for one in here:
                 x, y = one[metric]["learning"], one[metric]["backward"]
                 axis.plot(
                     x["mean"], -y["mean"], label=one["method"], **_look(one["method"], methods)
                 )
-                if y["low"] is not None:
-                    tint = _look(one["method"], methods)["color"]
-                    axis.plot([x["mean"]] * 2, [-y["low"], -y["high"]], color=tint, linewidth=1)
-                    axis.plot([x["low"], x["high"]], [-y["mean"]] * 2, color=tint, linewidth=1)
             axis.xaxis.set_major_locator(MaxNLocator(4))
             _show_most(axis, "x", metric in HIGHER)
             _show_most(axis, "y")
+            axis.autoscale(False)
+            for one in here:
+                _cross(axis, one[metric], _look(one["method"], methods)["color"])
             axis.axhline(0.0, color="black", linewidth=0.8, linestyle=":")
             axis.set_title(sequence, fontsize=9)
             axis.set_xlabel(f"{_TITLES[metric]}, just learned", fontsize=8)
@@ -162,6 +166,15 @@ def draw_pareto(
         line[0].set_ylabel("forgotten since (−backward transfer)", fontsize=8)
     _legend(figure, axes)
     return save(figure, folder / "pareto.png")
+
+
+def _cross(axis: Any, found: Row, tint: Any) -> None:
+    """The intervals, faint: they are many."""
+    x, y = found["learning"], found["backward"]
+    if y["low"] is not None:
+        bars = {"color": tint, "linewidth": 0.8, "alpha": 0.3, "zorder": 1}
+        axis.plot([x["mean"]] * 2, [-y["low"], -y["high"]], **bars)
+        axis.plot([x["low"], x["high"]], [-y["mean"]] * 2, **bars)
 
 
 def _curve(axis: Any, repeats: Any, method: str, methods: Sequence[str]) -> None:
@@ -173,7 +186,7 @@ def _curve(axis: Any, repeats: Any, method: str, methods: Sequence[str]) -> None
         linewidth=1,
         **(_look(method, methods) | {"linestyle": "-"}),
     )
-    if len(repeats) > 1 and np.isfinite(repeats).all():
+    if len(methods) <= _BANDS and len(repeats) > 1 and np.isfinite(repeats).all():
         found = [interval(column) for column in repeats.T]
         low, high = ([f[end] for f in found] for end in ("low", "high"))
         axis.fill_between(
@@ -182,15 +195,17 @@ def _curve(axis: Any, repeats: Any, method: str, methods: Sequence[str]) -> None
 
 
 def _show_most(axis: Any, along: str, higher: bool = False) -> None:
-    """Leave out what lies far on the bad side: a method that broke down would hide all the others."""
+    """Leave out what lies far on the bad side, a method that broke down would hide all the others, and
+    farther still on the good side (what was never learned is not forgotten)."""
     get = "get_ydata" if along == "y" else "get_xdata"
     values = np.concatenate([getattr(line, get)() for line in axis.get_lines()] or [np.zeros(1)])
     values = values[np.isfinite(values)] * (-1.0 if higher else 1.0)
     if len(values) == 0:
         return
-    best, most = values.min(), np.quantile(values, 0.85)
+    middle, most = np.quantile(values, (0.1, 0.85))
+    best = max(values.min(), middle - 1.6 * (most - middle))
     end, margin = best + 1.6 * (most - best), 0.05 * (most - best)
-    if not values.max() > end > best:
+    if not (values.max() > end > best or values.min() < best):
         return
     limits = (-end, -best + margin) if higher else (best - margin, end)
     (axis.set_ylim if along == "y" else axis.set_xlim)(*limits)

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from mbrl_bilevel import inference
-from mbrl_bilevel.inference import fastest_precision, infer
+from mbrl_bilevel.inference import fastest_precision, infer, unchanged
+from mbrl_bilevel.networks import EnsembleMLP
 from mbrl_bilevel.policies import GaussianPolicy, MixturePolicy, with_members
 from mbrl_bilevel.scaled_policy import Scale
 
@@ -157,3 +158,44 @@ def test_auto_takes_bfloat16_only_by_a_margin(
     monkeypatch.setattr(inference.time, "perf_counter", lambda: now)
     assert fastest_precision.__wrapped__() == chosen
     assert fastest_precision() == fastest_precision()  # measured once in a process
+
+
+@pytest.mark.parametrize("name", ["first weight", "scale network", "all but a bias"])
+def test_a_fused_optimiser_that_moves_only_a_part_is_noticed(name: str) -> None:
+    """Such optimisers leave the versions of the parameters as they were."""
+    generator = torch.Generator().manual_seed(0)
+    policy = GaussianPolicy(
+        4, 3, generator=generator, members=2, hidden=(8, 8), scale="separate"
+    ).requires_grad_(True)
+    moved = {
+        "first weight": [policy.network.layers[0].weight],
+        "scale network": list(policy.scale_network.parameters()),
+        "all but a bias": [p for n, p in policy.named_parameters() if n != "network.layers.2.bias"],
+    }[name]
+    x = torch.randn(2, 5, 4, generator=generator)
+    optimiser = torch.optim.AdamW(moved, lr=0.05, fused=True)
+    for _ in range(3):
+        torch.testing.assert_close(infer(policy, x).mean, policy.dist(x).mean.detach())
+        torch.testing.assert_close(infer(policy, x).log_std, policy.dist(x).log_std.detach())
+        optimiser.zero_grad()
+        loss = -policy.dist(x).log_prob(torch.ones(2, 5, 3)).mean()
+        loss.backward()
+        optimiser.step()
+    policy.network = EnsembleMLP(2, (4, 8, 8, 3), generator)
+    torch.testing.assert_close(infer(policy, x).mean, policy.dist(x).mean.detach())
+
+
+def test_within_unchanged_nothing_is_looked_up_and_after_it_everything() -> None:
+    generator = torch.Generator().manual_seed(0)
+    policy = GaussianPolicy(4, 3, generator=generator, members=2, hidden=(8,))
+    x = torch.randn(2, 5, 4, generator=generator)
+    before = infer(policy, x).mean
+    with unchanged(policy), torch.no_grad():
+        policy.network.last.bias.add_(1.0)
+        torch.testing.assert_close(infer(policy, x).mean, before)
+    torch.testing.assert_close(infer(policy, x).mean, before + 1.0)
+
+
+def test_no_rows_give_none() -> None:
+    policy = GaussianPolicy(4, 3, generator=torch.Generator().manual_seed(0), members=2)
+    assert infer(policy, torch.zeros(2, 0, 4)).mean.shape == (2, 0, 3)
