@@ -173,6 +173,8 @@ class MBPO:
         if transitions is not None:
             self.experience.extend(transitions)
             self.model = None
+        if not len(self.experience.real):
+            raise InvalidInputError("no steps were recorded; give transitions, or learn() first")
         hook = as_callback(callback)
         hook.init_callback(self.algorithm)
         stretch = self.settings.imagine_every * self.settings.updates_per_step
@@ -242,9 +244,13 @@ class MBPO:
             self._generator,
             within=(torch.from_numpy(space.low).float(), torch.from_numpy(space.high).float()),
         )
+        count = len(rows["reward"])
+        if not count:
+            raise InvalidInputError(
+                "every imagined step is NaN or infinite: the reward rule or the model gives nothing else"
+            )
         self.experience.imagined.add(rows)
         self._note(imagined_on=self.experience.real.written)
-        count = len(rows["reward"])
         self.algorithm.logger.record("model/imagined", count)
         return count
 

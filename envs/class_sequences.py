@@ -33,6 +33,19 @@ class ClassTask:
     x: Array
     y: IntArray
 
+    def __post_init__(self) -> None:
+        shapes = np.shape(self.x), np.shape(self.y)
+        whole = np.issubdtype(np.asarray(self.y).dtype, np.integer)
+        if len(shapes[0]) != 2 or shapes[1] != shapes[0][:1] or not whole:
+            raise InvalidInputError(
+                f"task {self.name!r}: x must be [N, X] and y [N] whole numbers; got "
+                f"{shapes[0]}, {shapes[1]} of {np.asarray(self.y).dtype}"
+            )
+        if not np.isfinite(self.x).all():
+            raise InvalidInputError(
+                f"task {self.name!r}: x holds NaN or infinity; take those rows out"
+            )
+
     def split(self, rows: int, test_rows: int, seed: int) -> tuple[ClassTask, ClassTask]:
         """At most ``rows`` to train on and ``test_rows`` to test on, three tenths of all at most, with
         the same shares of the classes; always the same for a seed.
@@ -64,6 +77,26 @@ class ClassSequence:
     classes: int
     make: Callable[[np.random.Generator], Sequence[ClassTask]]
     summary: str
+
+    def tasks(self, random: np.random.Generator) -> list[ClassTask]:
+        """What ``make`` gives. Raises InvalidInputError for no tasks, another number of features from
+        task to task, or a class that is not one of ``classes``."""
+        found = list(self.make(random))
+        if not found or self.classes < 2:
+            raise InvalidInputError(
+                f"a sequence needs tasks and two classes or more; got {len(found)} and {self.classes}"
+            )
+        for task in found:
+            if task.x.shape[1] != found[0].x.shape[1]:
+                raise InvalidInputError(
+                    f"task {task.name!r}: it has {task.x.shape[1]} features, the first task "
+                    f"{found[0].x.shape[1]}; one model learns them all"
+                )
+            if not len(task.y) or task.y.min() < 0 or task.y.max() >= self.classes:
+                raise InvalidInputError(
+                    f"task {task.name!r}: y must have rows, of classes 0 to {self.classes - 1}"
+                )
+        return found
 
 
 def _digits() -> tuple[Array, IntArray]:

@@ -23,7 +23,7 @@ from mbrl_bilevel.types import Transitions
 Collect = Callable[..., Transitions]
 
 #: Steps of an episode, and of the stretches that belong to one region.
-_EPISODE, _STRETCH = 100, 20
+_EPISODE, STRETCH = 100, 20
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Task:
         env.close()
         if self.region is not None:
             # The test's region is that of training, in the units of the observation.
-            speeds, _ = stretch_means(pools[0], pools[0].obs[:, self.region.index], _STRETCH)
+            speeds, _ = stretch_means(pools[0], pools[0].obs[:, self.region.index], STRETCH)
             between = np.quantile(speeds, (self.region.low, self.region.high))
             if self.region.high == 1.0:
                 between[1] = np.inf
@@ -77,7 +77,7 @@ class Task:
             pools = [_within(pool, self.region.index, *between) for pool in pools]
         random = np.random.default_rng([seed, 2])
         train, test = (
-            sample_segments(pool, min(n, len(pool)), _STRETCH, random)
+            sample_segments(pool, min(n, len(pool)), STRETCH, random)
             for pool, n in zip(pools, (rows, test_rows), strict=True)
         )
         return train, test
@@ -101,6 +101,13 @@ class TaskSequence:
     kind: Literal["shared", "changing"]
     tasks: tuple[Task, ...]
     summary: str
+
+    def __post_init__(self) -> None:
+        robots = sorted({task.robot for task in self.tasks})
+        if len(robots) != 1:
+            raise InvalidInputError(
+                f"a sequence needs tasks, all of one robot: one model learns them all; got {robots}"
+            )
 
     def with_context(self) -> TaskSequence:
         """The same with the numbers that vary appended to every observation of a task.
@@ -164,7 +171,7 @@ def _numbers(variation: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _within(transitions: Transitions, index: int, low: float, high: float) -> Transitions:
-    means, stretch = stretch_means(transitions, transitions.obs[:, index], _STRETCH)
+    means, stretch = stretch_means(transitions, transitions.obs[:, index], STRETCH)
     kept = transitions[((low <= means) & (means < high))[stretch]]
     if not len(kept):
         raise InvalidInputError("no test step lies in this region: ask for more test_rows")

@@ -8,7 +8,7 @@ from _args import RunArgs, option_name
 
 from envs.class_sequences import CLASS_SEQUENCES, ClassSequence
 from envs.make import import_user_module
-from envs.sequences import SEQUENCES, TaskSequence
+from envs.sequences import SEQUENCES, STRETCH, TaskSequence
 from mbrl_bilevel.class_methods import get_class_method
 from mbrl_bilevel.continual_methods import Recipe, get_recipe
 from mbrl_bilevel.errors import InvalidInputError, look_up
@@ -77,6 +77,8 @@ class Args(RunArgs):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("sequences", "methods"):
+            if not getattr(self, name):
+                raise InvalidInputError(f"{option_name(name)}: give at least one value")
             if len(set(getattr(self, name))) < len(getattr(self, name)):
                 raise InvalidInputError(f"{option_name(name)}: give none twice")
         self.require_at_least(50, "n_train", "n_test")
@@ -88,6 +90,10 @@ class Args(RunArgs):
         if len({type(sequence) for sequence in found}) > 1:
             raise InvalidInputError(
                 "--sequences: give either dynamics or classification; their metrics are not the same"
+            )
+        if not self.classes and self.horizon > STRETCH:
+            raise InvalidInputError(
+                f"--horizon: tasks are tested in stretches of {STRETCH} steps; got {self.horizon}"
             )
         if self.classes and self.plan_episodes:
             raise InvalidInputError(

@@ -51,7 +51,7 @@ def make_tasks(args: Args, sequence: str, seed: int) -> Tasks:
     """Those of one repeat: always the same for a seed."""
     found = args.sequence(sequence)
     if isinstance(found, ClassSequence):
-        parts = found.make(np.random.default_rng(seed))
+        parts = found.tasks(np.random.default_rng(seed))
         return Tasks(tuple(_of_classes(args, part, seed) for part in parts), found.classes)
     return Tasks(
         tuple(_of_dynamics(args, task, seed, seed + 1000 * i) for i, task in enumerate(found.tasks))

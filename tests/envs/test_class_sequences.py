@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from sklearn.datasets import load_breast_cancer, load_digits, load_iris
@@ -80,3 +82,39 @@ def test_a_class_of_one_row_cannot_be_parted() -> None:
         task.split(3, 2, 0)
     with pytest.raises(InvalidInputError, match="at least 1"):
         ClassTask("none", np.zeros((4, 1)), np.array([0, 0, 1, 1])).split(0, 2, 0)
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "message"),
+    [
+        (np.zeros((5, 1)), np.zeros(3, dtype=np.int64), "x must be"),
+        (np.zeros(5), np.zeros(5, dtype=np.int64), "x must be"),
+        (np.zeros((5, 1)), np.zeros(5), "whole numbers"),
+        (np.full((5, 1), np.nan), np.zeros(5, dtype=np.int64), "NaN"),
+    ],
+)
+def test_rows_that_cannot_be_learned_are_refused(x: Any, y: Any, message: str) -> None:
+    with pytest.raises(InvalidInputError, match=f"task 'mine': .*{message}"):
+        ClassTask("mine", x, y)
+
+
+@pytest.mark.parametrize(
+    ("tasks", "classes", "message"),
+    [
+        ([], 2, "needs tasks"),
+        ([(3, [0, 1])], 1, "two classes"),
+        ([(3, [0, 1]), (2, [0, 1])], 2, "'1': it has 2 features"),
+        ([(3, [0, 7])], 2, "classes 0 to 1"),
+        ([(3, [-1, 0])], 2, "classes 0 to 1"),
+    ],
+)
+def test_tasks_that_do_not_fit_each_other_are_refused(
+    tasks: Any, classes: int, message: str
+) -> None:
+    made = [
+        ClassTask(str(i), np.zeros((len(y), width)), np.array(y))
+        for i, (width, y) in enumerate(tasks)
+    ]
+    sequence = ClassSequence("shared", classes, lambda random: made, "mine")
+    with pytest.raises(InvalidInputError, match=message):
+        sequence.tasks(np.random.default_rng(0))

@@ -154,6 +154,8 @@ def test_nothing_forgotten_means_no_share_and_a_broken_model_stays_nan() -> None
         (("--methods", "mse+kl-inferred"), "inferred"),
         (("--methods", "k-step+kl"), "one step"),
         (("--memory", "0"), "--memory"),
+        (("--horizon", "21"), "--horizon"),
+        (("--sequences",), "--sequences: give at least one"),
         (("--n-train", "10"), "--n-train"),
         (("--context", "--sequences", "halfcheetah-speed"), "--context"),
     ],
