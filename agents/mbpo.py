@@ -48,7 +48,7 @@ from agents.sb3 import (
     make_algorithm,
     vec_normalize_to_checkpoint,
 )
-from agents.spaces import require_actions, require_box, vector_env
+from agents.spaces import checked_observation, require_actions, require_box, vector_env
 from mbrl_bilevel.dynamics import DynamicsModel, fit_dynamics
 from mbrl_bilevel.errors import CheckpointError, InvalidInputError
 from mbrl_bilevel.methods import get_method
@@ -204,7 +204,11 @@ class MBPO:
         episode_start: Array | None = None,
         deterministic: bool = False,
     ) -> tuple[Array, tuple[Array, ...] | None]:
-        """What the held algorithm does at ``observation`` [O] or [S, O]."""
+        """What the held algorithm does at ``observation`` [O] or [S, O].
+
+        Raises InvalidInputError for another shape, NaN or infinity.
+        """
+        checked_observation(self.observation_space, observation)
         return self.algorithm.predict(observation, state, episode_start, deterministic)
 
     def refit(self) -> FitResult:

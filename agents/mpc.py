@@ -32,6 +32,7 @@ from agents.replanning import replan
 from agents.saved import spaces_of
 from agents.spaces import (
     action_set,
+    checked_observation,
     from_vectors,
     require_actions,
     require_box,
@@ -173,7 +174,8 @@ class MPC:
         During the first steps of ``learn`` there is no model: actions are uniform, as they are in
         learning. Raises InvalidInputError for a wrong shape, or before the first ``learn``.
         """
-        obs, single = self._checked(observation)
+        checked, single = checked_observation(self.observation_space, observation)
+        obs = torch.from_numpy(checked)
         if state is None:
             state = self._fresh_state(len(obs), self.seed)
         mean, elites, valid, age, random = (torch.from_numpy(part) for part in state)
@@ -319,19 +321,6 @@ class MPC:
 
         settings = self.settings
         return replan(settings.planner, settings.replan_every, score_of, memory, age, generator)
-
-    def _checked(self, observation: Array | dict[str, Array]) -> tuple[torch.Tensor, bool]:
-        if isinstance(observation, dict):
-            raise InvalidInputError("observation must be an array [O] or [S, O]; got a dict")
-        obs = np.asarray(observation, dtype=np.float32)
-        expected = int(self.observation_space.shape[0])
-        if obs.ndim not in (1, 2) or obs.shape[-1] != expected:
-            raise InvalidInputError(
-                f"observation must be [{expected}] or [S, {expected}]; got {obs.shape}"
-            )
-        if not np.isfinite(obs).all():
-            raise InvalidInputError("observation holds NaN or infinity")
-        return torch.from_numpy(np.atleast_2d(obs)), obs.ndim == 1
 
 
 class _Run:

@@ -60,6 +60,26 @@ def require_actions(space: gym.Space[Any]) -> ActionSpace:
     return space
 
 
+def checked_observation(
+    space: gym.spaces.Box, observation: Array | dict[str, Array]
+) -> tuple[Array, bool]:
+    """``observation`` [O] or [S, O] as float32 [S, O], and whether it was one alone.
+
+    Raises InvalidInputError for another shape, a dict, NaN or infinity.
+    """
+    if isinstance(observation, dict):
+        raise InvalidInputError("observation must be an array [O] or [S, O]; got a dict")
+    obs = np.asarray(observation, dtype=np.float32)
+    expected = int(space.shape[0])
+    if obs.ndim not in (1, 2) or obs.shape[-1] != expected:
+        raise InvalidInputError(
+            f"observation must be [{expected}] or [S, {expected}]; got {obs.shape}"
+        )
+    if not np.isfinite(obs).all():
+        raise InvalidInputError("observation holds NaN or infinity")
+    return np.atleast_2d(obs), obs.ndim == 1
+
+
 def action_set(space: ActionSpace) -> ActionSet:
     """The actions of ``space`` as planners see them."""
     if isinstance(space, gym.spaces.Discrete):
