@@ -92,8 +92,13 @@ class GaussianMixture:
         choice = torch.special.ndtr(noise[..., -1:])
         # The last sum may fall short of one by rounding, so it has no say.
         chosen = (choice > self.weights.cumsum(-1)[..., :-1]).sum(-1)[..., None, None]
-        chosen = chosen.expand(*chosen.shape[:-1], self.mean.shape[-1])
-        mean, log_std = (p.gather(-2, chosen).squeeze(-2) for p in (self.mean, self.log_std))
+        # Noise may have more rows than the distribution, and the other way round.
+        lead, (_, dims) = chosen.shape[:-2], self.mean.shape[-2:]
+        chosen = chosen.expand(*lead, 1, dims)
+        mean, log_std = (
+            p.expand(*lead, *p.shape[-2:]).gather(-2, chosen).squeeze(-2)
+            for p in (self.mean, self.log_std)
+        )
         return mean + log_std.exp() * noise[..., :-1]
 
     def log_prob(self, y: Tensor) -> Tensor:
