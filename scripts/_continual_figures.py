@@ -156,6 +156,7 @@ def draw_pareto(
             axis.xaxis.set_major_locator(MaxNLocator(4))
             _show_most(axis, "x", metric in HIGHER)
             _show_most(axis, "y")
+            axis.autoscale_view()
             axis.autoscale(False)
             for one in here:
                 _cross(axis, one[metric], _look(one["method"], methods)["color"])
