@@ -17,14 +17,13 @@ import numpy.typing as npt
 import torch
 from stable_baselines3 import SAC
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.logger import configure
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.type_aliases import MaybeCallback
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_normalize
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from agents.callbacks import as_callback
+from agents.callbacks import as_callback, open_logger
 from agents.imagination import imagine
 from agents.mbpo_checkpoint import (
     Made,
@@ -101,9 +100,7 @@ class MBPO:
                 learning_starts=self.settings.learning_starts,
                 gradient_steps=self.settings.updates_per_step * self.env.num_envs,
             )
-        formats = (["stdout"] if verbose else []) + (["tensorboard"] if tensorboard_log else [])
-        log = str(tensorboard_log) if tensorboard_log else None
-        self.algorithm.set_logger(configure(log, formats))
+        self.algorithm.set_logger(open_logger(tensorboard_log, verbose))
         self.experience = MixedReplay(
             self.observation_space,
             self.action_space,

@@ -14,7 +14,7 @@ import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
 import torch
-from stable_baselines3.common.logger import Logger, configure
+from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.type_aliases import MaybeCallback
 from stable_baselines3.common.vec_env import (
     VecEnv,
@@ -23,7 +23,7 @@ from stable_baselines3.common.vec_env import (
 )
 from tqdm.auto import tqdm
 
-from agents.callbacks import as_callback
+from agents.callbacks import as_callback, open_logger
 from agents.collect import RandomBehaviour, Recorder, require_finite
 from agents.mpc_checkpoint import Snapshot, read_snapshot, write_snapshot
 from agents.mpc_settings import MPCSettings
@@ -77,8 +77,7 @@ class MPC:
         self._actions = action_set(self.action_space)
         self.termination, self.reward, self.seed = termination, reward, seed
         self.verbose = verbose
-        formats = (["stdout"] if verbose else []) + (["tensorboard"] if tensorboard_log else [])
-        self.logger: Logger = configure(str(tensorboard_log) if tensorboard_log else None, formats)
+        self.logger: Logger = open_logger(tensorboard_log, verbose)
         self.model: DynamicsModel | None = None
         self.value: Value | None = None
         self.last_fit: FitResult | None = None

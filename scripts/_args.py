@@ -36,6 +36,8 @@ class RunArgs:
     """CPU threads for PyTorch; 0 leaves its default."""
 
     def __post_init__(self) -> None:
+        # First of all: what a subclass checks may look at the first value of a list.
+        _refuse_empty_lists(self)
         if not 0 <= self.seed < 2**62:
             raise InvalidInputError(f"--seed must be 0 or more and below 2^62; got {self.seed}")
         # As a path, '' is the working folder: a run would be strewn over it.
@@ -96,7 +98,6 @@ def parse(args_type: type[A], argv: Sequence[str] | None, description: str | Non
     sys.stderr.write(complaint.getvalue())  # warnings, if any: not ours to hide
     if unknown:
         raise InvalidInputError(_unknown(unknown[0], args_type))
-    _refuse_empty_lists(args)
     return args
 
 

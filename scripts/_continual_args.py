@@ -77,8 +77,6 @@ class Args(RunArgs):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("sequences", "methods"):
-            if not getattr(self, name):
-                raise InvalidInputError(f"{option_name(name)}: give at least one value")
             if len(set(getattr(self, name))) < len(getattr(self, name)):
                 raise InvalidInputError(f"{option_name(name)}: give none twice")
         self.require_at_least(50, "n_train", "n_test")
