@@ -43,7 +43,7 @@ from agents.value import Value, fit_value
 from mbrl_bilevel.dynamics import DynamicsModel, fit_dynamics
 from mbrl_bilevel.errors import CheckpointError, InvalidInputError
 from mbrl_bilevel.methods import get_method
-from mbrl_bilevel.model_env import imagined_returns
+from mbrl_bilevel.model_env import StepModel, imagined_returns
 from mbrl_bilevel.types import FitResult, Rule, Transitions
 
 __all__ = ["MPC", "MPCSettings"]
@@ -56,7 +56,8 @@ class MPC:
 
     ``env`` is a Gymnasium environment, or an SB3 vector environment, with Box observations [O] and
     Box actions [A] of finite bounds or Discrete ones, which models and rules see one-hot. ``termination`` and ``reward`` are known rules, batched over
-    (obs, action, next_obs); without one the model learns it.
+    (obs, action, next_obs); without one the model learns it. ``model`` may be set to another one to
+    plan in, the true simulator for instance; ``refit`` puts a fitted one in its place.
     """
 
     def __init__(
@@ -78,7 +79,7 @@ class MPC:
         self.termination, self.reward, self.seed = termination, reward, seed
         self.verbose = verbose
         self.logger: Logger = open_logger(tensorboard_log, verbose)
-        self.model: DynamicsModel | None = None
+        self.model: StepModel | None = None
         self.value: Value | None = None
         self.last_fit: FitResult | None = None
         self.experience = Recorder()
@@ -197,7 +198,16 @@ class MPC:
         return taken[0] if single else taken, _state(memory, age, generator)
 
     def save(self, path: str | Path) -> None:
-        """Write model, experience and settings to one file; rules are code, and not saved."""
+        """Write model, experience and settings to one file; rules are code, and not saved.
+
+        Raises InvalidInputError for a model that is not a learned one.
+        """
+        model = self.model
+        if model is not None and not isinstance(model, DynamicsModel):
+            raise InvalidInputError(
+                f"save: model is a {type(model).__name__}, and only a learned one fits in a file; "
+                "set model to None before"
+            )
         write_snapshot(
             path,
             Snapshot(
@@ -212,7 +222,7 @@ class MPC:
                 generator=self._generator.get_state(),
                 noise=dict(self._noise.bit_generator.state),
                 experience=self.experience.transitions() if len(self.experience) else None,
-                model=self.model,
+                model=model,
                 value=self.value,
             ),
         )

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mbrl_bilevel.dynamics import DynamicsModel
 from mbrl_bilevel.errors import InvalidInputError
-from mbrl_bilevel.model_env import Propagation
+from mbrl_bilevel.model_env import Propagation, StepModel
 
 Uncertainty = Literal["spread", "disagreement"]
 
@@ -58,14 +58,14 @@ class Branched:
     diverged: Tensor
 
 
-def draw_members(model: DynamicsModel, rows: int, generator: torch.Generator) -> Tensor:
+def draw_members(model: StepModel, rows: int, generator: torch.Generator) -> Tensor:
     """A member for each of ``rows``, uniformly, [B] int."""
     return torch.randint(model.members, (rows,), generator=generator)
 
 
 @torch.inference_mode()
 def branch_step(
-    model: DynamicsModel,
+    model: StepModel,
     obs: Tensor,
     action: Tensor,
     member: Tensor,
@@ -74,17 +74,18 @@ def branch_step(
 ) -> Branched:
     """One imagined step from obs [B, O] by action [B, A], row b by ``member[b]``.
 
-    A termination that is a probability is drawn. Raises InvalidInputError for shapes that do not fit.
+    A termination that is a probability is drawn. Raises InvalidInputError for shapes that do not fit,
+    or a penalty where the model is not a learned one.
     """
     rows = len(obs)
     slot, place = _by_member(member, model.members)
 
     def spread_out(value: Tensor) -> Tensor:
-        return value[place].reshape(model.members, -1, value.shape[-1])
+        return value[place].reshape(model.members, len(place) // model.members, value.shape[-1])
 
     noise = None
     if branching.sample:
-        noise = torch.randn(rows, model.policy.noise_width, generator=generator, dtype=obs.dtype)
+        noise = torch.randn(rows, model.noise_width, generator=generator, dtype=obs.dtype)
         noise = spread_out(noise)
     step = model.step(spread_out(obs), spread_out(action), noise)
     next_obs = step.next_obs.flatten(0, 1)[slot]
@@ -92,6 +93,11 @@ def branch_step(
     terminated = torch.rand(rows, generator=generator) < ended
     doubt = reward.new_zeros(rows)
     if branching.penalty > 0.0:
+        if not isinstance(model, DynamicsModel):
+            raise InvalidInputError(
+                f"penalty must be 0 for {type(model).__name__}: only a learned model has an "
+                f"uncertainty to take off; got {branching.penalty}"
+            )
         doubt = uncertainty(model, obs, action, branching.uncertainty)
         reward = reward - branching.penalty * doubt
     diverged = ~(next_obs.isfinite().all(-1) & reward.isfinite())

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -26,27 +27,17 @@ from mbrl_bilevel.data import (
 from mbrl_bilevel.distributions import DiagonalGaussian
 from mbrl_bilevel.errors import InvalidInputError
 from mbrl_bilevel.fit import Log, Schedule, fit
-from mbrl_bilevel.inference import Precision, infer
+from mbrl_bilevel.inference import Precision, infer, unchanged
 from mbrl_bilevel.losses import NLL
 from mbrl_bilevel.methods import Method
 from mbrl_bilevel.mixture import GaussianMixture
 from mbrl_bilevel.normaliser import Normaliser
 from mbrl_bilevel.policies import CategoricalPolicy, GaussianPolicy, MixturePolicy, with_members
 from mbrl_bilevel.regression import draw_seed, fit_regression
-from mbrl_bilevel.types import FitResult, Rule, Transitions
+from mbrl_bilevel.types import FitResult, Rule, Step, Transitions
 
 #: Probability that a step terminates: ``(obs, action, next_obs) [..., ·] -> [...]`` in [0, 1].
 Termination = Callable[[Tensor, Tensor, Tensor], Tensor]
-
-
-@dataclass(frozen=True)
-class Step:
-    """One imagined step: ``next_obs`` [E, …, B, O], ``reward`` and ``terminated`` [E, …, B] (the
-    probability that the episode ended with it)."""
-
-    next_obs: Tensor
-    reward: Tensor
-    terminated: Tensor
 
 
 @dataclass(frozen=True)
@@ -89,6 +80,21 @@ class DynamicsModel:
         return self.policy.members
 
     @property
+    def action_dim(self) -> int:
+        """A."""
+        return len(self.inputs.shift) - self.obs_dim
+
+    @property
+    def noise_width(self) -> int:
+        """Standard normal numbers that a draw of ``step`` takes."""
+        return self.policy.noise_width
+
+    @property
+    def device(self) -> torch.device:
+        """Where ``step`` works."""
+        return self.inputs.shift.device
+
+    @property
     def active(self) -> Tensor:
         """[D] bool: the target dimensions that the policy predicts."""
         return ~self.targets.constant
@@ -119,6 +125,10 @@ class DynamicsModel:
         """What the policy should have predicted, in raw units, [N, D_active]."""
         return _raw_targets(transitions, self.reward is None, self.terminal_jump)[:, self.active]
 
+    def unchanged(self, precision: Precision) -> AbstractContextManager[None]:
+        """Vouches that the parameters stay as they are within (``inference.unchanged``)."""
+        return unchanged(self.policy, precision)
+
     def step(
         self,
         obs: Tensor,
@@ -128,7 +138,7 @@ class DynamicsModel:
     ) -> Step:
         """Each member's next state from its own rows: obs [E, B, O], action [E, B, A].
 
-        ``noise`` (standard normal, broadcastable with [E, B, policy.noise_width]) draws from the
+        ``noise`` (standard normal, broadcastable with [E, B, noise_width]) draws from the
         members' distributions; None takes their means. ``precision`` as in ``dist``; obs may then be
         [E, 1, B, O] where noise is [E, K, B, ·], which costs the network one K-th.
         """
@@ -185,7 +195,7 @@ class DynamicsModel:
         width = len(self.inputs.shift)
         if obs.shape[:-1] != action.shape[:-1] or obs.shape[-1] + action.shape[-1] != width:
             raise InvalidInputError(
-                f"obs must be [..., {self.obs_dim}] and action [..., {width - self.obs_dim}] with "
+                f"obs must be [..., {self.obs_dim}] and action [..., {self.action_dim}] with "
                 f"the same rows; got {tuple(obs.shape)} and {tuple(action.shape)}"
             )
         x = self.inputs.normalise(torch.cat([obs, action], dim=-1))

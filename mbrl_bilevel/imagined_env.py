@@ -1,4 +1,4 @@
-"""A learned model as an environment: Gymnasium's Env and VectorEnv, and Stable-Baselines3's VecEnv.
+"""A model as an environment: Gymnasium's Env and VectorEnv, and Stable-Baselines3's VecEnv.
 
 Episodes start at given real states and are truncated at the horizon; termination and reward are the
 model's. What trains in the real environment trains in here unchanged.
@@ -18,8 +18,8 @@ from gymnasium.vector.utils import batch_space
 from stable_baselines3.common.vec_env import VecEnv
 
 from mbrl_bilevel.branches import Branching, branch_step, draw_members
-from mbrl_bilevel.dynamics import DynamicsModel
 from mbrl_bilevel.errors import InvalidInputError
+from mbrl_bilevel.model_env import StepModel
 from mbrl_bilevel.types import Transitions
 
 Array = npt.NDArray[Any]
@@ -36,7 +36,7 @@ class _Episodes:
 
     def __init__(
         self,
-        model: DynamicsModel,
+        model: StepModel,
         starts: Transitions | Array,
         spaces: tuple[Box, Box],
         horizon: int,
@@ -50,7 +50,7 @@ class _Episodes:
         self.model, self.horizon, self.rows = model, horizon, rows
         self.branching = branching or Branching()
         self.observation_space, self.action_space = spaces
-        width = (model.obs_dim, len(model.inputs.shift) - model.obs_dim)
+        width = (model.obs_dim, model.action_dim)
         if (self.observation_space.shape, self.action_space.shape) != ((width[0],), (width[1],)):
             raise InvalidInputError(
                 f"observation_space and action_space must have shapes ({width[0]},) and ({width[1]},) "
@@ -134,7 +134,7 @@ class ImaginedEnv(gym.Env[Array, Array]):
 
     def __init__(
         self,
-        model: DynamicsModel,
+        model: StepModel,
         starts: Transitions | Array,
         observation_space: Box,
         action_space: Box,
@@ -182,7 +182,7 @@ class ImaginedVectorEnv(gym.vector.VectorEnv[Array, Array, Array]):
 
     def __init__(
         self,
-        model: DynamicsModel,
+        model: StepModel,
         starts: Transitions | Array,
         observation_space: Box,
         action_space: Box,
@@ -264,7 +264,7 @@ class ImaginedVecEnv(VecEnv):
 
     def __init__(
         self,
-        model: DynamicsModel,
+        model: StepModel,
         starts: Transitions | Array,
         observation_space: Box,
         action_space: Box,

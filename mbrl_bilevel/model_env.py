@@ -8,17 +8,53 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Literal, Protocol, get_args
 
 import torch
 from torch import Tensor
 
-from mbrl_bilevel.dynamics import DynamicsModel, Step
 from mbrl_bilevel.errors import InvalidInputError
-from mbrl_bilevel.inference import Precision, fastest_precision, unchanged
+from mbrl_bilevel.inference import Precision, fastest_precision
+from mbrl_bilevel.types import Step
 
 Propagation = Literal["ts1", "tsinf"]
+
+
+class StepModel(Protocol):
+    """What imagination needs of a model: ``DynamicsModel``, or the true simulator in its place.
+
+    ``step`` moves each of ``members`` E from its own rows, as ``DynamicsModel.step`` does; a model
+    without chance has ``noise_width`` 0 and leaves particles that are alike as the one they are.
+    """
+
+    @property
+    def members(self) -> int: ...
+
+    @property
+    def obs_dim(self) -> int: ...
+
+    @property
+    def action_dim(self) -> int: ...
+
+    @property
+    def noise_width(self) -> int: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def unchanged(self, precision: Precision) -> AbstractContextManager[None]:
+        """Within it nobody changes the model, so that ``step`` need not look each time."""
+
+    def step(
+        self,
+        obs: Tensor,
+        action: Tensor,
+        noise: Tensor | None = None,
+        precision: Precision | None = None,
+    ) -> Step:
+        """From obs [E, …, B, O] by action [E, …, B, A]."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +112,7 @@ class Imagination:
 
 @torch.inference_mode()
 def imagined_returns(
-    model: DynamicsModel,
+    model: StepModel,
     obs: Tensor,
     actions: Tensor,
     imagination: Imagination,
@@ -99,14 +135,14 @@ def imagined_returns(
             f"obs must be [S, O] and actions [S, N, H, A] with the same S; "
             f"got {tuple(obs.shape)} and {tuple(actions.shape)}"
         )
-    home, device = actions.device, model.inputs.shift.device
+    home, device = actions.device, model.device
     obs, actions = obs.to(device), actions.to(device)
     starts, candidates, horizon, _ = actions.shape
     rows = starts * candidates
     state = _alike(model, obs.repeat_interleave(candidates, 0), imagination)
     plans = actions.reshape(rows, horizon, -1)
     total, alive = obs.new_zeros(()), obs.new_ones(())
-    with unchanged(model.policy, imagination.chosen_precision):
+    with model.unchanged(imagination.chosen_precision):
         for h in range(horizon):
             step = _step_particles(model, state, plans[:, h], imagination, generator)
             state = step.next_obs
@@ -125,7 +161,7 @@ def imagined_returns(
 
 @torch.inference_mode()
 def imagined_trajectories(
-    model: DynamicsModel,
+    model: StepModel,
     obs: Tensor,
     actions: Tensor,
     imagination: Imagination,
@@ -137,7 +173,7 @@ def imagined_trajectories(
     """
     state = _alike(model, obs, imagination)
     states, rewards = [], []
-    with unchanged(model.policy, imagination.chosen_precision):
+    with model.unchanged(imagination.chosen_precision):
         for h in range(actions.shape[1]):
             step = _step_particles(model, state, actions[:, h], imagination, generator)
             state = step.next_obs
@@ -146,7 +182,7 @@ def imagined_trajectories(
     return torch.stack(states, dim=2), torch.stack(rewards, dim=2)
 
 
-def _alike(model: DynamicsModel, obs: Tensor, imagination: Imagination) -> Tensor:
+def _alike(model: StepModel, obs: Tensor, imagination: Imagination) -> Tensor:
     """The particles at the start, [E, 1, B, O] at obs [B, O]: each member's are alike until they draw."""
     if imagination.particles % model.members:
         raise InvalidInputError(
@@ -163,7 +199,7 @@ def _each(value: Tensor, imagination: Imagination) -> Tensor:
 
 
 def _step_particles(
-    model: DynamicsModel,
+    model: StepModel,
     state: Tensor,
     action: Tensor,
     imagination: Imagination,
@@ -179,7 +215,7 @@ def _step_particles(
         state = _by_member(_each(state, imagination)[order], members)
     noise = None
     if imagination.sample:
-        shape, device = (particles, 1, model.policy.noise_width), generator.device
+        shape, device = (particles, 1, model.noise_width), generator.device
         draws = torch.randn(shape, generator=generator, dtype=state.dtype, device=device)
         noise = _by_member(draws.to(state.device), members)
     action = action.expand(*state.shape[:2], -1, -1)
@@ -193,4 +229,4 @@ def _step_particles(
 
 def _by_member(value: Tensor, members: int) -> Tensor:
     """[P, B, …] to [E, P / E, B, …]."""
-    return value.reshape(members, -1, *value.shape[1:])
+    return value.reshape(members, len(value) // members, *value.shape[1:])

@@ -101,6 +101,16 @@ class Batch:
 
 
 @dataclass(frozen=True)
+class Step:
+    """One imagined step: ``next_obs`` [E, …, B, O], ``reward`` and ``terminated`` [E, …, B] (the
+    probability that the episode ended with it)."""
+
+    next_obs: Tensor
+    reward: Tensor
+    terminated: Tensor
+
+
+@dataclass(frozen=True)
 class Transitions:
     """N environment steps in order of collection, grouped by episode.
 
