@@ -6,7 +6,6 @@ score[s, n] = Σ_h r_h of the n-th action sequence from the present state of the
 from __future__ import annotations
 
 import copy
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -69,10 +68,6 @@ class Oracle:
         The scores do not depend on it. Raises ``InvalidInputError`` for anything else.
         """
         self._real = [env] if isinstance(env, gym.Env) else list(env)
-        if threads is None:
-            threads = min(os.cpu_count() or 1, 4)
-        if threads < 1:
-            raise InvalidInputError(f"Oracle: threads must be at least 1 or None; got {threads}")
         if not self._real:
             raise InvalidInputError("Oracle: env is empty; give at least one environment")
         for real in self._real:
@@ -82,7 +77,7 @@ class Oracle:
                     f"got {type(real.unwrapped).__name__}, whose state cannot be copied"
                 )
         self._exact, self._rollouts = exact, Rollouts(threads)
-        self._copies = [_private_copy(self._real[0]) for _ in range(threads)]
+        self._copies = [_private_copy(self._real[0]) for _ in range(self._rollouts.threads)]
         for real in self._real:
             _check_alike(real, self._copies[0])
 

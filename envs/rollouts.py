@@ -6,7 +6,8 @@ formulas are those of ``rewards.py`` and ``rules.py``, given all that the observ
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +26,7 @@ from torch import Tensor
 from envs.make import Env, acting_layers
 from envs.rewards import reward_rule
 from envs.rules import termination_rule
+from mbrl_bilevel.errors import InvalidInputError
 from mbrl_bilevel.types import Rule
 
 Array = npt.NDArray[np.float64]
@@ -71,64 +73,123 @@ def judge_of(env: Env) -> Judge | None:
     return Judge(shown, reward, termination, *_OBSERVED[type(base)])
 
 
-class Rollouts:
-    """A pool of ``threads``, which have to be more than 0; scores do not depend on their number."""
+@dataclass(frozen=True)
+class Starts:
+    """Where N rollouts begin: MuJoCo's full states [N, ·], what is observed there [N, O], and the
+    acceleration from which the solver starts [N, nv]."""
 
-    def __init__(self, threads: int) -> None:
-        self._threads = threads
+    states: Array
+    obs: Array
+    warm: Array
+
+    def __len__(self) -> int:
+        return len(self.states)
+
+    def __getitem__(self, rows: slice) -> Starts:
+        return Starts(self.states[rows], self.obs[rows], self.warm[rows])
+
+
+class Rollouts:
+    """A pool of ``threads``, None for one a core and at most 4; results do not depend on their number.
+
+    Raises ``InvalidInputError`` for less than one.
+    """
+
+    def __init__(self, threads: int | None) -> None:
+        if threads is None:
+            threads = min(os.cpu_count() or 1, 4)
+        if threads < 1:
+            raise InvalidInputError(f"threads must be at least 1 or None; got {threads}")
+        self.threads = threads
         # Without a pool a rollout runs on the thread that calls.
         self._pool = mujoco.rollout.Rollout(nthread=threads if threads > 1 else 0)
 
     def returns(self, judge: Judge, actions: Tensor) -> Tensor:
-        """The sum of rewards of ``actions`` [N, H, A] up to the first termination, [N] in double."""
+        """The sum of rewards of ``actions`` [N, H, A] up to the first termination, [N] in double.
+
+        From the present state of the judge's environment."""
+        starts, returns = _present(judge, len(actions)), []
+        for _, reward, ended in self._judged(judge, starts, actions):
+            # A reward counts where no step before it has ended the episode.
+            before = torch.cat([torch.zeros_like(ended[:, :1]), ended[:, :-1]], dim=1)
+            returns.append(torch.where(before.cumsum(1) == 0, reward, 0.0).sum(1))
+        return torch.cat(returns)
+
+    def step(self, judge: Judge, starts: Starts, action: Tensor) -> tuple[Array, Array, Array]:
+        """The observations [N, O] that ``action`` [N, A] leads to, with all positions, and velocities
+        as they are; the rewards [N]; and whether it terminates [N]."""
+        found = list(self._judged(judge, starts, action.unsqueeze(1)))
+        obs, reward, ended = (torch.cat(part)[:, 0].numpy() for part in zip(*found, strict=True))
+        return obs, reward, ended
+
+    def _judged(
+        self, judge: Judge, starts: Starts, actions: Tensor
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """What is observed after each of ``actions`` [N, H, A], [N, H, O], what it is paid for in
+        double and whether it terminates, [N, H]: some rows at a time."""
         steps = max(actions.shape[1] * judge.base.frame_skip, 1)
         rows = max(1, _MOST_NUMBERS // (steps * mujoco.mj_stateSize(judge.base.model, _STATE)))
-        starts = range(0, len(actions), rows)
-        return torch.cat([self._returns(judge, actions[i : i + rows]) for i in starts])
+        for part in (slice(i, i + rows) for i in range(0, len(actions), rows)):
+            obs = torch.from_numpy(self._observations(judge, starts[part], actions[part]))
+            path = (obs[:, :-1], actions[part], obs[:, 1:])
+            yield obs[:, 1:], judge.reward(*path).double(), judge.termination(*path)
 
-    def _returns(self, judge: Judge, actions: Tensor) -> Tensor:
-        obs = torch.from_numpy(self._observations(judge, actions))
-        path = (obs[:, :-1], actions, obs[:, 1:])
-        reward, ended = judge.reward(*path).double(), judge.termination(*path)
-        # A reward counts where no step before it has ended the episode.
-        before = torch.cat([torch.zeros_like(ended[:, :1]), ended[:, :-1]], dim=1)
-        return torch.where(before.cumsum(1) == 0, reward, 0.0).sum(1)
-
-    def _observations(self, judge: Judge, actions: Tensor) -> Array:
-        """[N, H + 1, O] from the present one on, with all positions, and velocities as they are."""
-        states = self._states(judge, actions.detach().cpu().numpy())
+    def _observations(self, judge: Judge, starts: Starts, actions: Tensor) -> Array:
+        """[N, H + 1, O] from the first one on."""
+        states = self._states(judge, starts, actions.detach().cpu().numpy())
         model, every = judge.base.model, judge.base.frame_skip
         qpos, qvel = states[:, :, 1 : 1 + model.nq], states[:, :, 1 + model.nq :][..., : model.nv]
         # Euler's method places bodies before it integrates: they are where the last but one position says.
         places = _places(judge, qpos[:, every - 1 : -1 : every])
         seen = judge.observe(qpos[:, every::every], qvel[:, every::every], places)
-        now = np.broadcast_to(judge.base._get_obs(), (len(seen), 1, seen.shape[-1]))
-        return np.concatenate([now, seen], axis=1)
+        return np.concatenate([starts.obs[:, None], seen], axis=1)
 
-    def _states(self, judge: Judge, actions: npt.NDArray[Any]) -> Array:
-        """MuJoCo's full states at every integrator step, the present one first."""
-        model, data = judge.base.model, judge.base.data
-        state = np.empty(mujoco.mj_stateSize(model, _STATE))
-        mujoco.mj_getState(model, data, state, _STATE)
-        start = np.tile(state, (len(actions), 1))
+    def _states(self, judge: Judge, starts: Starts, actions: npt.NDArray[Any]) -> Array:
+        """MuJoCo's full states at every integrator step, the first one first."""
+        model = judge.base.model
         control = np.repeat(actions.astype(np.float64), judge.base.frame_skip, axis=1)
         if control.shape[1] == 0:
-            return start[:, None]
+            return starts.states[:, None]
         states, _ = self._pool.rollout(
             model,
-            [mujoco.MjData(model) for _ in range(self._threads)],
-            start,
+            [mujoco.MjData(model) for _ in range(self.threads)],
+            starts.states,
             control,
-            initial_warmstart=np.tile(data.qacc_warmstart, (len(actions), 1)),
+            initial_warmstart=starts.warm,
         )
-        return np.concatenate([start[:, None], states], axis=1)
+        return np.concatenate([starts.states[:, None], states], axis=1)
+
+
+def starts_at(judge: Judge, qpos: Array, qvel: Array) -> Starts:
+    """Starts at positions [N, nq] and velocities [N, nv], at time 0, of a robot without muscles.
+
+    For judges that need the places of no body."""
+    model, rows = judge.base.model, len(qpos)
+    states = np.zeros((rows, mujoco.mj_stateSize(model, _STATE)))
+    states[:, 1 : 1 + model.nq + model.nv] = np.concatenate([qpos, qvel], axis=1)
+    obs = judge.observe(qpos, qvel, np.empty((rows, 0, 3)))
+    return Starts(states, obs, np.zeros((rows, model.nv)))
+
+
+def _present(judge: Judge, rows: int) -> Starts:
+    """Where the judge's environment is now, ``rows`` times."""
+    base = judge.base
+    state = np.empty(mujoco.mj_stateSize(base.model, _STATE))
+    mujoco.mj_getState(base.model, base.data, state, _STATE)
+    parts = (state, base._get_obs(), base.data.qacc_warmstart)
+    return Starts(*(np.broadcast_to(part, (rows, len(part))) for part in parts))
 
 
 def _showing_positions(base: Any) -> Any:
     """The same environment, as its observation would be with nothing left out; shares its data."""
-    shown = object.__new__(type(base))
-    shown.__dict__.update(vars(base), _exclude_current_positions_from_observation=False)
-    return shown
+    return twin(base, _exclude_current_positions_from_observation=False)
+
+
+def twin(base: Any, **attributes: Any) -> Any:
+    """The same environment but for these attributes; all others are shared, not copied."""
+    other = object.__new__(type(base))
+    other.__dict__.update(vars(base), **attributes)
+    return other
 
 
 def _places(judge: Judge, qpos: Array) -> Array:
