@@ -51,8 +51,8 @@ _FREE_TO_OVERRIDE = frozenset(
     }
 )
 
-# Hopper and Walker2d show velocities clipped to ±10 (m/s, rad/s).
-_SHOWN_VELOCITY = 10.0
+#: Hopper and Walker2d show velocities clipped to ±10 (m/s, rad/s).
+SHOWN_VELOCITY = 10.0
 # No healthy hopper moves a joint this fast: 21 was the most in 1500 episodes of full torques.
 _UNREACHED_VELOCITY = 50.0
 
@@ -154,7 +154,7 @@ def _hopper(base: Any) -> Rule | None:
         return _never(base)
     low, high = base._healthy_state_range
     for limit in (-low, high):
-        if _SHOWN_VELOCITY < limit < _UNREACHED_VELOCITY:
+        if SHOWN_VELOCITY < limit < _UNREACHED_VELOCITY:
             return None  # the clipped observation does not show whether the limit was passed
     hidden = int(base._exclude_current_positions_from_observation)
     upright = _walker(base)
