@@ -73,6 +73,8 @@ class Args(RunArgs):
     """Episodes to plan with each model; their mean is the row's return."""
     plan_env: str | None = None
     """Environment to plan in with models of --minari data; those of --env-id plan in their own."""
+    plan_steps: int | None = None
+    """Cut the planned episodes here; none: where the environment does."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -111,6 +113,12 @@ class Args(RunArgs):
             raise InvalidInputError("--shift and --test-minari: give one of them")
         if self.plan_episodes and (self.csv or self.noise != ("none",)):
             raise InvalidInputError("--plan-episodes needs an environment to plan in: use --env-id")
+        if self.plan_steps is not None:
+            self.require_at_least(1, "plan_steps")
+            if not self.plan_episodes:
+                raise InvalidInputError(
+                    "--plan-steps cuts the episodes of --plan-episodes: give both"
+                )
         if bool(self.plan_env) != bool(self.plan_episodes and self.minari):
             raise InvalidInputError(
                 "--plan-env names the environment for --plan-episodes with --minari: give all three"

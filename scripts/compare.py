@@ -11,6 +11,7 @@ import time
 from functools import lru_cache
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import torch
 from _compare_args import Args
@@ -241,7 +242,7 @@ def _returns(
     )
     agent = MPC(env, settings, termination=rule, seed=seed)
     agent.model = model
-    envs = DummyVecEnv([lambda: open_env(args, env_id)] * args.plan_episodes)
+    envs = DummyVecEnv([lambda: _cut(args, open_env(args, env_id))] * args.plan_episodes)
     envs.seed(seed)
     returns: Any
     returns, _ = evaluate_policy(
@@ -250,6 +251,10 @@ def _returns(
     envs.close()
     env.close()
     return {"return": float(np.mean(returns)), "returns": [float(r) for r in returns]}
+
+
+def _cut(args: Args, env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
+    return env if args.plan_steps is None else gym.wrappers.TimeLimit(env, args.plan_steps)
 
 
 if __name__ == "__main__":

@@ -150,11 +150,14 @@ def test_compare_takes_a_minari_data_set(tmp_path: Path, monkeypatch: pytest.Mon
         str(tmp_path / "a"),
     ]
     planned = ["--plan-episodes", "1", "--plan-env", "Line-v0", "--import-module", "my_task"]
-    launch(compare.Args, compare.main, [*source, *options, *planned])
+    launch(compare.Args, compare.main, [*source, *options, *planned, "--plan-steps", "1"])
     (row,) = metrics(tmp_path / "a")["rows"]
     assert row["dataset"] == "lab/line-v0"
     assert row["k_nrmse"][0] > 0.0
     assert row["returns"] == [row["return"]]
+    # One step from where the seed starts: it returns -x² after a move of at most 0.1.
+    start = abs(env.reset(seed=0)[0][0])
+    assert start - 0.1 - 1e-6 <= (-row["return"]) ** 0.5 <= start + 0.1 + 1e-6
 
 
 @pytest.fixture(scope="module")
@@ -394,6 +397,7 @@ def test_train_takes_discrete_actions(tmp_path: Path) -> None:
         (compare, ["--n-train", "7"], "--n-train"),
         (compare, ["--minari", "a/b-v0", "--plan-episodes", "1"], "--plan-env names"),
         (compare, ["--env-id", "Line-v0", "--plan-env", "Line-v0"], "--plan-env names"),
+        (compare, ["--plan-steps", "9"], "--plan-episodes"),
         (compare, ["--seeds", "0"], "--seeds"),
         (compare, ["--csv", "none.csv", "--target", "y"], "does not exist"),
         (compare, ["--csv", "none.csv"], "--target"),
