@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from _bench_continual import continual_task
+from _bench_oracle import oracle
 from _bench_outer import fisher_vector_product, outer_solve, train_bilevel_fisher
 from _bench_pair import ACTION, INPUTS, OBS, TARGETS, Pair, Sizes, make_data, make_policy
 from _bench_peers import BESIDE_ROWS, PeerMissingError
@@ -156,6 +157,7 @@ def train_bilevel(sizes: Sizes, seed: int) -> Pair:
 #: Every row by name. To add one, write a function as those above.
 ROWS: dict[str, Callable[[Sizes, int], Pair]] = {
     "plan": plan,
+    "oracle": oracle,
     "train-nll": train_nll,
     "train-bilevel": train_bilevel,
     "train-bilevel-fisher": train_bilevel_fisher,
