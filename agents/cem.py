@@ -21,9 +21,9 @@ from agents.planning import (
     PlannerState,
     Score,
     finite_scores,
-    require_count,
     shift,
 )
+from mbrl_bilevel.errors import require_count
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class CEM(Planner):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_count("iterations", self.iterations)
+        require_count("iterations", self.iterations, 10_000)
         for name, ok, wanted in (
             ("elite_fraction", 0 < self.elite_fraction <= 1, "more than 0 and at most 1"),
             ("momentum", 0 <= self.momentum < 1, "at least 0 and less than 1"),
@@ -72,7 +72,6 @@ class CEM(Planner):
             ("decay", 1 <= self.decay < math.inf, "finite and at least 1"),
         ):
             require(ok, name, getattr(self, name), wanted)
-        require(self.iterations <= 10_000, "iterations", self.iterations, "at most 10,000")
 
     @property
     def num_elites(self) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mbrl_bilevel.branches import Branching
-from mbrl_bilevel.errors import InvalidInputError
+from mbrl_bilevel.errors import InvalidInputError, require_count
 from mbrl_bilevel.fit import Schedule
 from mbrl_bilevel.methods import get_method
 
@@ -21,13 +21,12 @@ class RolloutLength:
     end: int = 1
 
     def __post_init__(self) -> None:
-        if not 1 <= self.first <= 1000 or not 1 <= self.last <= 1000:
+        for name in ("first", "last"):
+            require_count(f"RolloutLength: {name}", getattr(self, name), 1000)
+        require_count("RolloutLength: end", self.end)
+        if type(self.begin) is not int or not 0 <= self.begin < self.end:
             raise InvalidInputError(
-                f"a rollout length must be from 1 to 1000; got {self.first} to {self.last}"
-            )
-        if not 0 <= self.begin < self.end:
-            raise InvalidInputError(
-                f"a rollout length grows from step begin >= 0 to a later end; got {self.begin} to {self.end}"
+                f"RolloutLength: begin must be an int from 0 to below end ({self.end}); got {self.begin!r}"
             )
 
     def at(self, step: int) -> int:
@@ -70,9 +69,8 @@ class MBPOSettings:
             *("members", "learning_starts", "refit_every", "imagine_every", "rollouts_per_step"),
             *("updates_per_step", "real_rows", "imagined_rows"),
         ):
-            if not 1 <= getattr(self, name) <= 10**7:
-                raise InvalidInputError(
-                    f"{name} must be from 1 to 10,000,000; got {getattr(self, name)}"
-                )
+            require_count(name, getattr(self, name))
+        for width in self.hidden:
+            require_count("hidden", width)
         if not 0.0 <= self.real_share <= 1.0:
             raise InvalidInputError(f"real_share must be from 0 to 1; got {self.real_share}")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from agents.planners import ICEM, Planner
 from agents.value import ValueSettings
-from mbrl_bilevel.errors import InvalidInputError
+from mbrl_bilevel.errors import InvalidInputError, require_count
 from mbrl_bilevel.fit import Schedule
 from mbrl_bilevel.methods import get_method
 from mbrl_bilevel.model_env import Imagination
@@ -44,22 +44,25 @@ class MPCSettings:
         get_method(self.method)
         # Written down, and saved with the agent: it goes on as it began.
         object.__setattr__(self, "imagination", self.imagination.settled())
-        if self.learning_starts < 1 or self.refit_every < 1:
+        planning = "members" if self.elites is None else "elites"
+        for name in ("members", planning, "learning_starts", "refit_every", "replan_every"):
+            require_count(name, getattr(self, name))
+        for width in self.hidden:
+            require_count("hidden", width)
+        if self.replan_every > self.planner.horizon:
             raise InvalidInputError(
-                "learning_starts and refit_every must be at least 1; "
-                f"got {self.learning_starts} and {self.refit_every}"
-            )
-        if not 1 <= self.replan_every <= self.planner.horizon:
-            raise InvalidInputError(
-                "replan_every must be from 1 to the planner's horizon "
+                "replan_every must be at most the planner's horizon "
                 f"({self.planner.horizon}); got {self.replan_every}"
             )
         if not 0.0 <= self.exploration <= 1000.0:
             raise InvalidInputError(f"exploration must be from 0 to 1000; got {self.exploration}")
-        planning = self.members if self.elites is None else self.elites
-        if not 1 <= planning <= self.members or self.imagination.particles % planning:
-            name = "members" if self.elites is None else "elites"
+        count = getattr(self, planning)
+        if count > self.members:
             raise InvalidInputError(
-                f"{name} must be at least 1, elites at most the {self.members} members, and divide the "
-                f"{self.imagination.particles} particles of imagination; got {planning}"
+                f"elites must be at most the {self.members} members; got {count}"
+            )
+        if self.imagination.particles % count:
+            raise InvalidInputError(
+                f"{planning} must divide the {self.imagination.particles} particles of imagination; "
+                f"got {count}"
             )

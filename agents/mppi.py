@@ -21,9 +21,9 @@ from agents.planning import (
     PlannerState,
     Score,
     finite_scores,
-    require_count,
     shift,
 )
+from mbrl_bilevel.errors import require_count
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,7 @@ class MPPI(Planner):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_count("iterations", self.iterations)
-        require(self.iterations <= 10_000, "iterations", self.iterations, "at most 10,000")
+        require_count("iterations", self.iterations, 10_000)
         for name in ("temperature", "std"):
             value = getattr(self, name)
             require(0 < value < math.inf, name, value, "finite and more than 0")

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from agents.actions import ActionSet, require
+from mbrl_bilevel.errors import require_count
 
 #: ``score(actions [S, N, H, A]) -> [S, N]``: the predicted return of each candidate. The actions
 #: are float32: in the environment's units and within its bounds, or one-hot where they are discrete.
@@ -141,12 +142,6 @@ class Planner(ABC):
             shape = tuple(getattr(state, name).shape)
             wanted = (starts, *part, self.horizon, actions)
             require(shape == wanted, f"state.{name}", shape, f"{wanted}: use initial_state")
-
-
-def require_count(name: str, value: object) -> None:
-    """Raise InvalidInputError unless ``value`` is an integer of at least 1."""
-    ok = isinstance(value, int | np.integer) and value >= 1
-    require(bool(ok), name, value, "an integer of at least 1")
 
 
 def finite_scores(score: Score, candidates: Tensor) -> tuple[Tensor, int]:

@@ -23,7 +23,7 @@ from mbrl_bilevel.dynamics_checkpoint import (
     normaliser_tensors,
     policy_tensors,
 )
-from mbrl_bilevel.errors import CheckpointError, InvalidInputError
+from mbrl_bilevel.errors import CheckpointError, InvalidInputError, require_count
 from mbrl_bilevel.fit import Schedule, fit
 from mbrl_bilevel.losses import MSE
 from mbrl_bilevel.normaliser import Normaliser
@@ -49,8 +49,8 @@ class ValueSettings:
             raise InvalidInputError(f"discount must be in [0, 1); got {self.discount}")
         if not 0.0 <= self.pessimism < math.inf:
             raise InvalidInputError(f"pessimism must be finite and >= 0; got {self.pessimism}")
-        if min(self.rounds, self.steps, self.members, self.width) < 1:
-            raise InvalidInputError("rounds, steps, members and width must be at least 1")
+        for name in ("rounds", "steps", "members", "width"):
+            require_count(name, getattr(self, name))
 
     def rows_needed(self) -> int:
         """Fewer rows than this cannot be split among the members."""

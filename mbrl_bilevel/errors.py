@@ -33,6 +33,13 @@ class EnvironmentFailedError(BilevelError):
     """An environment raised, hung, or returned what its own spaces rule out."""
 
 
+def require_count(name: str, value: object, most: int = 10**7) -> None:
+    """Raises InvalidInputError unless ``value`` is an int (a plain one: not a bool, a float or NumPy's,
+    which a file would not give back) from 1 to ``most``."""
+    if type(value) is not int or not 1 <= value <= most:
+        raise InvalidInputError(f"{name} must be an int from 1 to {most:,}; got {value!r}")
+
+
 def look_up(table: Mapping[str, T], name: str, unknown: str) -> T:
     """``table[name]``. Raises InvalidInputError that begins with ``unknown`` and ends with the nearest
     name and all of them."""

@@ -15,7 +15,7 @@ from typing import Literal, Protocol, get_args
 import torch
 from torch import Tensor
 
-from mbrl_bilevel.errors import InvalidInputError
+from mbrl_bilevel.errors import InvalidInputError, require_count
 from mbrl_bilevel.inference import Precision, fastest_precision
 from mbrl_bilevel.types import Step
 
@@ -91,8 +91,7 @@ class Imagination:
             raise InvalidInputError(
                 f'precision must be "float32", "bfloat16" or "auto"; got {self.precision!r}'
             )
-        if not 1 <= self.particles <= 100_000:
-            raise InvalidInputError(f"particles must be 1 to 100,000; got {self.particles}")
+        require_count("particles", self.particles, 100_000)
         if not 0.0 <= self.pessimism < math.inf:
             raise InvalidInputError(f"pessimism must be finite and >= 0; got {self.pessimism}")
         if self.pessimism and self.propagation == "ts1":

@@ -399,8 +399,13 @@ REFUSED: list[tuple[Callable[[], Any], str]] = [
     (lambda: replace(SMALL, method="bilvel"), "bilevel"),
     (lambda: replace(SMALL, real_share=1.5), "real_share"),
     (lambda: replace(SMALL, updates_per_step=0), "updates_per_step"),
-    (lambda: RolloutLength(0, 1), "rollout length"),
-    (lambda: RolloutLength(1, 2, 5, 5), "grows"),
+    (lambda: replace(SMALL, members=True), "members must be an int .* got True"),
+    (lambda: replace(SMALL, imagine_every=2.5), "imagine_every must be an int .* got 2.5"),
+    (lambda: replace(SMALL, imagined_rows=np.int64(9)), "imagined_rows must be an int"),
+    (lambda: replace(SMALL, hidden=(8.0,)), "hidden must be an int .* got 8.0"),
+    (lambda: RolloutLength(0, 1), "first must be an int from 1 to 1,000; got 0"),
+    (lambda: RolloutLength(1, 1.5), "last must be an int .* got 1.5"),  # type: ignore[arg-type]
+    (lambda: RolloutLength(1, 2, 5, 5), r"begin must be .* below end \(5\); got 5"),
 ]
 
 

@@ -380,17 +380,23 @@ def test_before_there_is_a_model() -> None:
 @pytest.mark.parametrize(
     ("build", "what"),
     [
-        (lambda: MPCSettings(learning_starts=0), "learning_starts and refit_every"),
-        (lambda: MPCSettings(refit_every=0), "learning_starts and refit_every"),
-        (lambda: MPCSettings(replan_every=0), "replan_every must be from 1 to .* horizon"),
-        (lambda: MPCSettings(replan_every=16), "replan_every must be from 1 to .* horizon"),
+        (lambda: MPCSettings(learning_starts=0), "^learning_starts must be an int from 1"),
+        (lambda: MPCSettings(refit_every=0), "^refit_every must be an int from 1"),
+        (lambda: MPCSettings(replan_every=0), "^replan_every must be an int from 1"),
+        (lambda: MPCSettings(replan_every=16), "^replan_every must be at most .* horizon"),
+        (lambda: MPCSettings(members=True), "^members must be an int .* got True"),
+        (lambda: MPCSettings(learning_starts=2.5), "^learning_starts must be .* got 2.5"),  # type: ignore[arg-type]
+        (lambda: MPCSettings(elites=5.0), "^elites must be an int .* got 5.0"),  # type: ignore[arg-type]
+        (lambda: MPCSettings(hidden=(64, 1.5)), "^hidden must be an int .* got 1.5"),  # type: ignore[arg-type]
+        (lambda: MPCSettings(imagination=Imagination(5.0)), "^particles must be .* got 5.0"),  # type: ignore[arg-type]
+        (lambda: MPCSettings(value=ValueSettings(rounds=1.5)), "^rounds must be .* got 1.5"),  # type: ignore[arg-type]
         (lambda: MPCSettings(exploration=-0.1), "exploration must be from 0 to 1000"),
         (lambda: MPCSettings(exploration=2**70), "exploration must be from 0 to 1000"),
         (lambda: MPCSettings(exploration=float("nan")), "exploration must be from 0 to 1000"),
-        (lambda: MPCSettings(members=2), "^members must be .* divide the 5 particles.* got 2"),
-        (lambda: MPCSettings(elites=6), "^elites must be .* at most the 5 members"),
-        (lambda: MPCSettings(elites=0), "^elites must be at least 1"),
-        (lambda: MPCSettings(elites=3), "^elites must be .* divide the 5 particles"),
+        (lambda: MPCSettings(members=2), "^members must divide the 5 particles.* got 2"),
+        (lambda: MPCSettings(elites=6), "^elites must be at most the 5 members; got 6"),
+        (lambda: MPCSettings(elites=0), "^elites must be an int from 1"),
+        (lambda: MPCSettings(elites=3), "^elites must divide the 5 particles"),
         (lambda: MPCSettings(method="milevel"), "did you mean 'bilevel'"),
         (lambda: MPC(PointMass(), TINY).learn(0), "total_timesteps must be at least 1"),
     ],
