@@ -24,6 +24,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from agents.callbacks import as_callback, open_logger
+from agents.first_model import require_enough_for_a_model
 from agents.imagination import imagine
 from agents.mbpo_checkpoint import (
     Made,
@@ -136,10 +137,12 @@ class MBPO:
         """Act for ``total_timesteps`` real steps, fitting, imagining and updating on the way.
 
         Called again, it goes on, in new episodes. Raises InvalidInputError if the environment returns
-        NaN, DivergedError if the model cannot be fitted.
+        NaN, or ``learning_starts`` is too early for a model; DivergedError if none can be fitted.
         """
         if total_timesteps < 1:
             raise InvalidInputError(f"total_timesteps must be at least 1; got {total_timesteps}")
+        if self.model is None and self.settings.real_share < 1.0:
+            require_enough_for_a_model(self.settings, len(self.experience.real))
         given = [as_callback(callback)] if callback is not None else []
         with self._random:
             self._begin_stretch()
@@ -322,13 +325,7 @@ class MBPO:
             raise CheckpointError(
                 f"checkpoint {path}: its random states are damaged: {error}"
             ) from None
-        normalised = agent.get_vec_normalize_env()
-        if normalised is not None:
-            fill_vec_normalize(checkpoint, "vec_normalize", normalised)
-        elif "vec_normalize" in checkpoint.config:
-            raise CheckpointError(
-                f"checkpoint {path}: the agent was trained around a VecNormalize; wrap env in one"
-            )
+        fill_vec_normalize(checkpoint, "vec_normalize", agent.get_vec_normalize_env())
         return agent
 
     def _begin_stretch(self) -> None:

@@ -25,6 +25,7 @@ from tqdm.auto import tqdm
 
 from agents.callbacks import as_callback, open_logger
 from agents.collect import RandomBehaviour, Recorder, require_finite
+from agents.first_model import require_enough_for_a_model
 from agents.mpc_checkpoint import Snapshot, read_snapshot, write_snapshot
 from agents.mpc_settings import MPCSettings
 from agents.planning import PlannerState, Score
@@ -118,10 +119,12 @@ class MPC:
 
         Called again, it goes on with the experience gathered so far. Warns if it ends before
         ``learning_starts``, without a model. Raises InvalidInputError if the environment returns
-        NaN, DivergedError if the model cannot be fitted.
+        NaN, or ``learning_starts`` is too early for a model; DivergedError if none can be fitted.
         """
         if total_timesteps < 1:
             raise InvalidInputError(f"total_timesteps must be at least 1; got {total_timesteps}")
+        if self.model is None:
+            require_enough_for_a_model(self.settings, len(self.experience))
         if reset_num_timesteps:
             self.num_timesteps = 0
         # As in SB3, callbacks see the count at which learning will end.

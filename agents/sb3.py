@@ -10,6 +10,7 @@ import json
 import math
 from collections.abc import Mapping
 from copy import deepcopy
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -53,7 +54,8 @@ def make_algorithm(
     """A new algorithm of this class on the CPU; ``kwargs`` are its own arguments (``policy`` is by default
     "MlpPolicy", of SAC its faster twin).
 
-    Raises InvalidInputError for an argument that is the holder's, or that the class refuses.
+    Raises InvalidInputError for an argument that is the holder's, that is or holds NaN or infinity, or
+    that the class refuses.
     """
     if not (isinstance(kind, type) and issubclass(kind, OffPolicyAlgorithm)):
         raise InvalidInputError(f"algorithm must be an OffPolicyAlgorithm class of SB3; got {kind}")
@@ -62,6 +64,7 @@ def make_algorithm(
         raise InvalidInputError(
             f"algorithm_kwargs: {taken[0]} is not the algorithm's to choose here; leave it out"
         )
+    _require_finite("algorithm_kwargs", kwargs)
     policy = LeanSACPolicy if kind is SAC else "MlpPolicy"
     try:
         return kind(
@@ -85,6 +88,18 @@ def make_algorithm(
     ) as error:
         said = " ".join(str(error).split())[:300]
         raise InvalidInputError(f"{kind.__name__} cannot be made: {said}") from error
+
+
+def _require_finite(where: str, value: object) -> None:
+    # SB3 takes NaN without a word: the first update turns all that was learned into it.
+    if isinstance(value, Mapping):
+        for name, part in value.items():
+            _require_finite(f"{where}[{name!r}]", part)
+    elif isinstance(value, list | tuple):
+        for part in value:
+            _require_finite(where, part)
+    elif isinstance(value, Real) and not math.isfinite(value):
+        raise InvalidInputError(f"{where} must be finite; got {value}")
 
 
 def storable(kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
@@ -180,8 +195,23 @@ def vec_normalize_to_checkpoint(env: VecNormalize) -> dict[str, Tensor]:
     }
 
 
-def fill_vec_normalize(checkpoint: Checkpoint, name: str, env: VecNormalize) -> None:
-    """Give ``env`` the statistics stored under ``name``. Raises CheckpointError if they do not fit."""
+def fill_vec_normalize(checkpoint: Checkpoint, name: str, env: VecNormalize | None) -> None:
+    """Give ``env`` the statistics stored under ``name``; None where there is no VecNormalize.
+
+    Raises CheckpointError if there is one on one side alone, or the statistics do not fit.
+    """
+    stored = name in checkpoint.config
+    if stored and env is None:
+        raise CheckpointError(
+            f"checkpoint {checkpoint.path}: the agent was trained around a VecNormalize; wrap env in one"
+        )
+    if env is None:
+        return
+    if not stored:
+        raise CheckpointError(
+            f"checkpoint {checkpoint.path}: the agent was trained without a VecNormalize; pass the env "
+            "inside it (env.venv)"
+        )
     for part, moments in _moments(env).items():
         shape = np.asarray(moments.mean).shape
         for key, form in (("mean", shape), ("var", shape), ("count", ())):

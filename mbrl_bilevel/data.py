@@ -204,8 +204,7 @@ def group_by_episode(episode: IntArray, t: IntArray, min_groups: int, margin: in
         if lengths[longest] / blocks[longest] < _SHORTEST_BLOCK:
             raise InvalidInputError(
                 f"{len(episode)} rows are too few: members hold out {min_groups} stretches of at least "
-                f"{_SHORTEST_BLOCK} rows; collect {_SHORTEST_BLOCK * min_groups} or more (train: "
-                "--learning-starts), or take fewer members"
+                f"{_SHORTEST_BLOCK} rows; collect more (train: --learning-starts), or take fewer members"
             )
     first = np.concatenate([[0], np.cumsum(blocks)[:-1]])
     groups = np.empty(len(episode), dtype=np.int64)
@@ -273,6 +272,11 @@ def cross_fit(
 def groups_needed(members: int) -> int:
     """How many groups ``cross_fit`` needs for this many members."""
     return 2 * max(members, 5)
+
+
+def rows_needed(members: int) -> int:
+    """Fewer rows than this of one episode ``group_by_episode`` cannot cut into so many groups."""
+    return _SHORTEST_BLOCK * groups_needed(members)
 
 
 def _balanced_cells(groups: IntArray, cells: int, generator: np.random.Generator) -> IntArray:

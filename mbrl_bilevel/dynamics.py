@@ -140,7 +140,8 @@ class DynamicsModel:
 
         ``noise`` (standard normal, broadcastable with [E, B, noise_width]) draws from the
         members' distributions; None takes their means. ``precision`` as in ``dist``; obs may then be
-        [E, 1, B, O] where noise is [E, K, B, ·], which costs the network one K-th.
+        [E, 1, B, O] where noise is [E, K, B, ·], which costs the network one K-th. Raises
+        InvalidInputError for other shapes, of what a rule returns too.
         """
         dist = self._normalised_dist(obs, action, precision)
         active = dist.marginals()[0] if noise is None else dist.drawn(noise)
@@ -151,13 +152,13 @@ class DynamicsModel:
         if self.termination is None:
             terminated = torch.zeros_like(next_obs[..., 0])
         else:
-            terminated = self.termination(obs, action, next_obs).to(obs.dtype)
+            terminated = _judged("termination", self.termination, obs, action, next_obs)
         if self.reward is None:
             reward = target[..., self.obs_dim]
             if self.terminal_jump != 0.0:
                 reward = reward + self.terminal_jump * terminated
         else:
-            reward = self.reward(obs, action, next_obs).to(obs.dtype)
+            reward = _judged("reward", self.reward, obs, action, next_obs)
         return Step(next_obs, reward, terminated)
 
     @torch.inference_mode()
@@ -213,6 +214,18 @@ class DynamicsModel:
         else:
             full = active.new_full(shape, constant)
         return full.index_copy(-1, place, active)
+
+
+def _judged(name: str, rule: Rule, obs: Tensor, action: Tensor, next_obs: Tensor) -> Tensor:
+    """What ``rule`` says, [...]. A wrong shape would broadcast, or fail far from here."""
+    found = rule(obs, action, next_obs)
+    if not isinstance(found, Tensor) or found.shape != next_obs.shape[:-1]:
+        got = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        raise InvalidInputError(
+            f"{name}: the rule must return a tensor of one entry per transition, of shape "
+            f"{tuple(next_obs.shape[:-1])} for next_obs {tuple(next_obs.shape)}; got {got}"
+        )
+    return found.to(obs.dtype)
 
 
 @dataclass(frozen=True)

@@ -62,6 +62,11 @@ def off(obs: Tensor, action: Tensor, next_obs: Tensor) -> Tensor:
     return next_obs[..., 0].abs() > 2.0
 
 
+def wide(obs: Tensor, action: Tensor, next_obs: Tensor) -> Tensor:
+    """One dimension too many, as a rule that forgot to index."""
+    return next_obs.abs()
+
+
 SMALL = MBPOSettings(
     method="nll",
     members=2,
@@ -352,8 +357,16 @@ def test_vec_normalize_is_the_algorithms_alone_and_is_saved(tmp_path: Path) -> N
     agent().learn(5).save(tmp_path / "plain.safetensors")
     with pytest.raises(CheckpointError, match="wrap env"):
         MBPO.load(tmp_path / "agent.safetensors", Point(), termination=off)
-    with pytest.raises(CheckpointError, match="vec_normalize"):
+    with pytest.raises(CheckpointError, match=r"without a VecNormalize; pass the env inside it"):
         MBPO.load(tmp_path / "plain.safetensors", normalised(), termination=off)
+
+
+def test_steps_that_are_there_count_for_the_first_model() -> None:
+    early = agent(replace(SMALL, learning_starts=5))
+    early.experience.extend(random_steps(60))
+    assert early.learn(2).model is not None
+    alone = agent(replace(SMALL, learning_starts=5, real_share=1.0)).learn(10)
+    assert alone.algorithm._n_updates == 2 * 5
 
 
 def test_offline_it_learns_from_random_steps_alone_and_resumes(tmp_path: Path) -> None:
@@ -389,6 +402,18 @@ REFUSED: list[tuple[Callable[[], Any], str]] = [
     (lambda: agent(algorithm_kwargs={"train_freq": 4}), "train_freq is not the algorithm's"),
     (lambda: agent(algorithm_kwargs={"gama": 0.9}), "SAC cannot be made: .*gama"),
     (lambda: agent(choices=True), "SAC cannot be made"),
+    (lambda: agent(algorithm_kwargs={"tau": np.nan}), r"\['tau'\] must be finite; got nan"),
+    (
+        lambda: agent(algorithm_kwargs={"policy_kwargs": {"optimizer_kwargs": {"eps": np.inf}}}),
+        r"\['policy_kwargs'\]\['optimizer_kwargs'\]\['eps'\] must be finite; got inf",
+    ),
+    (lambda: agent(algorithm_kwargs={"learning_rate": np.float32("nan")}), "must be finite"),
+    (lambda: agent(termination=wide).learn(80), r"^termination: .* got \(2, \d+, 1\)"),
+    (lambda: agent(reward=wide).learn(80), r"^reward: .* got \(2, \d+, 1\)"),
+    (
+        lambda: agent(replace(SMALL, learning_starts=39)).learn(1),
+        "^learning_starts must be at least 40, .* got 39",
+    ),
     (lambda: agent().learn(0), "total_timesteps must be at least 1"),
     (lambda: agent().learn_offline(0), "updates must be at least 1"),
     (lambda: agent().learn_offline(5), "no steps"),

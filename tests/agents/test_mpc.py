@@ -399,6 +399,10 @@ def test_before_there_is_a_model() -> None:
         (lambda: MPCSettings(elites=3), "^elites must divide the 5 particles"),
         (lambda: MPCSettings(method="milevel"), "did you mean 'bilevel'"),
         (lambda: MPC(PointMass(), TINY).learn(0), "total_timesteps must be at least 1"),
+        (
+            lambda: MPC(PointMass(), replace(TINY, learning_starts=39)).learn(1),
+            "^learning_starts must be at least 40, .* got 39",
+        ),
     ],
 )
 def test_settings_are_checked(build: Callable[[], object], what: str) -> None:

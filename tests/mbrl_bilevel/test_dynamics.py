@@ -214,6 +214,28 @@ def test_rules_take_the_place_of_what_is_learned(linear_model: LinearModel) -> N
     assert 0 < step.terminated.sum() < 30
 
 
+@pytest.mark.parametrize("name", ["termination", "reward"])
+@pytest.mark.parametrize(
+    ("rule", "got"),
+    [
+        (lambda next_obs: torch.zeros(()), r"\(\)"),
+        (lambda next_obs: next_obs[0, :, 0], r"\(5,\)"),
+        (lambda next_obs: next_obs[..., :1], r"\(2, 5, 1\)"),
+        (lambda next_obs: next_obs[..., 0].detach().numpy(), "ndarray"),
+    ],
+)
+def test_a_rule_of_another_shape_is_refused(
+    name: str, rule: Any, got: str, linear_model: LinearModel
+) -> None:
+    g = seeded(9)
+    weight, zeros = torch.randn(2, 2, 2, generator=g), torch.zeros(2, 2)
+    rules: Any = {name: lambda obs, action, next_obs: rule(next_obs)}
+    model = linear_model(weight, zeros, torch.ones(2, 2), 1, **rules)
+    obs, action = torch.randn(2, 5, 1, generator=g), torch.randn(2, 5, 1, generator=g)
+    with pytest.raises(InvalidInputError, match=rf"^{name}: .* shape \(2, 5\) .*; got {got}$"):
+        model.step(obs, action)
+
+
 def test_predict_is_the_mixture_of_members(linear_model: LinearModel) -> None:
     g = seeded(6)
     weight, bias = torch.randn(3, 2, 2, generator=g), torch.randn(3, 2, generator=g)

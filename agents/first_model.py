@@ -1,0 +1,18 @@
+"""When there can be a first model: told before the random steps are taken, not after them."""
+
+from __future__ import annotations
+
+from agents.mbpo_settings import MBPOSettings
+from agents.mpc_settings import MPCSettings
+from mbrl_bilevel.data import rows_needed
+from mbrl_bilevel.errors import InvalidInputError
+
+
+def require_enough_for_a_model(settings: MPCSettings | MBPOSettings, recorded: int) -> None:
+    """Raises InvalidInputError if a model is due on too few steps; ``recorded`` are there already."""
+    needed = rows_needed(settings.members)
+    if max(settings.learning_starts, recorded) < needed:
+        raise InvalidInputError(
+            f"learning_starts must be at least {needed}, which is what a model of {settings.members} "
+            f"members needs to hold out data; got {settings.learning_starts}"
+        )
