@@ -166,7 +166,7 @@ class MBPO:
 
         The model is fitted once, before the first update; give ``MBPOSettings.branching`` a penalty
         (Yu et al. 2020, MOPO). Between two imaginations the callback is called once. Called again
-        without ``transitions``, it goes on. Raises InvalidInputError if there is no real step.
+        without ``transitions``, it goes on; ``learn`` then acts by its policy from the first step. Raises InvalidInputError if there is no real step.
         """
         if updates < 1:
             raise InvalidInputError(f"updates must be at least 1; got {updates}")
@@ -330,6 +330,9 @@ class MBPO:
 
     def _begin_stretch(self) -> None:
         """New episodes and, where actions are still random, other ones than before."""
+        # A policy that was learned offline needs no random steps first.
+        offline = self.progress.offline_updates > 0
+        self.algorithm.learning_starts = 0 if offline else self.settings.learning_starts
         seed = self.seed + self.progress.stretches
         self.env.seed(seed)
         self.algorithm.action_space.seed(seed % 2**32)

@@ -387,6 +387,32 @@ def test_offline_it_learns_from_random_steps_alone_and_resumes(tmp_path: Path) -
     assert_same(found.learn_offline(200), whole)
 
 
+def test_what_was_learned_offline_acts_from_the_first_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[int] = []
+
+    def random_among_ten(found: MBPO) -> int:
+        """Steps, of ten more, whose action is drawn from the space."""
+        sample = found.algorithm.action_space.sample
+        monkeypatch.setattr(
+            found.algorithm.action_space, "sample", lambda: drawn.append(1) or sample()
+        )
+        drawn.clear()
+        updates = found.algorithm._n_updates
+        found.learn(10)
+        assert found.algorithm._n_updates - updates == (0 if drawn else 2 * 10)
+        return len(drawn)
+
+    assert random_among_ten(agent()) == 10
+    offline = agent().learn_offline(4, random_steps(100))
+    offline.save(tmp_path / "agent.safetensors")
+    assert random_among_ten(offline) == 0
+    assert (
+        random_among_ten(MBPO.load(tmp_path / "agent.safetensors", Point(), termination=off)) == 0
+    )
+
+
 def test_the_penalty_comes_off_imagined_rewards(learned_model: DynamicsModel) -> None:
     starts = torch.linspace(-1, 1, 50).unsqueeze(1)
     plain, penalised = (
