@@ -166,7 +166,8 @@ class MBPO:
 
         The model is fitted once, before the first update; give ``MBPOSettings.branching`` a penalty
         (Yu et al. 2020, MOPO). Between two imaginations the callback is called once. Called again
-        without ``transitions``, it goes on; ``learn`` then acts by its policy from the first step. Raises InvalidInputError if there is no real step.
+        without ``transitions``, it goes on; ``learn`` then acts by its policy from the first step.
+        Raises InvalidInputError if there is no real step.
         """
         if updates < 1:
             raise InvalidInputError(f"updates must be at least 1; got {updates}")

@@ -95,6 +95,8 @@ class Oracle:
                 f"A = {expected[1]}; got {tuple(actions.shape)}"
             )
         returns = torch.empty(actions.shape[:2], dtype=torch.float64)
+        if not returns.numel():
+            return returns.to(actions)
         for s, real in enumerate(self._real):
             sequences = actions[s].detach().cpu()
             judge = None if self._exact else judge_of(real)

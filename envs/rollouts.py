@@ -26,7 +26,7 @@ from torch import Tensor
 from envs.make import Env, acting_layers
 from envs.rewards import reward_rule
 from envs.rules import termination_rule
-from mbrl_bilevel.errors import InvalidInputError
+from mbrl_bilevel.errors import require_count
 from mbrl_bilevel.types import Rule
 
 Array = npt.NDArray[np.float64]
@@ -92,14 +92,13 @@ class Starts:
 class Rollouts:
     """A pool of ``threads``, None for one a core and at most 4; results do not depend on their number.
 
-    Raises ``InvalidInputError`` for less than one.
+    Raises ``InvalidInputError`` unless it is a count, of 1024 at most.
     """
 
     def __init__(self, threads: int | None) -> None:
         if threads is None:
             threads = min(os.cpu_count() or 1, 4)
-        if threads < 1:
-            raise InvalidInputError(f"threads must be at least 1 or None; got {threads}")
+        require_count("threads", threads, 1024)
         self.threads = threads
         # Without a pool a rollout runs on the thread that calls.
         self._pool = mujoco.rollout.Rollout(nthread=threads if threads > 1 else 0)

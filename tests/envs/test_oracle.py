@@ -248,6 +248,15 @@ def test_actions_are_checked() -> None:
     assert oracle.score(torch.zeros(1, 4, 0, 2)).tolist() == [[0.0] * 4]
 
 
+@pytest.mark.parametrize("name", ["Reacher-v5", "HalfCheetah-v5"])  # stepped, and rolled out
+def test_no_sequences_have_no_scores(name: str) -> None:
+    env = make_env(name)
+    env.reset(seed=0)
+    shape = (1, 0, 5, *(env.action_space.shape or ()))
+    found = Oracle(env, threads=1).score(torch.zeros(shape, dtype=torch.float64))
+    assert (found.shape, found.dtype) == ((1, 0), torch.float64)
+
+
 def test_what_cannot_be_copied_is_refused() -> None:
     with pytest.raises(InvalidInputError, match=r"must be a MuJoCo environment.*PendulumEnv"):
         Oracle(make_env("Pendulum-v1"))
@@ -255,8 +264,9 @@ def test_what_cannot_be_copied_is_refused() -> None:
         Oracle(ReacherEnv())
     with pytest.raises(InvalidInputError, match="at least one"):
         Oracle([])
-    with pytest.raises(InvalidInputError, match="threads"):
-        Oracle(make_env("Reacher-v5"), threads=0)
+    for threads in (0, 1.5, "2", True):
+        with pytest.raises(InvalidInputError, match=rf"threads must be an int .* got {threads!r}"):
+            Oracle(make_env("Reacher-v5"), threads=threads)  # type: ignore[arg-type]
     with pytest.raises(InvalidInputError, match="of one kind"):
         Oracle([make_env("Reacher-v5"), make_env("Pusher-v5")])
     with pytest.raises(InvalidInputError, match="RecordConstructorArgs"):

@@ -287,7 +287,7 @@ def test_other_environments_are_refused_with_the_list() -> None:
     ]:
         with pytest.raises(InvalidInputError, match=rf"HalfCheetahEnv, .*Walker2dEnv.*got {told}"):
             TrueModel(env)
-    with pytest.raises(InvalidInputError, match="threads must be at least 1"):
+    with pytest.raises(InvalidInputError, match="threads must be an int from 1"):
         TrueModel(make_env("Hopper-v5"), threads=0)
 
 
