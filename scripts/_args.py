@@ -10,7 +10,7 @@ import difflib
 import io
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
@@ -93,7 +93,7 @@ def parse(args_type: type[A], argv: Sequence[str] | None, description: str | Non
         if isinstance(
             stop.__context__, BilevelError
         ):  # of __post_init__: tyro's box would break it
-            raise stop.__context__ from None
+            raise _as_typed(stop.__context__, args_type) from None
         raise InvalidInputError(_one_line(complaint.getvalue(), args_type)) from None
     sys.stderr.write(complaint.getvalue())  # warnings, if any: not ours to hide
     if unknown:
@@ -107,6 +107,23 @@ def _refuse_empty_lists(args: Any) -> None:
         default = field.default_factory() if callable(field.default_factory) else field.default
         if getattr(args, field.name) in ((), []) and default not in ((), []):
             raise InvalidInputError(f"{option_name(field.name)}: give at least one value")
+
+
+@contextlib.contextmanager
+def naming(option: str) -> Iterator[None]:
+    """What is refused inside is told as ``option``'s: ``--model: unknown method …``."""
+    try:
+        yield
+    except BilevelError as error:
+        raise type(error)(f"{option}: {error}") from error
+
+
+def _as_typed(error: BilevelError, args_type: Any) -> BilevelError:
+    """Where a library names its argument, ``replan_every must be …``, the option of that name."""
+    found = re.match(r"(?:[\w.]+: )?(\w+)(?= (?:must|needs) )", str(error))
+    if found is None or found[1] not in {field.name for field in fields(args_type)}:
+        return error
+    return type(error)(option_name(found[1]) + str(error)[found.end() :])
 
 
 def option_name(name: str) -> str:

@@ -2,20 +2,54 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
-from _run import RunArgs
+from _args import RunArgs, naming, option_name
 
 from agents.mbpo_settings import MBPOSettings, RolloutLength
 from agents.mpc_settings import MPCSettings
 from agents.planners import PLANNERS
 from agents.value import ValueSettings
 from mbrl_bilevel.branches import Branching
+from mbrl_bilevel.data import rows_needed
 from mbrl_bilevel.errors import InvalidInputError
 from mbrl_bilevel.fit import Schedule
 from mbrl_bilevel.methods import get_method
 from mbrl_bilevel.model_env import Imagination
+
+#: Who uses an option, where not all agents do; the help says so too.
+USED_BY: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(
+        (
+            *("exploration", "planner", "horizon", "population", "iterations", "noise_beta"),
+            *("add_middle", "replan_every", "no_value", "particles", "propagation", "pessimism"),
+            *("precision", "elites"),
+        ),
+        ("mpc",),
+    ),
+    **dict.fromkeys(
+        (
+            *("model", "termination", "reward", "refit_every", "members", "hidden"),
+            *("train_steps", "learning_rate"),
+        ),
+        ("mpc", "mbpo"),
+    ),
+    **dict.fromkeys(
+        (
+            *("updates_per_step", "policy_hidden", "policy_learning_rate", "tau", "batch_size"),
+            *("initial_temperature", "fixed_temperature"),
+        ),
+        ("mbpo", "sac"),
+    ),
+    **dict.fromkeys(
+        (
+            *("real_share", "rollout_length", "rollout_growth", "rollouts_per_step"),
+            *("imagine_every", "penalty"),
+        ),
+        ("mbpo",),
+    ),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +66,7 @@ class Args(RunArgs):
     """What acts: mpc plans in the learned model at every step; mbpo is Stable-Baselines3's SAC trained on
     real and imagined steps; sac the same on real ones alone, without a model."""
     model: str = "bilevel"
-    """How the model is trained: bilevel, bilevel-temperature, bilevel-constant,
+    """Of mpc and mbpo: how the model is trained: bilevel, bilevel-temperature, bilevel-constant,
     bilevel-k-step, bilevel-mixture, nll,
     mse, mse-network, beta-nll, beta-nll-1, faithful, nll-mixture, k-step, paper, paper-exponential."""
     steps: int = 3000
@@ -42,16 +76,17 @@ class Args(RunArgs):
     eval_episodes: int = 5
     """Episodes of an evaluation."""
     termination: str | None = None
-    """Your own rule, module:function of (obs, action, next_obs); standard tasks have theirs."""
+    """Of mpc and mbpo: your own rule, module:function of (obs, action, next_obs); standard tasks have
+    theirs."""
     reward: str = "learned"
-    """learned with the model; known: of a standard task whose observation shows it; or your own,
+    """Of mpc and mbpo: learned with the model; known: of a standard task whose observation shows it; or your own,
     module:function of (obs, action, next_obs)."""
     learning_starts: int = 250
-    """Random steps before the first model."""
+    """Random steps before the first model, or of sac before the first update."""
     refit_every: int = 250
-    """Real steps between two fits of the model, each from scratch on all experience."""
+    """Of mpc and mbpo: real steps between two fits of the model, each from scratch on all experience."""
     exploration: float = 0.2
-    """Noise added to planned actions while learning, in half-ranges of the action space."""
+    """Of mpc: noise added to planned actions while learning, in half-ranges of the action space."""
     updates_per_step: int | None = None
     """Of mbpo and sac: updates after a real step; none: 10 of mbpo, 1 of sac."""
     policy_hidden: tuple[int, ...] = (256, 256)
@@ -62,7 +97,9 @@ class Args(RunArgs):
     """Of mbpo and sac: how far the target critics move at each update. A value reaches about tau times
     the updates made so far steps ahead."""
     initial_temperature: float = 1.0
-    """Of mbpo and sac: SAC's entropy weight at the start; it is learned."""
+    """Of mbpo and sac: SAC's entropy weight at the start; from there on it is learned."""
+    fixed_temperature: bool = False
+    """Of mbpo and sac: keep the entropy weight at --initial-temperature."""
     batch_size: int = 256
     """Of mbpo and sac: rows of an update."""
     real_share: float = 0.05
@@ -78,39 +115,40 @@ class Args(RunArgs):
     penalty: float = 0.0
     """Of mbpo: what comes off an imagined reward, times the model's uncertainty there."""
     planner: Literal["icem", "cem", "mppi", "random"] = "icem"
-    """Which planner; random tries --population times --iterations sequences at once."""
+    """Of mpc: which planner; random tries --population times --iterations sequences at once."""
     horizon: int = 15
-    """Steps planned ahead."""
+    """Of mpc: steps planned ahead."""
     population: int = 64
-    """Candidate action sequences in a planner's first iteration."""
+    """Of mpc: candidate action sequences in a planner's first iteration."""
     iterations: int = 3
-    """Refinements of a plan."""
+    """Of mpc: refinements of a plan."""
     noise_beta: float = 0.25
-    """Colour of icem's noise: 0 is white, 2 and more for slow systems."""
+    """Of mpc: colour of icem's noise: 0 is white, 2 and more for slow systems."""
     add_middle: bool = False
-    """Let doing nothing compete among the plans of icem and cem: where control costs, as on Pusher."""
+    """Of mpc: let doing nothing compete among the plans of icem and cem: where control costs, as on
+    Pusher."""
     replan_every: int = 1
-    """Steps that a plan is followed before the next is made."""
+    """Of mpc: steps that a plan is followed before the next is made."""
     no_value: bool = False
-    """Plan without a terminal value; it is used only where episodes can terminate."""
+    """Of mpc: plan without a terminal value; it is used only where episodes can terminate."""
     particles: int = 5
-    """Imagined trajectories of each candidate; a multiple of --members."""
+    """Of mpc: imagined trajectories of each candidate; a multiple of --members."""
     propagation: Literal["ts1", "tsinf"] = "tsinf"
-    """Whether a particle changes its ensemble member at every step (ts1) or never (tsinf)."""
+    """Of mpc: whether a particle changes its ensemble member at every step (ts1) or never (tsinf)."""
     pessimism: float = 0.0
-    """Standard deviations of the members' returns taken off a plan's score; tsinf only."""
+    """Of mpc: standard deviations of the members' returns taken off a plan's score; tsinf only."""
     precision: Literal["float32", "bfloat16", "auto"] = "float32"
-    """What plans are imagined in; auto: bfloat16 where that is faster, measured at the start."""
+    """Of mpc: what plans are imagined in; auto: bfloat16 where that is faster, measured at the start."""
     members: int = 5
-    """Ensemble members."""
+    """Of mpc and mbpo: ensemble members."""
     elites: int | None = None
     """Of mpc: plan with this many members, the best on held-out data; none: all."""
     hidden: tuple[int, ...] = (200, 200)
-    """Width of each hidden layer."""
+    """Of mpc and mbpo: width of each hidden layer of the model."""
     train_steps: int = 1500
-    """Gradient steps of a fit at most."""
+    """Of mpc and mbpo: gradient steps of a fit at most."""
     learning_rate: float = 1e-3
-    """Adam's step size at the start of the cosine."""
+    """Of mpc and mbpo: Adam's step size at the start of the cosine of a fit."""
     seeds: int = 1
     """Repeats: --seed, --seed + 1, …; each fills the folder seed-N inside --out."""
     jobs: int = 1
@@ -123,7 +161,9 @@ class Args(RunArgs):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        get_method(self.model)
+        self._refuse_unused()
+        with naming("--model"):
+            get_method(self.model)
         self.require_at_least(1, "steps", "eval_every", most=10**9)
         self.require_at_least(1, "seeds", "jobs", "keep_checkpoints", most=100_000)
         self.require_at_least(1, "learning_starts", "refit_every", "train_steps")
@@ -140,6 +180,8 @@ class Args(RunArgs):
                 f"--learning-starts must be below --steps ({self.steps}), or there is never a model; "
                 f"got {self.learning_starts}"
             )
+        if self.agent in USED_BY["model"] and self.real_share < 1.0:
+            self.require_at_least(rows_needed(self.members), "learning_starts")
         if self.agent == "mpc":
             self._check_mpc()
             self.mpc_settings()
@@ -209,23 +251,39 @@ class Args(RunArgs):
 
     def algorithm_kwargs(self) -> dict[str, Any]:
         """Stable-Baselines3's own arguments, of --agent mbpo and sac."""
+        temperature = self.initial_temperature
         return {
             "learning_rate": self.policy_learning_rate,
             "batch_size": self.batch_size,
             "tau": self.tau,
-            "ent_coef": f"auto_{self.initial_temperature}",
+            "ent_coef": temperature if self.fixed_temperature else f"auto_{temperature}",
             "policy_kwargs": {"net_arch": list(self.policy_hidden)},
         }
 
     def _schedule(self) -> Schedule:
         return Schedule(steps=self.train_steps, learning_rate=self.learning_rate)
 
+    def _refuse_unused(self) -> None:
+        for field in fields(self):
+            users = USED_BY.get(field.name, (self.agent,))
+            if self.agent not in users and getattr(self, field.name) != field.default:
+                raise InvalidInputError(
+                    f"{option_name(field.name)} is of --agent {' and '.join(users)}, {self.agent} would "
+                    "ignore it: leave it out"
+                )
+
     def _check_mpc(self) -> None:
         self.require_positive("exploration", "pessimism", zero=True)
-        if self.population * self.particles > 10**7:
+        at_once = self.population * (self.iterations if self.planner == "random" else 1)
+        for name, most in (("particles", 10**7), ("horizon", 10**8)):
+            if at_once * getattr(self, name) > most:
+                raise InvalidInputError(
+                    f"--population (of random times --iterations) times {option_name(name)} must be at "
+                    f"most {most:,}; got {at_once:,} x {getattr(self, name):,}"
+                )
+        if self.elites is not None and not 1 <= self.elites <= self.members:
             raise InvalidInputError(
-                "--population times --particles are states to imagine at once: at most 10,000,000; "
-                f"got {self.population} x {self.particles}"
+                f"--elites must be at least 1 and at most --members ({self.members}); got {self.elites}"
             )
         planning = self.elites or self.members
         if self.particles % planning:
@@ -236,11 +294,17 @@ class Args(RunArgs):
 
     def _check_mbpo(self) -> None:
         self.require_at_least(1, "policy_hidden", "batch_size", most=100_000)
-        self.require_at_least(
-            1, "rollouts_per_step", "imagine_every", "rollout_length", most=10_000
-        )
+        self.require_at_least(1, "rollouts_per_step", "imagine_every", most=10_000)
+        self.require_at_least(1, "rollout_length", most=1000)
+        self.require_at_least(0, "rollout_growth")
+        begin, end = self.rollout_growth
+        if begin >= end:
+            raise InvalidInputError(
+                f"--rollout-growth must be a step and a later one; got {begin} {end}"
+            )
         if self.updates_per_step is not None:
             self.require_at_least(1, "updates_per_step", most=1000)
         self.require_positive("policy_learning_rate", "initial_temperature")
         self.require_positive("tau", most=1.0)
-        self.require_positive("penalty", "real_share", zero=True)
+        self.require_positive("penalty", zero=True)
+        self.require_positive("real_share", zero=True, most=1.0)

@@ -16,6 +16,7 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+from _args import naming
 from _figures import draw_returns
 from _pool import Cells, Done, run_cells
 from _returns import episode_returns
@@ -92,7 +93,7 @@ def _one(args: Args, run: RunFolder) -> Result:
     """Learn in stretches; evaluate and save after each."""
     started = time.perf_counter()
     env = _make(args)
-    rule = load_rule(args.termination) if args.termination else termination_rule(env)
+    rule = _termination(args, env)
     if args.save_minari is not None and not _is_written(args):
         require_new_minari(args.save_minari)
     shelf = Shelf(run.checkpoints, args.keep_checkpoints)
@@ -152,11 +153,19 @@ def _make(args: Args) -> gym.Env[Any, Any]:
     return make_env(args.env_id, import_module=args.import_module, timeout=args.env_timeout)
 
 
+def _termination(args: Args, env: gym.Env[Any, Any]) -> Rule | None:
+    if args.termination is None:
+        return termination_rule(env)
+    with naming("--termination"):
+        return load_rule(args.termination)
+
+
 def _reward(args: Args, env: gym.Env[Any, Any]) -> Rule | None:
     if args.reward == "learned":
         return None
     if args.reward != "known":
-        return load_rule(args.reward, probability=False)
+        with naming("--reward"):
+            return load_rule(args.reward, probability=False)
     rule = reward_rule(env)
     if rule is None:
         raise InvalidInputError(

@@ -12,9 +12,9 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT / "scripts"))  # where a script finds its neighbours
 
-from _args import RunArgs, parse  # noqa: E402
+from _args import RunArgs, naming, parse  # noqa: E402
 
-from mbrl_bilevel.errors import InvalidInputError  # noqa: E402
+from mbrl_bilevel.errors import InvalidInputError, require_count  # noqa: E402
 
 
 @dataclass(frozen=True)
@@ -86,6 +86,26 @@ def test_help_lists_every_option_with_its_default(capsys: pytest.CaptureFixture[
 )
 def test_a_bad_option_is_told_in_one_line(options: str, line: str) -> None:
     assert complaint(*options.split()) == line
+
+
+@dataclass(frozen=True)
+class Checked(RunArgs):
+    replan_every: int = 1
+    """Handed on to a library."""
+    steps: int = 1
+    """Likewise, under the name of count."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_count("Plan: replan_every", self.replan_every, 9)
+        with naming("--steps"):
+            require_count("count", self.steps, 9)
+
+
+def test_what_a_library_refuses_is_told_of_the_option_as_typed() -> None:
+    told = "must be an int from 1 to 9; got 99"
+    assert complaint("--replan-every", "99", of=Checked) == f"--replan-every {told}"
+    assert complaint("--steps", "99", of=Checked) == f"--steps: count {told}"
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import ast
+import itertools
 import json
+import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +18,7 @@ from agents.collect import RandomBehaviour, collect
 from agents.mbpo import MBPO
 from envs.make import make_env
 from envs.offline import save_minari
+from mbrl_bilevel.errors import InvalidInputError
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 sys.path.append(str(SCRIPTS))
@@ -22,13 +27,17 @@ sys.path.append(str(Path(__file__).resolve().parent))  # where my_task.py is
 import offline  # noqa: E402
 import train  # noqa: E402
 from _run import launch  # noqa: E402
+from _train_args import USED_BY  # noqa: E402
 
 OWN = ["--import-module", "my_task", "--env-id", "Line-v0", "--quiet"]
 NET = ["--members", "2", "--hidden", "16", "--policy-hidden", "8", "--train-steps", "40"]
-TRAIN = [
-    *[*OWN, *NET, "--model", "nll", "--steps", "120", "--eval-every", "60", "--eval-episodes", "2"],
-    *["--learning-starts", "40", "--refit-every", "40", "--imagine-every", "20"],
-    *["--updates-per-step", "2", "--batch-size", "16", "--rollouts-per-step", "4"],
+SAC = [
+    *[*OWN, "--steps", "120", "--eval-every", "60", "--eval-episodes", "2", "--policy-hidden", "8"],
+    *["--learning-starts", "40", "--updates-per-step", "2", "--batch-size", "16"],
+]
+MBPO_TOO = [
+    *["--model", "nll", "--members", "2", "--hidden", "16", "--train-steps", "40"],
+    *["--refit-every", "40", "--imagine-every", "20", "--rollouts-per-step", "4"],
 ]
 
 
@@ -42,7 +51,7 @@ def metrics(out: Path) -> Any:
 @pytest.mark.parametrize("agent", ["mbpo", "sac"])
 def test_it_learns_saves_and_goes_on_as_if_never_stopped(agent: str, tmp_path: Path) -> None:
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    options = [*TRAIN, "--agent", agent]
+    options = [*SAC, "--agent", agent, *(MBPO_TOO if agent == "mbpo" else [])]
     launch(train.Args, train.main, [*options, "--out", str(whole)])
     found = metrics(whole)
     assert [point["step"] for point in found["returns"]] == [60, 120]
@@ -84,13 +93,95 @@ def test_a_policy_is_learned_from_a_data_set_alone(
     assert metrics(tmp_path / "b") == metrics(tmp_path / "a")
 
 
+def test_the_help_of_an_option_says_which_agents_use_it() -> None:
+    """The table that refuses an option is the one that users read."""
+    source = (SCRIPTS / "_train_args.py").read_text()
+    (found,) = (n for n in ast.parse(source).body if isinstance(n, ast.ClassDef))
+    said = {}
+    for field, text in itertools.pairwise(found.body):
+        if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr):
+            assert isinstance(field.target, ast.Name)
+            users = re.match(
+                r"Of (mpc|mbpo|sac)(?: and (mpc|mbpo|sac))?: ", ast.literal_eval(text.value)
+            )
+            if users:
+                said[field.target.id] = tuple(name for name in users.groups() if name)
+    assert said == USED_BY
+
+
+@pytest.mark.parametrize("agent", ["mpc", "mbpo", "sac"])
+def test_every_option_of_an_agent_reaches_it_and_no_other_is_taken(agent: Any) -> None:
+    """Whatever its table says: an option that is taken changes what the agent is made of."""
+    others: dict[str, Any] = {
+        **{"model": "nll", "termination": "a:b", "reward": "known", "planner": "cem"},
+        **{"propagation": "ts1", "precision": "bfloat16", "elites": 1, "updates_per_step": 3},
+        **{
+            "rollout_length": (2, 3),
+            "rollout_growth": (4, 5),
+            "hidden": (7,),
+            "policy_hidden": (7,),
+        },
+        **{"add_middle": True, "no_value": True, "fixed_temperature": True, "members": 1},
+        **{"noise_beta": 1.0, "pessimism": 1.0, "penalty": 1.0, "exploration": 0.5, "tau": 0.5},
+        **{"real_share": 0.5, "initial_temperature": 0.5, "learning_rate": 0.5, "particles": 10},
+        "policy_learning_rate": 0.5,
+    }
+
+    def made(args: train.Args) -> Any:
+        parts = [args.termination, args.reward]
+        if agent == "mpc":
+            return [*parts, args.mpc_settings()]
+        return [*parts, args.mbpo_settings(), args.algorithm_kwargs()]
+
+    plain = train.Args(agent=agent)
+    for name, users in USED_BY.items():
+        changed: Any = {name: others.get(name, 13)}
+        if agent in users:
+            assert made(replace(plain, **changed)) != made(plain), name
+        else:
+            with pytest.raises(
+                InvalidInputError, match=f"--{name.replace('_', '-')} is of --agent"
+            ):
+                replace(plain, **changed)
+
+
+def test_the_temperature_is_learned_or_fixed() -> None:
+    learned = train.Args(agent="sac", initial_temperature=0.1)
+    assert learned.algorithm_kwargs()["ent_coef"] == "auto_0.1"
+    fixed = replace(learned, fixed_temperature=True)
+    env = make_env("Line-v0", import_module="my_task")
+    agent = MBPO(env, fixed.mbpo_settings(), algorithm_kwargs=fixed.algorithm_kwargs())
+    assert agent.algorithm.ent_coef_optimizer is None  # type: ignore[attr-defined]
+    assert float(agent.algorithm.ent_coef_tensor) == pytest.approx(0.1)  # type: ignore[attr-defined]
+
+
 @pytest.mark.parametrize(
     ("script", "options", "told"),
     [
         (train, ["--agent", "mpbo"], "--agent"),
         (train, ["--agent", "mbpo", "--updates-per-step", "0"], "--updates-per-step"),
-        (train, ["--agent", "mbpo", "--real-share", "1.5"], "real_share"),
-        (train, ["--agent", "mbpo", "--rollout-growth", "5", "5"], "grows"),
+        (train, ["--agent", "mbpo", "--real-share", "1.5"], "--real-share must be"),
+        (train, ["--agent", "mbpo", "--rollout-length", "1", "2000"], "--rollout-length must be"),
+        (train, ["--agent", "mbpo", "--rollout-growth", "5", "5"], "--rollout-growth must be"),
+        (
+            train,
+            ["--agent", "mbpo", "--learning-starts", "39"],
+            "--learning-starts must be at least 40",
+        ),
+        (train, ["--agent", "mbpo", "--model", "bilvel"], "--model: unknown method 'bilvel'"),
+        (train, ["--agent", "sac", "--penalty", "3"], "--penalty is of --agent mbpo, sac would"),
+        (train, ["--agent", "mbpo", "--planner", "cem"], "--planner is of --agent mpc, mbpo would"),
+        (
+            train,
+            ["--agent", "sac", "--model", "nll"],
+            "--model is of --agent mpc and mbpo, sac would",
+        ),
+        (
+            train,
+            ["--fixed-temperature"],
+            "--fixed-temperature is of --agent mbpo and sac, mpc would",
+        ),
+        (train, ["--rollout-growth", "0", "9"], "--rollout-growth is of --agent mbpo, mpc would"),
         (train, ["--agent", "sac", "--policy-learning-rate", "nan"], "--policy-learning-rate"),
         (train, ["--agent", "sac", "--env-id", "CartPole-v1"], "SAC cannot be made"),
         (offline, ["--minari", "none-v0"], "minari download"),
