@@ -28,7 +28,8 @@ from mbrl_bilevel.errors import CheckpointError
 from mbrl_bilevel.fit import Schedule
 from mbrl_bilevel.types import Rule
 
-_KIND = "mbpo agent"
+#: What the file says it holds.
+MBPO_AGENT = "mbpo agent"
 
 
 @dataclass(frozen=True)
@@ -90,12 +91,12 @@ def write_agent(
     for name, (own, facts) in parts.items():
         config[name] = dict(facts)
         tensors |= {f"{name}.{key}": value for key, value in own.items()}
-    save_checkpoint(path, _KIND, tensors, config)
+    save_checkpoint(path, MBPO_AGENT, tensors, config)
 
 
 def open_agent(path: str | Path) -> Checkpoint:
     """The file, verified. Raises CheckpointError if it is damaged or holds something else."""
-    return load_checkpoint(path, _KIND)
+    return load_checkpoint(path, MBPO_AGENT)
 
 
 def read_made(
@@ -138,6 +139,18 @@ def read_model(
     model = model_from_checkpoint(checkpoint, "model", termination, reward)
     check_widths(checkpoint, spaces, model.obs_dim, model.policy.inputs - model.obs_dim)
     return model
+
+
+def read_model_alone(
+    checkpoint: Checkpoint, spaces: Spaces, termination: Rule | None, reward: Rule | None
+) -> DynamicsModel | None:
+    """The model for whoever does not need the rest; None: there was none (sac learns none).
+
+    Raises CheckpointError as ``MBPO.load`` does, but asks for no class and no objects.
+    """
+    rules_of(checkpoint, termination, reward)
+    check_spaces(checkpoint, spaces)
+    return read_model(checkpoint, spaces, termination, reward)
 
 
 def fill_replay(checkpoint: Checkpoint, experience: MixedReplay) -> None:

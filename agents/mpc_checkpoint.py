@@ -24,7 +24,8 @@ from mbrl_bilevel.fit import Schedule
 from mbrl_bilevel.model_env import Imagination
 from mbrl_bilevel.types import Rule, Transitions
 
-_KIND = "mpc agent"
+#: What the file says it holds.
+MPC_AGENT = "mpc agent"
 _PLANNERS: dict[str, type[Planner]] = {kind.__name__: kind for kind in PLANNERS.values()}
 
 
@@ -77,7 +78,7 @@ def write_snapshot(path: str | Path, snapshot: Snapshot) -> None:
     if snapshot.value is not None:
         parts, config["value"] = value_to_checkpoint(snapshot.value)
         tensors |= {f"value.{name}": value for name, value in parts.items()}
-    save_checkpoint(path, _KIND, tensors, config)
+    save_checkpoint(path, MPC_AGENT, tensors, config)
 
 
 def read_snapshot(
@@ -87,7 +88,7 @@ def read_snapshot(
 
     Raises CheckpointError if the file is damaged, of another environment, or lacks a rule.
     """
-    checkpoint = load_checkpoint(path, _KIND)
+    checkpoint = load_checkpoint(path, MPC_AGENT)
     rules = rules_of(checkpoint, termination, reward)
     check_spaces(checkpoint, spaces)
     first_planned = None

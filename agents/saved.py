@@ -48,7 +48,7 @@ def rules_of(
         if given.get(name) is None:
             raise CheckpointError(
                 f"checkpoint {checkpoint.path}: the agent was trained with a known {name}; "
-                f"pass {name}= to load()"
+                f"pass {name}= to load() (plan: --{name})"
             )
     return rules
 

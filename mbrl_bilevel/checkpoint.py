@@ -121,8 +121,8 @@ def save_checkpoint(
     write_atomically(path, len(text).to_bytes(8, "little"), text, body)
 
 
-def load_checkpoint(path: str | Path, kind: str) -> Checkpoint:
-    """Read and verify a checkpoint of this ``kind``; nothing in the file is ever executed.
+def load_checkpoint(path: str | Path, *kinds: str) -> Checkpoint:
+    """Read and verify a checkpoint of one of these ``kinds``; nothing in the file is ever executed.
 
     Raises CheckpointError, in one line with the path, the reason and the remedy, if the file is
     missing, truncated, edited, of another kind, from a newer version, or no checkpoint at all.
@@ -137,10 +137,11 @@ def load_checkpoint(path: str | Path, kind: str) -> Checkpoint:
     claimed = metadata.pop("sha256", None)
     if claimed != _digest(header, body):
         _refuse(path, "its checksum does not match: it was truncated, damaged or edited")
-    if metadata["kind"] != kind:
+    kind, wanted = metadata["kind"], " or ".join(map(repr, kinds))
+    if kind not in kinds:
         raise CheckpointError(
-            f"checkpoint {path}: it holds a {metadata['kind']!r}, not a {kind!r}; "
-            f"load it as a {metadata['kind']!r}, or give the path of a {kind!r}"
+            f"checkpoint {path}: it holds a {kind!r}, not a {wanted}; "
+            f"load it as a {kind!r}, or give the path of a {wanted}"
         )
     try:
         config = json.loads(metadata["config"], parse_constant=_no_constant)

@@ -17,20 +17,27 @@ import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
 import torch
+from _args import naming
 from _plan_figures import draw_planners
 from _pool import Cells, Done, run_cells
 from _rows import Row
 from _run import Result, RunArgs, RunFolder, launch
 
 from agents.actions import BoxActions
-from agents.mpc import MPC
+from agents.mbpo_checkpoint import MBPO_AGENT, read_model_alone
+from agents.mpc import MPC, MPCSettings
+from agents.mpc_checkpoint import MPC_AGENT
 from agents.planners import CEM, PLANNERS, Planner
+from agents.saved import spaces_of
 from envs.make import Env, make_env
 from envs.oracle import Oracle
 from envs.rewards import reward_rule
 from envs.rules import load_rule, termination_rule
+from mbrl_bilevel.checkpoint import load_checkpoint
 from mbrl_bilevel.errors import InvalidInputError
+from mbrl_bilevel.model_env import Imagination
 from mbrl_bilevel.statistics import interval
+from mbrl_bilevel.types import Rule
 
 Array = npt.NDArray[Any]
 
@@ -51,7 +58,8 @@ class Args(RunArgs):
     env_timeout: float | None = None
     """Seconds that one call of the environment may take; none: no limit."""
     model: str = "oracle"
-    """oracle: the true simulator; or the file of an agent that train --agent mpc saved."""
+    """oracle: the true simulator; or the file of an agent that train --agent mpc or mbpo saved. Of mbpo
+    it is planned in the model alone, without a value."""
     termination: str | None = None
     """The rule the saved agent was trained with, module:function; standard tasks have theirs."""
     reward: str | None = None
@@ -172,16 +180,16 @@ def _with_oracle(planner: Planner, env: Env, seed: int) -> Act:
 
 def _with_agent(args: Args, planner: Planner, env: Env, seed: int) -> Act:
     """The saved model and value, with this planner in place of the agent's own."""
-    termination = load_rule(args.termination) if args.termination else termination_rule(env)
-    reward = None
-    if args.reward == "known":
-        reward = reward_rule(env)
-    elif args.reward is not None:
-        reward = load_rule(args.reward, probability=False)
-    agent = MPC.load(Path(args.model), env, termination=termination, reward=reward)
+    rules = _rules(args, env)
+    with naming("--model"):
+        agent = _saved(Path(args.model), env, *rules)
     if agent.model is None:
-        raise InvalidInputError(f"--model {args.model}: this agent has no model yet; train it on")
-    agent.settings, agent.seed = replace(agent.settings, planner=planner), seed
+        raise InvalidInputError(
+            f"--model: the agent in {args.model} has no model (yet, or ever: sac learns none); give the "
+            "file of one that has"
+        )
+    with naming("--horizon"):
+        agent.settings, agent.seed = replace(agent.settings, planner=planner), seed
     state: Any = None
 
     def act(obs: Array) -> Array:
@@ -190,6 +198,36 @@ def _with_agent(args: Args, planner: Planner, env: Env, seed: int) -> Act:
         return action
 
     return act
+
+
+def _rules(args: Args, env: Env) -> tuple[Rule | None, Rule | None]:
+    """Termination and reward, where they are known."""
+    termination, reward = termination_rule(env), None
+    if args.termination is not None:
+        with naming("--termination"):
+            termination = load_rule(args.termination)
+    if args.reward == "known":
+        reward = reward_rule(env)
+    elif args.reward is not None:
+        with naming("--reward"):
+            reward = load_rule(args.reward, probability=False)
+    return termination, reward
+
+
+def _saved(path: Path, env: Env, termination: Rule | None, reward: Rule | None) -> MPC:
+    """The agent in the file; of MBPO another one around its model."""
+    checkpoint = load_checkpoint(path, MPC_AGENT, MBPO_AGENT)
+    if checkpoint.kind == MPC_AGENT:
+        return MPC.load(path, env, termination=termination, reward=reward)
+    agent = MPC(env, termination=termination, reward=reward)
+    spaces = spaces_of(agent.observation_space, agent.action_space)
+    agent.model = read_model_alone(checkpoint, spaces, termination, reward)
+    if agent.model is not None:
+        members = agent.model.members
+        agent.settings = MPCSettings(
+            members=members, imagination=Imagination(particles=members), value=None
+        )
+    return agent
 
 
 def _planner(args: Args, kind: str) -> Planner:

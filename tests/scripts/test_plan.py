@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ sys.path.append(str(Path(__file__).resolve().parent))  # where my_task.py is
 import plan  # noqa: E402
 from _run import launch  # noqa: E402
 
+from agents.mbpo import MBPO, MBPOSettings  # noqa: E402
 from agents.mpc import MPC, MPCSettings  # noqa: E402
 from agents.planners import RandomShooting  # noqa: E402
 from envs.make import make_env  # noqa: E402
@@ -73,15 +75,43 @@ def test_plans_in_the_model_of_a_saved_agent(tmp_path: Path) -> None:
     )
     agent = MPC(env, settings).learn(100)
     agent.save(tmp_path / "agent.safetensors")
-    launch(
-        plan.Args,
-        plan.main,
-        [
-            *[*SHORT, "--env-id", "Line-v0", "--import-module", "my_task"],
-            *["--model", str(tmp_path / "agent.safetensors"), "--out", str(tmp_path / "a")],
-        ],
-    )
-    mean = {s["planner"]: s["return"]["mean"] for s in metrics(tmp_path / "a")["summary"]}
+    assert_it_plans(tmp_path / "agent.safetensors", tmp_path / "a")
+
+
+#: An agent of MBPO that is done with its first fit after 100 steps.
+MBPO_SETTINGS = MBPOSettings(
+    method="mse",
+    members=2,
+    hidden=(16,),
+    schedule=Schedule(steps=200, learning_rate=1e-2),
+    learning_starts=100,
+    rollouts_per_step=1,
+    updates_per_step=1,
+)
+
+
+def test_plans_in_the_model_of_an_mbpo_agent(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    env = make_env("Line-v0", import_module="my_task")
+    path = tmp_path / "agent.safetensors"
+    MBPO(env, MBPO_SETTINGS).learn(100).save(path)
+    assert_it_plans(path, tmp_path / "a")
+    # Without a model, as sac's: one line.
+    MBPO(env, replace(MBPO_SETTINGS, real_share=1.0)).learn(5).save(path)
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        assert_it_plans(path, tmp_path / "b")
+    assert stop.value.code == 2
+    assert "--model: the agent in" in (told := capsys.readouterr().err)
+    assert told.count("\n") == 1
+
+
+def assert_it_plans(agent: Path, out: Path) -> None:
+    """Above doing nothing and acting at random."""
+    options = [*SHORT, "--env-id", "Line-v0", "--import-module", "my_task", "--model", str(agent)]
+    launch(plan.Args, plan.main, [*options, "--out", str(out)])
+    mean = {s["planner"]: s["return"]["mean"] for s in metrics(out)["summary"]}
     for planner in ("icem", "cem", "random"):
         assert mean[planner] > max(mean["nothing"], mean["random-actions"])
 
@@ -91,7 +121,11 @@ def test_plans_in_the_model_of_a_saved_agent(tmp_path: Path) -> None:
     [
         (["--plans", "2", "--planners", "cem"], "--plans must be at least --iterations"),
         (["--env-id", "Pendulum-v1"], "MuJoCo environment"),
-        (["--model", "nowhere.safetensors"], "nowhere.safetensors"),
+        (["--model", "nowhere.safetensors"], "--model: checkpoint nowhere.safetensors"),
+        (["--model", "x", "--termination", "my_task"], "error: --termination: rule 'my_task'"),
+        (["--model", "x", "--reward", "my_task"], "error: --reward: rule 'my_task'"),
+        (["--elite-fraction", "2"], "error: --elite-fraction must be"),
+        (["--noise-beta", "-1"], "error: --noise-beta must be"),
         (["--reward", "known"], "the oracle needs none"),
     ],
 )
