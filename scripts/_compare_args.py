@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from _args import RunArgs, option_name
+from _args import RunArgs, naming, option_name
 from _data import Source
 from _settings import Settings, read_settings
 
@@ -89,8 +89,9 @@ class Args(RunArgs):
             if not values or (name != "hidden" and len(set(values)) < len(values)):
                 raise InvalidInputError(f"{option}: give at least one value, and none twice")
         self.require_at_least(50, "n_train")
-        for method in self.methods:
-            get_method(method)
+        with naming("--methods"):
+            for method in self.methods:
+                get_method(method)
         self._check_sources()
         self.schedule(self.methods[0])
 

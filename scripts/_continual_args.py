@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from _args import RunArgs, option_name
+from _args import RunArgs, naming, option_name
 
 from envs.class_sequences import CLASS_SEQUENCES, ClassSequence
 from envs.make import import_user_module
@@ -97,8 +97,9 @@ class Args(RunArgs):
             raise InvalidInputError(
                 "--plan-episodes: there is nothing to plan in a table; leave it out"
             )
-        for name in self.methods:
-            self.recipe(name)
+        with naming("--methods"):
+            for name in self.methods:
+                self.recipe(name)
 
     @property
     def classes(self) -> bool:
@@ -121,7 +122,7 @@ class Args(RunArgs):
         if self.import_module is not None:  # here, for other processes as well
             import_user_module(self.import_module, f"--import-module {self.import_module!r}:")
         known: dict[str, TaskSequence | ClassSequence] = {**SEQUENCES, **CLASS_SEQUENCES}
-        found = look_up(known, name, "unknown sequence")
+        found = look_up(known, name, "--sequences: unknown sequence")
         if not self.context:
             return found
         if isinstance(found, ClassSequence) or found.kind == "shared":

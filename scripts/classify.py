@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _args import option_name
+from _args import naming, option_name
 from _class_data import SETS, load, split
 from _classify_figures import draw_differences, draw_learning_rates, draw_reliability, draw_rewards
 from _pool import Cells, Done, run_cells
@@ -100,9 +100,10 @@ class Args(RunArgs):
             values, option = getattr(self, name), option_name(name)
             if not values or len(set(values)) < len(values):
                 raise InvalidInputError(f"{option}: give at least one value, and none twice")
-        for method in self.methods:
-            if method not in REFERENCES:
-                get_class_method(method)
+        with naming("--methods"):
+            for method in self.methods:
+                if method not in REFERENCES:
+                    get_class_method(method)
         if len(set(self.datasets)) < len(self.datasets):
             raise InvalidInputError("--data, --csv: two tables have the same name; rename one")
         for rate in self.learning_rate:

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from _args import naming
 from _figures import draw_overview, draw_returns
 from _reading import read_rows
 from _run import Bar, Result, RunArgs, RunFolder, launch
@@ -57,8 +58,9 @@ class Args(RunArgs):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for method in self.methods:
-            get_method(method)
+        with naming("--methods"):
+            for method in self.methods:
+                get_method(method)
         self.require_at_least(
             1, "steps", "eval_every", "eval_episodes", "seeds", "reference_episodes"
         )

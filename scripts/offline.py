@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from _args import naming
 from _pool import Cells, Done, run_cells
 from _returns import episode_returns
 from _rows import Row
@@ -78,7 +79,8 @@ class Args(RunArgs):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        get_method(self.model)
+        with naming("--model"):
+            get_method(self.model)
         self.require_at_least(
             1, "seeds", "jobs", "members", "hidden", "policy_hidden", most=100_000
         )
@@ -134,7 +136,10 @@ def learn(args: Args, key: Row) -> Done:
             rollout=RolloutLength(args.rollout_length, args.rollout_length),
             branching=Branching(penalty=args.penalty if key["policy"] == "mopo" else 0.0),
         )
-        rule = load_rule(args.termination) if args.termination else termination_rule(env)
+        rule = termination_rule(env)
+        if args.termination is not None:
+            with naming("--termination"):
+                rule = load_rule(args.termination)
         kwargs = {
             "learning_rate": args.policy_learning_rate,
             "policy_kwargs": {"net_arch": list(args.policy_hidden)},

@@ -14,7 +14,7 @@ from functools import lru_cache
 import numpy as np
 import optuna
 import torch
-from _args import option_name
+from _args import naming, option_name
 from _data import Source, Split, never, steps_split
 from _figures import draw_trials
 from _pool import Cells, Done, run_cells
@@ -84,8 +84,9 @@ class Args(RunArgs):
                 raise InvalidInputError(
                     f"{option_name(name)}: give at least one value, and none twice"
                 )
-        for method in self.methods:
-            get_method(method)
+        with naming("--methods"):
+            for method in self.methods:
+                get_method(method)
 
     @property
     def sources(self) -> list[Source]:

@@ -122,7 +122,7 @@ def test_costs_reach_the_outer_level(tmp_path: Path) -> None:
         (["--n-train", "149", "--data", "iris"], "--n-train: 149 of 150 rows"),
         (["--objective", "f1"], "--objective must be"),
         (["--csv", "none.csv"], "does not exist"),
-        (["--learning-rate", "0"], "learning_rate must be positive"),
+        (["--learning-rate", "0"], "--learning-rate must be positive"),
         (["--learning-rate", "0.1", "0.1"], "--learning-rate: give at least one"),
         (["--data", "iris", "iris"], "two tables have the same name"),
         (["--members", "0"], "--members must be at least 1"),

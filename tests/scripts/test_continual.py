@@ -143,7 +143,7 @@ def test_nothing_forgotten_means_no_share_and_a_broken_model_stays_nan() -> None
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--sequences", "two", "nowhere"), "unknown sequence"),
+        (("--sequences", "two", "nowhere"), "--sequences: unknown sequence"),
         (("--sequences", "halfcheetah-sped"), "halfcheetah-speed"),
         (("--sequences", "two", "two"), "--sequences: give none twice"),
         (("--methods", "nll", "nll"), "--methods: give none twice"),
@@ -212,7 +212,7 @@ def test_classification_goes_the_same_way(tmp_path: Path) -> None:
         (("--sequences", "pairs", "two"), "either dynamics or classification"),
         (("--plan-episodes", "1"), "nothing to plan"),
         (("--context",), "--context"),
-        (("--methods", "mse"), "unknown method"),
+        (("--methods", "mse"), "--methods: unknown method"),
         (("--methods", "temperature-scaling+kl-inferred"), "inferred"),
         (("--import-module", "no_such_module"), "cannot import module"),
     ],
