@@ -90,7 +90,9 @@ class Worker:
         if self._process.stdout.readline() != "ready\n":
             _, told = self._process.communicate()
             last = (told.strip().splitlines() or ["nothing was said"])[-1]
-            raise PeerMissingError(f"{name}: the peer did not start: {last}")
+            raise PeerMissingError(
+                f"{name}: the peer did not start: {last}; install the peers by: make peers"
+            )
 
     def __call__(self) -> None:
         """One call of its work."""

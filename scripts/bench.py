@@ -29,7 +29,7 @@ from agents.actions import BoxActions
 from agents.planners import ICEM
 from mbrl_bilevel.data import FitData, Minibatches
 from mbrl_bilevel.dynamics import DynamicsModel
-from mbrl_bilevel.errors import look_up
+from mbrl_bilevel.errors import InvalidInputError, look_up
 from mbrl_bilevel.fit import Schedule, fit
 from mbrl_bilevel.losses import NLL
 from mbrl_bilevel.methods import get_method
@@ -191,19 +191,24 @@ def main(args: Args, run: RunFolder) -> Result:
     """Measure the rows that are missing."""
     # A resumed run may use other threads: a row counts for the threads it was measured with.
     key: dict[str, Any] = {"threads": torch.get_num_threads()}
+    missing: list[PeerMissingError] = []
     for name in run.progress(args.only, "bench"):
         if run.rows.find(name=name, **key) is None:
             try:
                 pair = ROWS[name](_QUICK if args.quick else Sizes(), args.seed)
             except PeerMissingError as error:
-                print(f"left out: {error}", file=sys.stderr)
+                missing.append(error)
                 continue
             try:
                 run.rows.append({"name": name, **measure(pair, args.repeats), **key})
             finally:
                 pair.close()
     rows = [run.rows.require(row, "ours", "peer", "ratio") for row in run.rows]
-    run.close()  # the bar, before the table
+    if missing and not rows:
+        raise InvalidInputError(f"--only: no row could be measured: {missing[0]}")
+    run.close()  # the bar, before what is told
+    for peer in missing:
+        print(f"left out: {peer}", file=sys.stderr)
     if not args.quiet:
         print(_table(rows), file=sys.stderr)
     return Result({"rows": rows}, {"ratio": {row["name"]: round(row["ratio"], 3) for row in rows}})

@@ -103,6 +103,19 @@ def test_a_bad_option_is_named(
     assert words in capsys.readouterr().err
 
 
+def test_rows_asked_for_that_no_peer_is_there_for_are_an_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        run(tmp_path / "a", "--only", *sorted(set(ROWS) - set(ALONE)), "--quiet")
+    assert caught.value.code == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: --only: no row could be measured: ")
+    assert err.endswith("install the peers by: make peers\n")
+    assert err.count("\n") == 1
+    assert not (tmp_path / "a").exists()
+
+
 @pytest.mark.parametrize(("slow", "warmup", "repeats"), [(False, 2, 7), (True, 1, 5)])
 def test_the_sides_take_turns_after_check_and_warm_up(
     slow: bool, warmup: int, repeats: int
