@@ -15,7 +15,7 @@ from mbrl_bilevel.errors import InvalidInputError, look_up
 from mbrl_bilevel.methods import get_method
 
 #: One step ahead: RMSE in the first task's target std, NLL in nats per dimension; RMSE k steps ahead.
-DYNAMICS_METRICS = ("nrmse", "nll", "k_nrmse")
+DYNAMICS_METRICS = ("rmse", "nll", "k_rmse")
 #: NLL in nats; ECE over 15 bins.
 CLASS_METRICS = ("accuracy", "nll", "ece")
 

@@ -24,9 +24,9 @@ _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">", "h", "p")
 #: With more curves than this, bands of their 95 % intervals would hide each other.
 _BANDS = 6
 _TITLES = {
-    "nrmse": "RMSE (std of the first task's targets)",
+    "rmse": "RMSE (std of the first task's targets)",
     "nll": "NLL (nats per dimension)",
-    "k_nrmse": "open-loop RMSE",
+    "k_rmse": "open-loop RMSE",
     "return": "return of planning",
     "accuracy": "accuracy",
     "ece": "expected calibration error",

@@ -21,9 +21,8 @@ PARTS = tuple(field.name for field in dataclasses.fields(Transfer))
 _LOWER, _HIGHER = get_args(Better)
 #: Metrics that are the better the higher; all others are errors.
 HIGHER = ("return", "accuracy")
-#: Columns of a row in metrics.json: ``bwt_nll`` and so on. The unit of an RMSE is the first task's std.
+#: Columns of a row in metrics.json: ``bwt_nll`` and so on.
 _SHORT = {"backward": "bwt", "backward_all": "bwt_all", "forward": "fwt"}
-_NAMES = {"nrmse": "rmse", "k_nrmse": "k_rmse"}
 #: Forgetting below this many nats per dimension is none, and no share of it can be removed.
 _SOME = 0.05
 
@@ -54,11 +53,10 @@ def scored(rows: Sequence[Row], metrics: Sequence[str]) -> dict[str, list[Row]]:
         key = {name: row[name] for name in ("method", "sequence", "seed")}
         line, large = dict(row), dict(key)
         for metric in metrics:
-            name = _NAMES.get(metric, metric)
-            large |= {name: line.pop(metric), f"{name}_before": line.pop(f"{metric}_before")}
+            large |= {name: line.pop(name) for name in (metric, f"{metric}_before")}
             found = transfers(rows, row["method"], row["sequence"], metric)[row["seed"]]
             line |= {
-                f"{_SHORT.get(part, part)}_{name}": value
+                f"{_SHORT.get(part, part)}_{metric}": value
                 for part, value in dataclasses.asdict(found).items()
             }
         told.append(line)

@@ -93,7 +93,7 @@ def _predicted(
     one = evaluate_one_step(model, test)
     generator = torch.Generator().manual_seed(seed)
     ahead = evaluate_open_loop(model, test, generator=generator, steps=(args.horizon,))
-    found = {"nrmse": one.nrmse, "nll": one.nll, "k_nrmse": ahead.nrmse[0]}
+    found = {"rmse": one.nrmse, "nll": one.nll, "k_rmse": ahead.nrmse[0]}
     if args.plan_episodes:
         env = task.make()
         found["return"] = planned_return(model, env, args.plan_episodes, args.plan_steps, seed)

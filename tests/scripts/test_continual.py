@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import sys
@@ -74,7 +75,16 @@ def test_a_run_has_a_row_for_each_method_and_ends_the_same_after_a_stop(tmp_path
         assert (row["plasticity_nll"] is None) is row["method"].startswith("bilevel")
     # What was learned first is the same whatever is kept of it.
     assert found["matrices"][1]["nll"][0] == found["matrices"][2]["nll"][0]
-    for name in ("matrix-nrmse", "matrix-nll", "matrix-k_nrmse", "matrix-return", "seen", "pareto"):
+    # A metric has one name, whatever is said of it.
+    for line in (*found["summary"], *found["against"]):
+        assert {"rmse", "nll", "k_rmse", "return"} <= line.keys()
+    for line in found["summary"]:
+        mine = [r for r in found["rows"] if r["method"] == line["method"]]
+        for metric, short in itertools.product(("rmse", "k_rmse"), ("final", "learning")):
+            mean = np.mean([r[f"{short}_{metric}"] for r in mine])
+            assert line[metric][short]["mean"] == pytest.approx(mean)
+    assert "nrmse" not in json.dumps(found)
+    for name in ("matrix-rmse", "matrix-nll", "matrix-k_rmse", "matrix-return", "seen", "pareto"):
         assert (tmp_path / "a" / "figures" / f"{name}.png").stat().st_size > 5_000
 
     rows = (tmp_path / "a" / "rows.jsonl").read_text().splitlines(keepends=True)
