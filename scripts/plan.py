@@ -64,6 +64,8 @@ class Args(RunArgs):
     """The rule the saved agent was trained with, module:function; standard tasks have theirs."""
     reward: str | None = None
     """Likewise: known, or module:function; none: the reward was learned."""
+    precision: Literal["float32", "bfloat16", "auto"] | None = None
+    """What a saved agent's model is imagined in; none: as it was saved."""
     planners: tuple[Literal["icem", "cem", "mppi", "random"], ...] = ("icem", "cem", "random")
     """Which planners; random tries all its plans at once (random shooting)."""
     plans: int = 192
@@ -93,9 +95,9 @@ class Args(RunArgs):
             self.require_at_least(1, "max_episode_steps")
         if self.env_timeout is not None:
             self.require_positive("env_timeout")
-        if self.model == "oracle" and (self.termination or self.reward):
+        if self.model == "oracle" and (self.termination or self.reward or self.precision):
             raise InvalidInputError(
-                "--termination and --reward are of a saved agent; the oracle needs none"
+                "--termination, --reward and --precision are of a saved agent; the oracle needs none"
             )
         for kind in self.planners:
             _planner(self, kind)
@@ -188,8 +190,12 @@ def _with_agent(args: Args, planner: Planner, env: Env, seed: int) -> Act:
             f"--model: the agent in {args.model} has no model (yet, or ever: sac learns none); give the "
             "file of one that has"
         )
+    imagination = agent.settings.imagination
+    if args.precision is not None:
+        imagination = replace(imagination, precision=args.precision)
     with naming("--horizon"):
-        agent.settings, agent.seed = replace(agent.settings, planner=planner), seed
+        agent.settings = replace(agent.settings, planner=planner, imagination=imagination)
+    agent.seed = seed
     state: Any = None
 
     def act(obs: Array) -> Array:

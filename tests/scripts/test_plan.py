@@ -75,7 +75,14 @@ def test_plans_in_the_model_of_a_saved_agent(tmp_path: Path) -> None:
     )
     agent = MPC(env, settings).learn(100)
     agent.save(tmp_path / "agent.safetensors")
-    assert_it_plans(tmp_path / "agent.safetensors", tmp_path / "a")
+    full = assert_it_plans(tmp_path / "agent.safetensors", tmp_path / "a")
+    half = assert_it_plans(
+        tmp_path / "agent.safetensors", tmp_path / "b", "--precision", "bfloat16"
+    )
+    # It plans otherwise, and as well: to a tenth of what planning gains.
+    for planner in ("icem", "cem", "random"):
+        gained = full[planner] - full["random-actions"]
+        assert 0.0 < abs(half[planner] - full[planner]) < 0.1 * gained
 
 
 #: An agent of MBPO that is done with its first fit after 100 steps.
@@ -107,13 +114,14 @@ def test_plans_in_the_model_of_an_mbpo_agent(
     assert told.count("\n") == 1
 
 
-def assert_it_plans(agent: Path, out: Path) -> None:
-    """Above doing nothing and acting at random."""
+def assert_it_plans(agent: Path, out: Path, *more: str) -> dict[str, float]:
+    """Above doing nothing and acting at random; the mean returns."""
     options = [*SHORT, "--env-id", "Line-v0", "--import-module", "my_task", "--model", str(agent)]
-    launch(plan.Args, plan.main, [*options, "--out", str(out)])
+    launch(plan.Args, plan.main, [*options, *more, "--out", str(out)])
     mean = {s["planner"]: s["return"]["mean"] for s in metrics(out)["summary"]}
     for planner in ("icem", "cem", "random"):
         assert mean[planner] > max(mean["nothing"], mean["random-actions"])
+    return mean
 
 
 @pytest.mark.parametrize(
@@ -127,6 +135,7 @@ def assert_it_plans(agent: Path, out: Path) -> None:
         (["--elite-fraction", "2"], "error: --elite-fraction must be"),
         (["--noise-beta", "-1"], "error: --noise-beta must be"),
         (["--reward", "known"], "the oracle needs none"),
+        (["--precision", "bfloat16"], "the oracle needs none"),
     ],
 )
 def test_bad_options_are_told_in_one_line(
