@@ -31,6 +31,7 @@ _COLOURS = {
     "beta-nll": "#7b2d8b",
     "beta-nll-1": "#c39bd3",
     "faithful": "#2e8b57",
+    "sac": "#555555",
 }
 
 

@@ -52,6 +52,11 @@ USED_BY: dict[str, tuple[str, ...]] = {
 }
 
 
+def label_of(agent: str, model: str) -> str:
+    """What acts, in a figure."""
+    return {"mpc": model, "mbpo": f"mbpo, {model}", "sac": "sac"}[agent]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Args(RunArgs):
     """Options of train."""
@@ -192,7 +197,7 @@ class Args(RunArgs):
     @property
     def label(self) -> str:
         """What acts, in a figure."""
-        return {"mpc": self.model, "mbpo": f"mbpo, {self.model}", "sac": "sac"}[self.agent]
+        return label_of(self.agent, self.model)
 
     def settled(self) -> Args:
         """The same with the precision measured, once for all that these options start."""

@@ -1,0 +1,61 @@
+"""The figure of curves: a panel an environment, a line an agent."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib as mpl
+from _figures import Row, colour, save
+
+mpl.use("Agg")
+import matplotlib.pyplot as plt  # after the backend is chosen
+from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
+
+_STYLES = (":", "--", "-.", (0, (1, 4)))
+
+
+def draw_curves(path: Path, points: Sequence[Row], references: Sequence[Row]) -> Path:
+    """Mean return with its 95 % interval against real steps, on a logarithmic axis."""
+    names = list(dict.fromkeys(point["env_id"] for point in points))
+    labels = list(dict.fromkeys(point["label"] for point in points))
+    columns = min(3, len(names))
+    shape = (math.ceil(len(names) / columns), columns)
+    figure, axes = plt.subplots(
+        *shape, figsize=(4.0 * columns, 3.2 * shape[0]), layout="constrained", squeeze=False
+    )
+    for axis in axes.flat[len(names) :]:
+        axis.set_axis_off()
+    for axis, name in zip(axes.flat, names, strict=False):
+        for i, label in enumerate(labels):
+            mine = [p for p in points if (p["env_id"], p["label"]) == (name, label)]
+            if not mine:
+                continue
+            tint = colour(label.removeprefix("mbpo, "), i)
+            steps = [p["step"] for p in mine]
+            means = [p["mean"] for p in mine]
+            dashes = "--" if label.startswith("mbpo") else "-"
+            axis.plot(steps, means, dashes, marker="o", markersize=3, color=tint, label=label)
+            low, high = ([_bound(p, end) for p in mine] for end in ("low", "high"))
+            axis.fill_between(steps, low, high, color=tint, alpha=0.2, linewidth=0)
+        lines = [line for line in references if line["env_id"] == name]
+        for style, line in zip(_STYLES, lines, strict=False):
+            axis.axhline(
+                line["mean"], color="0.3", linewidth=1, linestyle=style, label=line["label"]
+            )
+        axis.set_xscale("log")
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+        axis.xaxis.set_minor_locator(NullLocator())
+        axis.set_title(name, fontsize=10)
+        axis.grid(alpha=0.3)
+        axis.legend(frameon=False, fontsize=7)
+        axis.set_xlabel("real environment steps")
+    axes[0, 0].set_ylabel("return")
+    return save(figure, path)
+
+
+def _bound(point: Row, end: str) -> float:
+    value: float = point["mean"] if point[end] is None else point[end]
+    return value
