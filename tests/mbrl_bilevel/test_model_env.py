@@ -403,7 +403,9 @@ def test_settings_are_checked() -> None:
         Imagination(5, "ts2")  # type: ignore[arg-type]
     with pytest.raises(InvalidInputError, match='precision must be "float32"'):
         Imagination(5, precision="half")  # type: ignore[arg-type]
-    with pytest.raises(InvalidInputError, match="particles must be an int from 1 to 100,000; got 0"):
+    with pytest.raises(
+        InvalidInputError, match="particles must be an int from 1 to 100,000; got 0"
+    ):
         Imagination(0)
     for wrong in (-0.1, math.inf, math.nan):
         with pytest.raises(InvalidInputError, match="pessimism must be finite and >= 0"):
