@@ -208,11 +208,11 @@ def draw_pooled(folder: Path, against: Sequence[Row]) -> Path:
                 found = line.get(key)
                 if found is not None and name == "nll":
                     found = found["iqm"]  # one broken likelihood would be all of the mean
-                if found is None or found["low"] is None:
+                if found is None:
                     continue
-                tint = colour(line["against"], place + 1)
-                low, middle, high = found["low"], found["estimate"], found["high"]
-                axis.plot([low, high], [place + shift] * 2, color=tint)
+                tint, middle = colour(line["against"], place + 1), found["estimate"]
+                if found["low"] is not None:  # with one repeat there is no interval
+                    axis.plot([found["low"], found["high"]], [place + shift] * 2, color=tint)
                 face = tint if key == name else "white"
                 axis.plot(middle, place + shift, "o", color=tint, markerfacecolor=face)
         axis.axvline(even, color="black", linestyle=":", linewidth=1)

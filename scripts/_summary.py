@@ -42,7 +42,7 @@ def summarise(rows: Sequence[Row], methods: Sequence[str], metrics: Sequence[str
 
 
 def paired(rows: Sequence[Row], methods: Sequence[str], metrics: Sequence[str]) -> Iterator[Row]:
-    """The first method minus each other one, repeat by repeat: negative is better."""
+    """The first method minus each other one, repeat by repeat: negative is better, but of a return."""
     first, *others = methods
     for dataset, n in strata(rows):
         for other in others:

@@ -85,8 +85,8 @@ def main(args: Args, run: RunFolder) -> Result:
     ahead = () if args.csv else ("k", "k_nrmse", "k_nll", "k_coverage_90")
     cells = Cells(keys, fit_cell, (*METRICS, "coverage", *ahead))
     rows = run_cells(run, args, cells, "compare", args.jobs)
-    names = METRICS + (("return",) if args.plan_episodes else ())
-    summary = list(summarise(rows, args.methods, names))
+    returns = ("return",) if args.plan_episodes else ()
+    summary = list(summarise(rows, args.methods, METRICS + returns))
     figures = [
         draw_errors(run.figures, rows, args.methods),
         draw_calibration(run.figures, rows, args.methods),
@@ -100,13 +100,13 @@ def main(args: Args, run: RunFolder) -> Result:
     metrics = {
         "rows": [{k: v for k, v in row.items() if k != "rollout"} for row in rows],
         "summary": summary,
-        "paired": list(paired(rows, args.methods, PAIRED)),
+        "paired": list(paired(rows, args.methods, PAIRED + returns)),
         "pooled": against,
         "levels": LEVELS,
     }
     short = {
         f"{line['method']}@{line['dataset']}@{line['n_train']}": {
-            name: _rounded(line[name]["mean"]) for name in ("nrmse", "nll", "coverage_90")
+            name: _rounded(line[name]["mean"]) for name in ("nrmse", "nll", "coverage_90", *returns)
         }
         for line in summary
     }

@@ -70,7 +70,9 @@ def test_compare_fills_a_row_for_each_and_repeats_itself(tmp_path: Path) -> None
         assert (tmp_path / "a" / "figures" / f"{figure}.png").stat().st_size > 5_000
 
 
-def test_compare_plans_with_each_model_from_the_same_starts(tmp_path: Path) -> None:
+def test_compare_plans_with_each_model_from_the_same_starts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     options = [*COMPARE, "--methods", "mse", "nll", "--plan-episodes", "2"]
     launch(compare.Args, compare.main, [*options, "--out", str(tmp_path / "a")])
     found = metrics(tmp_path / "a")
@@ -81,6 +83,11 @@ def test_compare_plans_with_each_model_from_the_same_starts(tmp_path: Path) -> N
     for told in found["summary"]:
         mine = [row["return"] for row in found["rows"] if row["method"] == told["method"]]
         assert told["return"]["mean"] == pytest.approx(np.mean(mine))
+    returns = {(row["method"], row["seed"]): row["return"] for row in found["rows"]}
+    apart = [returns["mse", seed] - returns["nll", seed] for seed in (0, 1)]
+    assert found["paired"][0]["return"]["mean"] == pytest.approx(np.mean(apart))
+    printed = json.loads(capsys.readouterr().out)["summary"]
+    assert printed["mse@Line-v0@200"]["return"] == round(found["summary"][0]["return"]["mean"], 4)
 
 
 def test_compare_goes_on_where_it_stopped(tmp_path: Path) -> None:
