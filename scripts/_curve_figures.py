@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
+from itertools import cycle
 from pathlib import Path
 
 import matplotlib as mpl
@@ -36,24 +38,34 @@ def draw_curves(path: Path, points: Sequence[Row], references: Sequence[Row]) ->
             steps = [p["step"] for p in mine]
             means = [p["mean"] for p in mine]
             dashes = "--" if label.startswith("mbpo") else "-"
-            axis.plot(steps, means, dashes, marker="o", markersize=3, color=tint, label=label)
+            axis.plot(
+                steps, means, dashes, marker="o", markersize=3, color=tint, label=_shown(label)
+            )
             low, high = ([_bound(p, end) for p in mine] for end in ("low", "high"))
             axis.fill_between(steps, low, high, color=tint, alpha=0.2, linewidth=0)
         lines = [line for line in references if line["env_id"] == name]
-        for style, line in zip(_STYLES, lines, strict=False):
-            axis.axhline(
-                line["mean"], color="0.3", linewidth=1, linestyle=style, label=line["label"]
-            )
+        for style, line in zip(cycle(_STYLES), lines, strict=False):
+            name_of = _shown(line["label"])
+            axis.axhline(line["mean"], color="0.3", linewidth=1, linestyle=style, label=name_of)
         axis.set_xscale("log")
         axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
         axis.xaxis.set_minor_locator(NullLocator())
-        axis.set_title(name, fontsize=10)
+        axis.set_title(_shown(name), fontsize=10)
         axis.grid(alpha=0.3)
         axis.legend(frameon=False, fontsize=7)
         axis.set_xlabel("real environment steps")
     axes[0, 0].set_ylabel("return")
-    return save(figure, path)
+    with warnings.catch_warnings():
+        # A letter that the font lacks is drawn as a box.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        return save(figure, path)
+
+
+def _shown(name: str) -> str:
+    """As it was typed: matplotlib reads dollars as mathematics, and hides what begins with ``_``."""
+    text = name.replace("$", r"\$")
+    return f" {text}" if text.startswith("_") else text
 
 
 def _bound(point: Row, end: str) -> float:

@@ -2,16 +2,50 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from _rows import Row, read_row
 
-def read_rows(folder: Path) -> list[dict[str, Any]]:
-    """The finished rows in ``folder``; none if there is no such run, no torn last line, no failures."""
+from mbrl_bilevel.errors import InvalidInputError
+
+#: What must hold of a value: name -> test.
+Tests = Mapping[str, Callable[[Any], bool]]
+
+
+def read_rows(folder: Path, tests: Tests | None = None) -> list[Row]:
+    """The finished rows in ``folder``; none if there is no such run, no torn last line, no failures.
+
+    Raises InvalidInputError, with the file and the line, for a row that is damaged or fails a test.
+    """
     path = folder / "rows.jsonl"
-    if not path.exists():
+    try:
+        lines = path.read_bytes().splitlines(keepends=True)
+    except FileNotFoundError:
         return []
-    lines = path.read_text().splitlines(keepends=True)
-    rows = [json.loads(line) for line in lines if line.endswith("\n")]
-    return [row for row in rows if "failed" not in row]
+    rows: list[Row] = []
+    for number, line in enumerate(lines, start=1):
+        row = read_row(line)
+        if row is None and not line.endswith(b"\n") and number == len(lines):
+            break
+        if row is None:
+            raise InvalidInputError(f"{path}: line {number} is damaged; mend or delete that line")
+        if "failed" in row:
+            continue
+        odd = misfit(row, tests or {})
+        if odd is not None:
+            raise InvalidInputError(
+                f"{path}: line {number} was edited, its {odd!r} is missing or cannot be; "
+                "mend or delete that line"
+            )
+        rows.append(row)
+    return rows
+
+
+def misfit(document: Mapping[str, Any], tests: Tests) -> str | None:
+    """The first name that is missing or fails its test."""
+    for name, test in tests.items():
+        if name not in document or not test(document[name]):
+            return name
+    return None

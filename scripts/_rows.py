@@ -121,6 +121,17 @@ def _plain(value: Any, where: str, lost: dict[str, str]) -> Any:
     raise TypeError(f"{where}: {type(value).__name__} cannot be written as JSON")
 
 
+def read_row(line: bytes) -> Row | None:
+    """One line of the file; None where it is torn or damaged."""
+    if not line.endswith(b"\n"):
+        return None
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return row if isinstance(row, dict) else None
+
+
 def _read(path: Path) -> list[Row]:
     """The whole rows of the file, which is cut behind the last of them."""
     if not path.exists():
@@ -129,7 +140,7 @@ def _read(path: Path) -> list[Row]:
     rows: list[Row] = []
     good = 0
     for number, line in enumerate(lines, start=1):
-        row = _row(line)
+        row = read_row(line)
         if row is None and number < len(lines):
             raise InvalidInputError(
                 f"{path}: line {number} is damaged; mend or delete that line, then --resume"
@@ -142,13 +153,3 @@ def _read(path: Path) -> list[Row]:
             file.truncate(good)
             os.fsync(file.fileno())
     return rows
-
-
-def _row(line: bytes) -> Row | None:
-    if not line.endswith(b"\n"):
-        return None
-    try:
-        row = json.loads(line)
-    except ValueError:
-        return None
-    return row if isinstance(row, dict) else None

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -185,7 +185,10 @@ def _watching(run: RunFolder, parts: dict[str, list[str]], bar: Bar) -> Iterator
         seen = 0
         while True:
             last = over.wait(0.5)
-            done = {name: len(read_rows(run.path / name)) for name in parts}
+            done = dict.fromkeys(parts, 0)
+            for name in parts:
+                with suppress(BilevelError):  # a damaged row: the part itself ends by it
+                    done[name] = len(read_rows(run.path / name))
             count = len(run.rows) + sum(done.values())
             bar.update(count - seen)
             seen = count
