@@ -10,7 +10,7 @@ import difflib
 import io
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
@@ -66,6 +66,21 @@ class RunArgs:
                 raise InvalidInputError(
                     f"{option_name(name)} must be {'0 or ' if zero else ''}positive and at most "
                     f"{most:,.0f}; got {value}"
+                )
+
+    def refuse_unused(
+        self, users: Mapping[str, Sequence[str]], chooser: str, chosen: Sequence[str]
+    ) -> None:
+        """Raises InvalidInputError for the first option with a value of its own that nobody uses.
+
+        ``users``: who uses an option, where not all do; ``chosen``: whom the option ``chooser`` names.
+        """
+        for field in fields(self):
+            mine = users.get(field.name, chosen)
+            if set(mine).isdisjoint(chosen) and getattr(self, field.name) != field.default:
+                raise InvalidInputError(
+                    f"{option_name(field.name)} is of {chooser} {' and '.join(mine)}, "
+                    f"{' and '.join(chosen)} would ignore it: leave it out"
                 )
 
 

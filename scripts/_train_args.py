@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from _args import RunArgs, naming, option_name
@@ -49,6 +49,12 @@ USED_BY: dict[str, tuple[str, ...]] = {
         ),
         ("mbpo",),
     ),
+}
+
+#: Likewise of planners.
+USED_BY_PLANNERS: dict[str, tuple[str, ...]] = {
+    "noise_beta": ("icem",),
+    **dict.fromkeys(("add_middle", "elite_fraction"), ("icem", "cem")),
 }
 
 
@@ -166,7 +172,8 @@ class Args(RunArgs):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._refuse_unused()
+        self.refuse_unused(USED_BY, "--agent", (self.agent,))
+        self.refuse_unused(USED_BY_PLANNERS, "--planner", (self.planner,))
         with naming("--model"):
             get_method(self.model)
         self.require_at_least(1, "steps", "eval_every", most=10**9)
@@ -182,7 +189,7 @@ class Args(RunArgs):
             raise InvalidInputError("--save-minari: one id is for one seed; leave out --seeds")
         if self.learning_starts >= self.steps:
             raise InvalidInputError(
-                f"--learning-starts must be below --steps ({self.steps}), or there is never a model; "
+                f"--learning-starts must be below --steps ({self.steps}), or nothing is learned; "
                 f"got {self.learning_starts}"
             )
         if self.agent in USED_BY["model"] and self.real_share < 1.0:
@@ -268,15 +275,6 @@ class Args(RunArgs):
     def _schedule(self) -> Schedule:
         return Schedule(steps=self.train_steps, learning_rate=self.learning_rate)
 
-    def _refuse_unused(self) -> None:
-        for field in fields(self):
-            users = USED_BY.get(field.name, (self.agent,))
-            if self.agent not in users and getattr(self, field.name) != field.default:
-                raise InvalidInputError(
-                    f"{option_name(field.name)} is of --agent {' and '.join(users)}, {self.agent} would "
-                    "ignore it: leave it out"
-                )
-
     def _check_mpc(self) -> None:
         self.require_positive("exploration", "pessimism", zero=True)
         at_once = self.population * (self.iterations if self.planner == "random" else 1)
@@ -300,6 +298,11 @@ class Args(RunArgs):
     def _check_mbpo(self) -> None:
         self.require_at_least(1, "policy_hidden", "batch_size", most=100_000)
         self.require_at_least(1, "rollouts_per_step", "imagine_every", most=10_000)
+        begun = self.rollouts_per_step * self.imagine_every
+        if begun > 10**7:
+            raise InvalidInputError(
+                f"--rollouts-per-step times --imagine-every must be at most {10**7:,}; got {begun:,}"
+            )
         self.require_at_least(1, "rollout_length", most=1000)
         self.require_at_least(0, "rollout_growth")
         begin, end = self.rollout_growth
@@ -310,6 +313,11 @@ class Args(RunArgs):
         if self.updates_per_step is not None:
             self.require_at_least(1, "updates_per_step", most=1000)
         self.require_positive("policy_learning_rate", "initial_temperature")
+        # What is learned is its logarithm, in single precision.
+        if self.initial_temperature < 1e-8:
+            raise InvalidInputError(
+                f"--initial-temperature must be at least 1e-8; got {self.initial_temperature}"
+            )
         self.require_positive("tau", most=1.0)
         self.require_positive("penalty", zero=True)
         self.require_positive("real_share", zero=True, most=1.0)

@@ -93,6 +93,8 @@ def _one(args: Args, run: RunFolder) -> Result:
     """Learn in stretches; evaluate and save after each."""
     started = time.perf_counter()
     env = _make(args)
+    if args.agent != "mpc" and isinstance(env.action_space, gym.spaces.Discrete):
+        raise InvalidInputError(f"--env-id {args.env_id!r}: discrete actions are for --agent mpc")
     rule = _termination(args, env)
     if args.save_minari is not None and not _is_written(args):
         require_new_minari(args.save_minari)
