@@ -22,6 +22,7 @@ from _plan_figures import draw_planners
 from _pool import Cells, Done, run_cells
 from _rows import Row
 from _run import Result, RunArgs, RunFolder, launch
+from _train_args import USED_BY_PLANNERS
 
 from agents.actions import BoxActions
 from agents.mbpo_checkpoint import MBPO_AGENT, read_model_alone
@@ -99,12 +100,14 @@ class Args(RunArgs):
             raise InvalidInputError(
                 "--termination, --reward and --precision are of a saved agent; the oracle needs none"
             )
+        self.refuse_unused(USED_BY_PLANNERS, "--planners", self.planners)
         for kind in self.planners:
             _planner(self, kind)
 
 
 def main(args: Args, run: RunFolder) -> Result:
     """An episode a cell; then the table and the figure."""
+    args = _settled(args, run)
     spaces = {env_id: _checked_space(args, env_id) for env_id in args.env_id}
     # Among discrete actions none is sure to be no action.
     kinds = (*_BASELINES, *dict.fromkeys(args.planners))
@@ -121,11 +124,20 @@ def main(args: Args, run: RunFolder) -> Result:
     return Result({"rows": rows, "summary": summary}, {"summary": summary, "figure": str(figure)})
 
 
+def _settled(args: Args, run: RunFolder) -> Args:
+    """The same with the precision measured, once for all episodes, of this call and of those before it."""
+    if args.precision != "auto":
+        return args
+    before = (row["precision"] for row in run.rows if "precision" in row)
+    measured = Imagination(precision="auto").chosen_precision
+    return replace(args, precision=next(before, measured))
+
+
 def play(args: Args, key: Row) -> Done:
     """One episode of ``key``'s planner."""
     started = time.perf_counter()
     env = _make(args, key["env_id"])
-    act = _actor(args, key, env)
+    act, said = _actor(args, key, env)
     limit = args.max_episode_steps or np.inf
     obs, _ = env.reset(seed=key["seed"])
     total, steps, over = 0.0, 0, False
@@ -148,22 +160,24 @@ def play(args: Args, key: Row) -> Done:
             "steps": steps,
             "terminated": bool(terminated),
             "model_steps": planned * steps,
+            **said,
             "wall_seconds": time.perf_counter() - started,
         }
     )
 
 
-def _actor(args: Args, key: Row, env: Env) -> Act:
+def _actor(args: Args, key: Row, env: Env) -> tuple[Act, Row]:
+    """What acts, and what its row says of it."""
     space: Any = env.action_space
     if key["planner"] == "nothing":
         nothing = np.clip(np.zeros_like(space.low), space.low, space.high)
-        return lambda obs: nothing
+        return (lambda obs: nothing), {}
     if key["planner"] == "random-actions":
         space.seed(key["seed"])
-        return lambda obs: np.asarray(space.sample())
+        return (lambda obs: np.asarray(space.sample())), {}
     planner = _planner(args, key["planner"])
     if args.model == "oracle":
-        return _with_oracle(planner, env, key["seed"])
+        return _with_oracle(planner, env, key["seed"]), {}
     return _with_agent(args, planner, env, key["seed"])
 
 
@@ -180,7 +194,7 @@ def _with_oracle(planner: Planner, env: Env, seed: int) -> Act:
     return act
 
 
-def _with_agent(args: Args, planner: Planner, env: Env, seed: int) -> Act:
+def _with_agent(args: Args, planner: Planner, env: Env, seed: int) -> tuple[Act, Row]:
     """The saved model and value, with this planner in place of the agent's own."""
     rules = _rules(args, env)
     with naming("--model"):
@@ -203,7 +217,7 @@ def _with_agent(args: Args, planner: Planner, env: Env, seed: int) -> Act:
         action, state = agent.predict(obs, state, deterministic=True)
         return action
 
-    return act
+    return act, {"precision": agent.settings.imagination.precision}
 
 
 def _rules(args: Args, env: Env) -> tuple[Rule | None, Rule | None]:

@@ -15,7 +15,7 @@ sys.path.append(str(SCRIPTS))
 sys.path.append(str(Path(__file__).resolve().parent))  # where my_task.py is
 
 import plan  # noqa: E402
-from _run import launch  # noqa: E402
+from _run import RunArgs, RunFolder, launch  # noqa: E402
 
 from agents.mbpo import MBPO, MBPOSettings  # noqa: E402
 from agents.mpc import MPC, MPCSettings  # noqa: E402
@@ -79,10 +79,38 @@ def test_plans_in_the_model_of_a_saved_agent(tmp_path: Path) -> None:
     half = assert_it_plans(
         tmp_path / "agent.safetensors", tmp_path / "b", "--precision", "bfloat16"
     )
+    # What "auto" comes to is said, and is the same for all of a run however it was stopped.
+    assert precisions(tmp_path / "a") == {"float32"}
+    assert precisions(tmp_path / "b") == {"bfloat16"}
+    auto = assert_it_plans(tmp_path / "agent.safetensors", tmp_path / "c", "--precision", "auto")
+    (chosen,) = precisions(tmp_path / "c")
+    assert auto == {"float32": full, "bfloat16": half}[chosen]
     # It plans otherwise, and as well: to a tenth of what planning gains.
     for planner in ("icem", "cem", "random"):
         gained = full[planner] - full["random-actions"]
         assert 0.0 < abs(half[planner] - full[planner]) < 0.1 * gained
+
+
+def precisions(out: Path) -> set[str]:
+    """Of the rows that plan in the saved model: these, and no other ones, have it."""
+    rows = metrics(out)["rows"]
+    assert [r for r in rows if "precision" in r] == [
+        r for r in rows if r["planner"] in ("icem", "cem", "random")
+    ]
+    return {row["precision"] for row in rows if "precision" in row}
+
+
+def test_auto_is_settled_once_and_a_resumed_run_keeps_to_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mbrl_bilevel.model_env.fastest_precision", lambda: "float32")
+    with RunFolder("plan", RunArgs(out=tmp_path / "run")) as run:
+        args = plan.Args(model="agent.safetensors", precision="auto")
+        assert plan._settled(args, run).precision == "float32"
+        run.rows.append({"planner": "nothing", "seed": 0})
+        run.rows.append({"planner": "icem", "seed": 0, "precision": "bfloat16"})
+        assert plan._settled(args, run).precision == "bfloat16"
+        assert plan._settled(replace(args, precision="float32"), run).precision == "float32"
 
 
 #: An agent of MBPO that is done with its first fit after 100 steps.
@@ -134,6 +162,18 @@ def assert_it_plans(agent: Path, out: Path, *more: str) -> dict[str, float]:
         (["--model", "x", "--reward", "my_task"], "error: --reward: rule 'my_task'"),
         (["--elite-fraction", "2"], "error: --elite-fraction must be"),
         (["--noise-beta", "-1"], "error: --noise-beta must be"),
+        (
+            ["--planners", "mppi", "random", "--add-middle"],
+            "--add-middle is of --planners icem and cem, mppi and random would ignore it",
+        ),
+        (
+            ["--planners", "cem", "--noise-beta", "1"],
+            "--noise-beta is of --planners icem, cem would ignore it",
+        ),
+        (
+            ["--planners", "mppi", "--elite-fraction", "0.5"],
+            "--elite-fraction is of --planners icem and cem",
+        ),
         (["--reward", "known"], "the oracle needs none"),
         (["--precision", "bfloat16"], "the oracle needs none"),
     ],
