@@ -23,14 +23,16 @@ from _run import Result, RunArgs, RunFolder, launch
 from agents.cloning import fit_clone
 from agents.mbpo import MBPO
 from agents.mbpo_settings import MBPOSettings, RolloutLength
+from agents.spaces import require_box
 from envs.make import Env, make_env
 from envs.offline import load_minari
 from envs.rules import load_rule, termination_rule
 from mbrl_bilevel.branches import Branching
+from mbrl_bilevel.errors import InvalidInputError
 from mbrl_bilevel.fit import Schedule
 from mbrl_bilevel.methods import get_method
 from mbrl_bilevel.statistics import interval
-from mbrl_bilevel.types import Transitions
+from mbrl_bilevel.types import Rule, Transitions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,8 +98,11 @@ class Args(RunArgs):
 
 def main(args: Args, run: RunFolder) -> Result:
     """A policy and a seed a cell, beside what the data itself earned."""
-    _make(args).close()
-    data = _of_the_data(load_minari(args.minari))
+    env, transitions = _make(args), _load(args)
+    _require_same_spaces(args, env, transitions)
+    _termination(args, env)
+    env.close()
+    data = _of_the_data(transitions)
     keys: list[Row] = [
         {"policy": policy, "seed": seed}
         for policy in dict.fromkeys(args.policies)
@@ -115,7 +120,7 @@ def main(args: Args, run: RunFolder) -> Result:
 def learn(args: Args, key: Row) -> Done:
     """One policy, learned and evaluated."""
     started = time.perf_counter()
-    env, data, seed = _make(args), load_minari(args.minari), key["seed"]
+    env, data, seed = _make(args), _load(args), key["seed"]
     schedule = Schedule(steps=args.train_steps)
     policy: Any
     if key["policy"] == "clone":
@@ -136,14 +141,11 @@ def learn(args: Args, key: Row) -> Done:
             rollout=RolloutLength(args.rollout_length, args.rollout_length),
             branching=Branching(penalty=args.penalty if key["policy"] == "mopo" else 0.0),
         )
-        rule = termination_rule(env)
-        if args.termination is not None:
-            with naming("--termination"):
-                rule = load_rule(args.termination)
         kwargs = {
             "learning_rate": args.policy_learning_rate,
             "policy_kwargs": {"net_arch": list(args.policy_hidden)},
         }
+        rule = _termination(args, env)
         policy = MBPO(env, settings, algorithm_kwargs=kwargs, termination=rule, seed=seed)
         policy.learn_offline(args.updates, data)
         assert args.out is not None
@@ -157,6 +159,33 @@ def learn(args: Args, key: Row) -> Done:
 def _make(args: Args) -> Env:
     more = {} if args.max_episode_steps is None else {"max_episode_steps": args.max_episode_steps}
     return make_env(args.env_id, import_module=args.import_module, timeout=args.env_timeout, **more)
+
+
+def _load(args: Args) -> Transitions:
+    with naming("--minari"):
+        return load_minari(args.minari)
+
+
+def _termination(args: Args, env: Env) -> Rule | None:
+    if args.termination is None:
+        return termination_rule(env)
+    with naming("--termination"):
+        return load_rule(args.termination)
+
+
+def _require_same_spaces(args: Args, env: Env, data: Transitions) -> None:
+    with naming(f"--env-id {args.env_id!r}"):
+        spaces = (
+            require_box(env.observation_space, "observation"),
+            require_box(env.action_space, "action"),
+        )
+    widths = [space.shape[0] for space in spaces]
+    found = [data.obs.shape[1], data.action.shape[1]]
+    if widths != found:
+        raise InvalidInputError(
+            f"--env-id {args.env_id!r} has {widths[0]} observation and {widths[1]} action dimensions, "
+            f"--minari {args.minari!r} has {found[0]} and {found[1]}; give the environment of the data"
+        )
 
 
 def _of_the_data(data: Transitions) -> dict[str, Any]:

@@ -155,6 +155,36 @@ def test_the_temperature_is_learned_or_fixed() -> None:
     assert float(agent.algorithm.ent_coef_tensor) == pytest.approx(0.1)  # type: ignore[attr-defined]
 
 
+def test_offline_tells_before_it_learns_what_does_not_fit_the_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
+    env = make_env("Line-v0", import_module="my_task")
+    random = RandomBehaviour(env.action_space, np.random.default_rng(0))  # type: ignore[arg-type]
+    save_minari(collect(env, random, 50, seed=0), "test/line-v0", env)
+
+    def learned(*args: object) -> None:
+        raise AssertionError("a cell was begun")
+
+    monkeypatch.setattr(offline, "learn", learned)
+    for options, told in (
+        (
+            ["--env-id", "Pendulum-v1"],
+            "--env-id 'Pendulum-v1' has 3 observation and 1 action dimensions, --minari "
+            "'test/line-v0' has 2 and 1;",
+        ),
+        (["--env-id", "CartPole-v1"], "--env-id 'CartPole-v1': the action space must be"),
+        (["--termination", "my_task:of"], "--termination: rule 'my_task:of': module 'my_task'"),
+        (["--termination", "my_task"], "--termination: rule 'my_task'"),
+    ):
+        asked = [*OWN, "--minari", "test/line-v0", *options, "--out", str(tmp_path / "run")]
+        with pytest.raises(SystemExit) as stop:
+            launch(offline.Args, offline.main, asked)
+        assert stop.value.code == 2
+        assert (err := capsys.readouterr().err).startswith(f"error: {told}")
+        assert err.count("\n") == 1
+
+
 @pytest.mark.parametrize(
     ("script", "options", "told"),
     [
@@ -183,8 +213,30 @@ def test_the_temperature_is_learned_or_fixed() -> None:
         ),
         (train, ["--rollout-growth", "0", "9"], "--rollout-growth is of --agent mbpo, mpc would"),
         (train, ["--agent", "sac", "--policy-learning-rate", "nan"], "--policy-learning-rate"),
-        (train, ["--agent", "sac", "--env-id", "CartPole-v1"], "SAC cannot be made"),
-        (offline, ["--minari", "none-v0"], "minari download"),
+        (
+            train,
+            ["--agent", "sac", "--env-id", "CartPole-v1"],
+            "--env-id 'CartPole-v1': discrete actions are for --agent mpc",
+        ),
+        (train, ["--agent", "sac", "--steps", "250"], "(250), or nothing is learned; got 250"),
+        (train, ["--agent", "sac", "--initial-temperature", "1e-9"], "must be at least 1e-8"),
+        (
+            train,
+            ["--agent", "mbpo", "--rollouts-per-step", "10000", "--imagine-every", "1001"],
+            "--rollouts-per-step times --imagine-every must be at most 10,000,000; got 10,010,000",
+        ),
+        (
+            train,
+            ["--planner", "mppi", "--noise-beta", "1"],
+            "--noise-beta is of --planner icem, mppi would ignore it",
+        ),
+        (
+            train,
+            ["--planner", "random", "--add-middle"],
+            "--add-middle is of --planner icem and cem, random would ignore it",
+        ),
+        (offline, ["--minari", "none-v0"], "error: --minari: Minari data set 'none-v0'"),
+        (offline, ["--minari", "no name"], "error: --minari: Minari data set 'no name'"),
         (offline, ["--minari", "none-v0", "--penalty", "-1"], "--penalty"),
         (offline, ["--minari", "none-v0", "--policies", "bc"], "--policies"),
     ],
