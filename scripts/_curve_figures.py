@@ -34,7 +34,7 @@ def draw_curves(path: Path, points: Sequence[Row], references: Sequence[Row]) ->
             mine = [p for p in points if (p["env_id"], p["label"]) == (name, label)]
             if not mine:
                 continue
-            tint = colour(label.removeprefix("mbpo, "), i)
+            tint = colour(label, i)
             steps = [p["step"] for p in mine]
             means = [p["mean"] for p in mine]
             dashes = "--" if label.startswith("mbpo") else "-"
@@ -53,8 +53,8 @@ def draw_curves(path: Path, points: Sequence[Row], references: Sequence[Row]) ->
         axis.xaxis.set_minor_locator(NullLocator())
         axis.set_title(_shown(name), fontsize=10)
         axis.grid(alpha=0.3)
-        axis.legend(frameon=False, fontsize=7)
-        axis.set_xlabel("real environment steps")
+        axis.legend(framealpha=0.8, edgecolor="none", fontsize=7)
+        axis.set_xlabel("real environment steps (log)")
     axes[0, 0].set_ylabel("return")
     with warnings.catch_warnings():
         # A letter that the font lacks is drawn as a box.

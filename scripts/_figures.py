@@ -36,8 +36,8 @@ _COLOURS = {
 
 
 def colour(method: str, index: int) -> str:
-    """A method's own colour, the same in every figure."""
-    return _COLOURS.get(method, f"C{index + 3}")
+    """A method's own colour, the same in every figure, and for each agent with it ("mpc, nll")."""
+    return _COLOURS.get(method.rpartition(", ")[2], f"C{index + 3}")
 
 
 def draw_errors(folder: Path, rows: Sequence[Row], methods: Sequence[str]) -> Path:

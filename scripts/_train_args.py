@@ -60,7 +60,7 @@ USED_BY_PLANNERS: dict[str, tuple[str, ...]] = {
 
 def label_of(agent: str, model: str) -> str:
     """What acts, in a figure."""
-    return {"mpc": model, "mbpo": f"mbpo, {model}", "sac": "sac"}[agent]
+    return agent if agent == "sac" else f"{agent}, {model}"
 
 
 @dataclass(frozen=True, kw_only=True)

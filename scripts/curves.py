@@ -76,7 +76,8 @@ def _by_step(repeats: Sequence[Curve]) -> dict[int, list[float]]:
 
 
 def _reached(points: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """After how many real steps each agent's mean is first at that of another's last evaluation.
+    """After how many real steps each agent's mean is first at that of another's last evaluation. It may
+    fall again later: the curve tells.
 
     Points that not all repeats have come to do not count; ``steps`` is None where it never is.
     """

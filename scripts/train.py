@@ -135,7 +135,7 @@ def _one(args: Args, run: RunFolder) -> Result:
             agent.experience.transitions(),
             args.save_minari,
             env,
-            algorithm_name=f"{args.agent}: {args.label}",
+            algorithm_name=args.label,
             description=f"experience of {args.steps} steps of training, seed {args.seed}",
         )
     files = {"agent": str(shelf.place(args.steps)), "best": str(shelf.best)}

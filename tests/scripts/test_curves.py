@@ -62,7 +62,7 @@ def test_repeats_are_pooled_and_rivals_are_timed(tmp_path: Path) -> None:
     b = trained(tmp_path / "b", [3.0, 6.0], seed=1)
     sac = trained(tmp_path / "sac", [0.0, 2.0, 4.5], every=1000, agent="sac")
     found = metrics(tmp_path, a, b, sac)
-    nll = {p["step"]: p for p in found["points"] if p["label"] == "nll"}
+    nll = {p["step"]: p for p in found["points"] if p["label"] == "mpc, nll"}
     assert {step: (p["mean"], p["n"]) for step, p in nll.items()} == {
         100: (2.0, 2),
         200: (5.0, 2),
@@ -93,7 +93,7 @@ def test_seeds_in_one_folder_and_the_lines_of_plan(tmp_path: Path) -> None:
 def test_other_settings_are_no_repeats(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     runs = [trained(tmp_path / str(tau), [tau], tau=tau) for tau in (0.1, 0.2)]
     told = refused(capsys, tmp_path, *runs)
-    assert "two runs of 'nll' on Line-v0 differ in --tau (0.1 and 0.2)" in told
+    assert "two runs of 'mpc, nll' on Line-v0 differ in --tau (0.1 and 0.2)" in told
     assert told.endswith("tell them apart: LABEL=FOLDER")
     labelled = [f"{name}={run}" for name, run in zip(("low", "high"), runs, strict=True)]
     found = metrics(tmp_path, *labelled)
@@ -231,7 +231,7 @@ def test_names_of_folders_may_hold_equals_signs(tmp_path: Path) -> None:
     a = trained(tmp_path / "dir=with=eq", [1.0])
     b = trained(tmp_path / "tau=1", [2.0], tau=1)
     found = metrics(tmp_path, f"L={a}", b)
-    assert [(p["label"], p["mean"]) for p in found["points"]] == [("L", 1.0), ("nll", 2.0)]
+    assert [(p["label"], p["mean"]) for p in found["points"]] == [("L", 1.0), ("mpc, nll", 2.0)]
 
 
 def test_what_is_no_folder_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
