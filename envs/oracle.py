@@ -21,6 +21,7 @@ from torch import Tensor
 from envs.make import Env, acting_layers, is_bystander
 from envs.rollouts import Rollouts, judge_of
 from mbrl_bilevel.errors import InvalidInputError
+from mbrl_bilevel.types import require_floating
 
 # Attributes that are not state, or that a copy has to keep for itself.
 _OWN = frozenset(
@@ -49,7 +50,8 @@ class Oracle:
     """Scores action sequences by trying them out in private copies of real MuJoCo environments.
 
     Standard tasks whose reward follows from MuJoCo's states (``rollouts.judge_of``) are rolled out
-    by MuJoCo alone, which is faster: the states are the same to the last bit, returns to round-off.
+    by MuJoCo alone, which is faster: the states are the same to the last bit, returns to round-off, NaN
+    where MuJoCo diverges (the real environment would then go on from its start without a word).
 
     For all others, and for all where ``exact``, the copies share the wrappers that act on actions
     and rewards, and take over everything the real environment holds: MuJoCo's state with its warm
@@ -86,9 +88,11 @@ class Oracle:
 
         Actions are in the environment's units; the result is the undiscounted sum of real rewards,
         in the dtype and on the device of ``actions``. No reward counts after a termination; time
-        limits are ignored. Raises ``InvalidInputError`` if the shape does not fit.
+        limits are ignored. Raises ``InvalidInputError`` if the shape does not fit, or a type that is not
+        floating.
         """
         expected = (len(self._real), *(self._real[0].action_space.shape or ()))
+        require_floating("Oracle.score: actions", actions)
         if actions.ndim != 4 or (actions.shape[0], actions.shape[3]) != expected:
             raise InvalidInputError(
                 f"Oracle.score: actions must be [S, N, H, A] with S = {expected[0]} and "

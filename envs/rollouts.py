@@ -144,7 +144,7 @@ class Rollouts:
         return np.concatenate([starts.obs[:, None], seen], axis=1)
 
     def _states(self, judge: Judge, starts: Starts, actions: npt.NDArray[Any]) -> Array:
-        """MuJoCo's full states at every integrator step, the first one first."""
+        """MuJoCo's full states at every integrator step, the first one first; NaN from divergence on."""
         model = judge.base.model
         control = np.repeat(actions.astype(np.float64), judge.base.frame_skip, axis=1)
         if control.shape[1] == 0:
@@ -156,15 +156,20 @@ class Rollouts:
             control,
             initial_warmstart=starts.warm,
         )
+        # A state that diverges is put back to the start, time 0, without a word, and stays there.
+        steps = np.arange(1, states.shape[1] + 1)
+        due = starts.states[:, :1] + steps * model.opt.timestep
+        states[np.abs(states[..., 0] - due) > 0.5 * model.opt.timestep] = np.nan
         return np.concatenate([starts.states[:, None], states], axis=1)
 
 
 def starts_at(judge: Judge, qpos: Array, qvel: Array) -> Starts:
-    """Starts at positions [N, nq] and velocities [N, nv], at time 0, of a robot without muscles.
+    """Starts at positions [N, nq] and velocities [N, nv], at time 1, of a robot without muscles.
 
     For judges that need the places of no body."""
     model, rows = judge.base.model, len(qpos)
     states = np.zeros((rows, mujoco.mj_stateSize(model, _STATE)))
+    states[:, 0] = 1.0  # so that a state put back to time 0 in its first step shows
     states[:, 1 : 1 + model.nq + model.nv] = np.concatenate([qpos, qvel], axis=1)
     obs = judge.observe(qpos, qvel, np.empty((rows, 0, 3)))
     return Starts(states, obs, np.zeros((rows, model.nv)))

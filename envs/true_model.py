@@ -25,7 +25,7 @@ from envs.make import Env, acting_layers
 from envs.rollouts import Array, Judge, Rollouts, judge_of, starts_at, twin
 from envs.rules import SHOWN_VELOCITY
 from mbrl_bilevel.errors import InvalidInputError
-from mbrl_bilevel.types import Step
+from mbrl_bilevel.types import Step, require_floating
 
 #: ``state_of(obs [N, O]) -> (qpos [N, nq], qvel [N, nv])``
 _StateOf = Callable[[Array], tuple[Array, Array]]
@@ -91,9 +91,11 @@ class TrueModel:
         """The next state of each row: obs [1, …, B, O] or [B, O], action likewise, in raw units.
 
         In double; the result has the type and device of ``obs``. ``noise`` and ``precision`` mean
-        nothing here. Rows that hold NaN, or what MuJoCo takes for divergence, give NaN. Raises
-        InvalidInputError for other shapes.
+        nothing here. Rows that hold NaN, or in which MuJoCo diverges, give NaN. Raises
+        InvalidInputError for other shapes, or a type that is not floating.
         """
+        require_floating("obs", obs)
+        require_floating("action", action)
         widths = (obs.shape[-1], action.shape[-1])
         rows = obs.shape[:-1]
         if rows != action.shape[:-1] or widths != (self.obs_dim, self.action_dim) or not rows:
@@ -110,6 +112,7 @@ class TrueModel:
         if sound.any():
             found = self._advance(*self._state_of(states[sound]), actions[sound])
             next_obs[sound], reward[sound], ended[sound] = found
+            ended[np.isnan(reward)] = 0.0  # not healthy, a rule would say
         lead = rows if len(rows) > 1 else (1, *rows)
         parts = (torch.from_numpy(part).to(obs) for part in (next_obs, reward, ended))
         return Step(*(part.reshape(*lead, *part.shape[1:]) for part in parts))
@@ -133,6 +136,7 @@ def _stepped(base: Any) -> _Advance:
     """Row by row by the task's own ``step``, in data of our own."""
     before, data = mujoco.MjData(base.model), mujoco.MjData(base.model)
     mujoco.mj_copyData(before, base.model, base.data)
+    before.time = 1.0
     own = twin(base, data=data, render_mode=None)
 
     def advance(qpos: Array, qvel: Array, actions: Array) -> tuple[Array, Array, Array]:
@@ -143,6 +147,9 @@ def _stepped(base: Any) -> _Advance:
             mujoco.mj_copyData(data, base.model, before)
             own.set_state(qpos[i], qvel[i])
             next_obs[i], reward[i], ended[i], _, _ = own.step(action)
+            if data.time < before.time:
+                # It diverged: MuJoCo put it back to the start, time 0, without a word.
+                next_obs[i], reward[i] = np.nan, np.nan
         return next_obs, reward, ended
 
     return advance

@@ -23,6 +23,14 @@ FloatArray = npt.NDArray[np.float32]
 Rule = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
+def require_floating(name: str, value: Tensor) -> None:
+    """Raises InvalidInputError for integers, which would cut off what is computed, and complex numbers."""
+    if not value.is_floating_point():
+        raise InvalidInputError(
+            f"{name} must be of a floating type; got {value.dtype}: use .float()"
+        )
+
+
 #: The types of the columns of Transitions: torch makes float32 and int64 tensors of them.
 _COLUMN_TYPES = {
     **dict.fromkeys(("obs", "action", "reward", "next_obs"), np.dtype(np.float32)),

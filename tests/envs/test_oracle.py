@@ -245,7 +245,20 @@ def test_actions_are_checked() -> None:
     for shape in [(1, 4, 5), (2, 4, 5, 2), (1, 4, 5, 3)]:
         with pytest.raises(InvalidInputError, match=r"S = 1 and A = 2; got \("):
             oracle.score(torch.zeros(shape))
+    with pytest.raises(InvalidInputError, match=r"actions must be of a floating type; got torch\.int64"):
+        oracle.score(torch.ones(1, 4, 5, 2, dtype=torch.int64))
     assert oracle.score(torch.zeros(1, 4, 0, 2)).tolist() == [[0.0] * 4]
+
+
+def test_a_plan_in_which_mujoco_diverges_is_worth_nan() -> None:
+    env = warmed_up(make_env("HalfCheetah-v5"))
+    base: Any = env.unwrapped
+    actions = candidates(env, 2, 3)
+    assert Oracle(env).score(actions).isfinite().all()
+    qvel = base.data.qvel.copy()
+    qvel[-1] = 1e6
+    base.set_state(base.data.qpos.copy(), qvel)
+    assert Oracle(env).score(actions).isnan().all()
 
 
 @pytest.mark.parametrize("name", ["Reacher-v5", "HalfCheetah-v5"])  # stepped, and rolled out

@@ -265,6 +265,39 @@ def test_rows_that_are_no_states_give_nan_and_leave_the_others_alone(name: str, 
     assert model.step(rows[1:2], first[1:2]).terminated.item() == 0.0
 
 
+@pytest.mark.parametrize("name", ["Hopper-v5", "HalfCheetah-v5", "InvertedPendulum-v5"])
+@pytest.mark.parametrize("speed", [1e5, 1e7])  # diverges in a later step of the integrator, in the first
+def test_where_mujoco_diverges_within_a_step_there_is_nan_not_the_start(
+    name: str, speed: float
+) -> None:
+    env, obs = warmed_up(name, 3)
+    model, actions = TrueModel(env), candidates(env, 3, 1)[0, :, 0]
+    rows = obs.repeat(3, 1)
+    whole = model.step(rows, actions)
+    rows[1, -1] = speed
+    found = model.step(rows, actions)
+    assert found.next_obs[0].isnan().all(1).tolist() == [False, True, False]
+    assert found.reward[0].isnan().tolist() == [False, True, False]
+    assert found.terminated[0, 1] == 0.0
+    assert torch.equal(found.next_obs[0, ::2], whole.next_obs[0, ::2])
+    # The task itself says nothing: it goes on from its start.
+    qpos, qvel = cast_base(env).data.qpos.copy(), cast_base(env).data.qvel.copy()
+    qvel[-1] = speed
+    cast_base(env).set_state(qpos, qvel)
+    assert np.abs(env.step(env.action_space.sample())[0]).max() < 10.0
+
+
+def test_only_floating_types_are_taken() -> None:
+    model = TrueModel(make_env("Hopper-v5"))
+    whole, complexes = torch.zeros(4, 11, dtype=torch.int64), torch.zeros(4, 3, dtype=torch.cfloat)
+    for name, pair in {
+        "obs": (whole, torch.zeros(4, 3)),
+        "action": (torch.zeros(4, 11), complexes),
+    }.items():
+        with pytest.raises(InvalidInputError, match=f"{name} must be of a floating type; got"):
+            model.step(*pair)
+
+
 def test_wrong_shapes_are_named() -> None:
     model = TrueModel(make_env("Hopper-v5"))
     for obs, action in [((4, 12), (4, 3)), ((4, 11), (4, 2)), ((4, 11), (3, 3)), ((11,), (3,))]:
