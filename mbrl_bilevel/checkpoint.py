@@ -53,7 +53,8 @@ class Checkpoint:
     ) -> Tensor:
         """The tensor ``name``, with the given shape (None: any size there) and dtype.
 
-        Raises CheckpointError if it is missing or of another shape or dtype.
+        Raises CheckpointError if it is missing, of another shape or dtype, or holds NaN or infinity:
+        nothing that is trained works on with these.
         """
         tensor = self.tensors.get(name)
         if tensor is None:
@@ -66,6 +67,8 @@ class Checkpoint:
             _refuse(self.path, f"tensor {name!r} has shape {tuple(tensor.shape)}, expected {shape}")
         if dtype is not None and tensor.dtype != dtype:
             _refuse(self.path, f"tensor {name!r} is {tensor.dtype}, expected {dtype}")
+        if not bool(tensor.isfinite().all()):
+            _refuse(self.path, f"tensor {name!r} holds NaN or infinity")
         return tensor
 
     def setting(self, name: str, kind: type[T]) -> T:
