@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from agents.spaces import from_vectors, require_box
+from agents.spaces import from_vectors, require_box, require_recorded
 from mbrl_bilevel.data import group_by_episode, groups_needed
 from mbrl_bilevel.fit import Schedule
 from mbrl_bilevel.methods import get_method
@@ -60,9 +60,10 @@ def fit_clone(
 ) -> Clone:
     """Fit a clone of whoever gathered ``transitions``.
 
-    Raises InvalidInputError for actions that are no bounded Box, or too little data.
+    Raises InvalidInputError for actions that are no bounded Box or do not fit it, or too little data.
     """
     space = require_box(action_space, "action")
+    require_recorded(space, transitions.action)
     groups = group_by_episode(transitions.episode, transitions.t, groups_needed(members))
     model, _ = fit_regression(
         torch.from_numpy(transitions.obs),

@@ -19,7 +19,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 from torch import Tensor
 
 from agents.collect import require_finite
-from agents.spaces import ActionSpace, to_vector
+from agents.spaces import ActionSpace, require_recorded
 from mbrl_bilevel.errors import InvalidInputError
 from mbrl_bilevel.types import Transitions
 
@@ -147,13 +147,13 @@ class MixedReplay(BaseBuffer):
 
         Raises InvalidInputError if they do not fit the spaces.
         """
-        widths = (self.obs_shape[0], _vector_width(self._actions))
-        found = (transitions.obs.shape[1], transitions.action.shape[1])
-        if found != widths:
+        found = transitions.obs.shape[1]
+        if found != self.obs_shape[0]:
             raise InvalidInputError(
-                f"transitions have (observation, action) widths {found}, the environment {widths}; "
-                "give data of this environment"
+                f"transitions: observations have width {found}, those of the environment "
+                f"{self.obs_shape[0]}; give data of this environment"
             )
+        require_recorded(self._actions, transitions.action)
         numbers, episode = np.unique(transitions.episode, return_inverse=True)
         self.real.add(
             {
@@ -219,10 +219,6 @@ def stored_action(space: ActionSpace, vectors: Tensor) -> Tensor:
         return (vectors.argmax(-1, keepdim=True) + int(space.start)).float()
     low, high = _float(space.low), _float(space.high)
     return 2.0 * (vectors - low) / (high - low) - 1.0
-
-
-def _vector_width(space: ActionSpace) -> int:
-    return len(to_vector(space, space.sample()))
 
 
 def _float(value: Any) -> Tensor:

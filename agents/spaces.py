@@ -87,6 +87,32 @@ def action_set(space: ActionSpace) -> ActionSet:
     return BoxActions(space.low, space.high)
 
 
+def action_bounds(space: ActionSpace) -> tuple[Array, Array]:
+    """The lowest and the highest vectors [A] of ``space``; of one-hot ones 0 and 1."""
+    if isinstance(space, gym.spaces.Discrete):
+        return np.zeros(int(space.n)), np.ones(int(space.n))
+    return space.low, space.high
+
+
+def require_recorded(space: ActionSpace, actions: Array) -> None:
+    """Raises InvalidInputError unless the vectors ``actions`` [N, A] of recorded steps are within ``space``,
+    but for rounding."""
+    low, high = action_bounds(space)
+    if actions.shape[1] != len(low):
+        raise InvalidInputError(
+            f"transitions: actions have width {actions.shape[1]}, those of the environment {len(low)}; "
+            "give data of this environment"
+        )
+    slack = 1e-5 * np.maximum(np.abs(low), np.abs(high))
+    rows, columns = np.nonzero((actions < low - slack) | (actions > high + slack))
+    if len(rows):
+        row, i = rows[0], columns[0]
+        raise InvalidInputError(
+            f"transitions: action[{row}, {i}] is {actions[row, i]:g}, outside the action space, "
+            f"{low[i]:g} to {high[i]:g}; clip the actions, or give data of this environment"
+        )
+
+
 def to_vector(space: gym.Space[Any], action: Any) -> Array:
     """An action of ``space`` as a vector [A]: one-hot if ``space`` is Discrete, else as it is."""
     if not isinstance(space, gym.spaces.Discrete):

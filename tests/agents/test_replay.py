@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import gymnasium as gym
@@ -186,6 +187,19 @@ def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(InvalidInputError, match="NaN or infinity in the observation"):
         buffer.add(**{**step, "next_obs": np.full((2, 2), np.inf)})
     buffer.add(**step)
-    with pytest.raises(InvalidInputError, match="widths"):
-        replay(space=CHOICE).extend(buffer.transitions())
+    found = buffer.transitions()
+    with pytest.raises(InvalidInputError, match="actions have width 1, those of the environment 3"):
+        replay(space=CHOICE).extend(found)
+    with pytest.raises(
+        InvalidInputError, match=r"observations have width 1, those of the env.* 2;"
+    ):
+        replay().extend(replace(found, obs=found.obs[:, :1], next_obs=found.obs[:, :1]))
+    # ACT is from -3 to 1.
+    found.action[:, 0] = -3.00001, 1.000004
+    replay().extend(found)
+    found.action[1, 0] = 1.001
+    with pytest.raises(
+        InvalidInputError, match=r"action\[1, 0\] is 1\.001, outside .* -3 to 1; clip"
+    ):
+        replay().extend(found)
     assert set(STEP) <= set(buffer.real.columns)

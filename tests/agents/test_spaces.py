@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch
 
 from agents.actions import BoxActions, DiscreteActions
+from agents.cloning import fit_clone
+from agents.collect import RandomBehaviour, collect
 from agents.spaces import action_set, from_vectors, require_actions, to_vector
 from mbrl_bilevel.errors import InvalidInputError
 
@@ -46,3 +50,15 @@ def test_vectors_are_brought_into_the_box_and_its_type() -> None:
 def test_other_spaces_are_refused(space: Any, what: str) -> None:
     with pytest.raises(InvalidInputError, match=what):
         require_actions(space)
+
+
+def test_a_clone_of_actions_outside_the_space_is_refused() -> None:
+    env = gym.make("InvertedPendulum-v5")  # actions from -3 to 3
+    space: Any = env.action_space
+    data = collect(env, RandomBehaviour(space, np.random.default_rng(0)), 60, seed=0)
+    beyond = replace(data, action=2.0 * data.action)
+    with pytest.raises(InvalidInputError, match=r"outside the action space, -3 to 3; clip"):
+        fit_clone(beyond, space, generator=torch.Generator())
+    wide = replace(data, action=np.repeat(data.action, 2, axis=1))
+    with pytest.raises(InvalidInputError, match="width 2, those of the environment 1"):
+        fit_clone(wide, space, generator=torch.Generator())
