@@ -34,7 +34,7 @@ from mbrl_bilevel.mixture import GaussianMixture
 from mbrl_bilevel.normaliser import Normaliser
 from mbrl_bilevel.policies import CategoricalPolicy, GaussianPolicy, MixturePolicy, with_members
 from mbrl_bilevel.regression import draw_seed, fit_regression
-from mbrl_bilevel.types import FitResult, Rule, Step, Transitions
+from mbrl_bilevel.types import FitResult, Rule, Step, Transitions, require_rules
 
 #: Probability that a step terminates: ``(obs, action, next_obs) [..., ·] -> [...]`` in [0, 1].
 Termination = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -141,7 +141,8 @@ class DynamicsModel:
         ``noise`` (standard normal, broadcastable with [E, B, noise_width]) draws from the
         members' distributions; None takes their means. ``precision`` as in ``dist``; obs may then be
         [E, 1, B, O] where noise is [E, K, B, ·], which costs the network one K-th. Raises
-        InvalidInputError for other shapes, of what a rule returns too.
+        InvalidInputError for other shapes, of what a rule returns too, and for a termination outside
+        [0, 1].
         """
         dist = self._normalised_dist(obs, action, precision)
         active = dist.marginals()[0] if noise is None else dist.drawn(noise)
@@ -225,7 +226,20 @@ def _judged(name: str, rule: Rule, obs: Tensor, action: Tensor, next_obs: Tensor
             f"{name}: the rule must return a tensor of one entry per transition, of shape "
             f"{tuple(next_obs.shape[:-1])} for next_obs {tuple(next_obs.shape)}; got {got}"
         )
+    if name == "termination" and found.dtype != torch.bool:
+        _require_probability(found)
     return found.to(obs.dtype)
+
+
+def _require_probability(found: Tensor) -> None:
+    if found.numel():
+        low, high = (end.item() for end in found.aminmax())
+        # To the rounding of a mean; NaN is told as divergence.
+        if low < -1e-5 or high > 1.0 + 1e-5:
+            raise InvalidInputError(
+                "termination: the rule must return True or False, or a probability from 0 to 1; "
+                f"got {low:.4g} to {high:.4g}"
+            )
 
 
 @dataclass(frozen=True)
@@ -262,8 +276,10 @@ def fit_dynamics(
     terminates gives a model that never does. With ``outer_transitions`` (another policy's data, say)
     the outer level sees these alone; a method without one gets them for training.
 
-    Raises InvalidInputError if there is too little data, or no target varies in it.
+    Raises InvalidInputError if there is too little data, no target varies in it, or a rule cannot be
+    called.
     """
+    require_rules(termination, reward)
     groups = group_by_episode(transitions.episode, transitions.t, groups_needed(members))
     outer_only = None
     if outer_transitions is not None:

@@ -13,7 +13,7 @@ from mbrl_bilevel.dynamics import DynamicsModel, LearnedTermination, Termination
 from mbrl_bilevel.errors import CheckpointError
 from mbrl_bilevel.normaliser import Normaliser
 from mbrl_bilevel.policies import CategoricalPolicy, GaussianPolicy, MixturePolicy
-from mbrl_bilevel.types import Rule
+from mbrl_bilevel.types import Rule, require_rules
 
 _MODEL = "dynamics model"
 
@@ -56,6 +56,7 @@ def model_from_checkpoint(
     A known termination takes the place of a learned one. Raises CheckpointError if a part is
     missing or does not fit, or if the reward is a rule where the model learned it, or the reverse.
     """
+    require_rules(termination, reward)
     config = checkpoint.setting(name, dict)
     generator = torch.Generator()
     try:

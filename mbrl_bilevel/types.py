@@ -23,6 +23,15 @@ FloatArray = npt.NDArray[np.float32]
 Rule = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
+def require_rules(termination: object, reward: object) -> None:
+    """Raises InvalidInputError unless both can be called or are None."""
+    for name, rule in (("termination", termination), ("reward", reward)):
+        if rule is not None and not callable(rule):
+            raise InvalidInputError(
+                f"{name} must be a function of (obs, action, next_obs), or None; got {rule!r}"
+            )
+
+
 def require_floating(name: str, value: Tensor) -> None:
     """Raises InvalidInputError for integers, which would cut off what is computed, and complex numbers."""
     if not value.is_floating_point():

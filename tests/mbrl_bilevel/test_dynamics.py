@@ -236,6 +236,30 @@ def test_a_rule_of_another_shape_is_refused(
         model.step(obs, action)
 
 
+@pytest.mark.parametrize(("offset", "got"), [(-0.1, "-0.1 to 0.9"), (0.1, "0.1 to 1.1")])
+def test_a_termination_that_is_no_probability_is_refused(
+    offset: float, got: str, linear_model: LinearModel
+) -> None:
+    share = torch.linspace(0.0, 1.0, 10).view(2, 5)
+    weight, zeros = torch.randn(2, 2, 2, generator=seeded(9)), torch.zeros(2, 2)
+    obs, action = torch.zeros(2, 5, 1), torch.zeros(2, 5, 1)
+    made = [
+        linear_model(weight, zeros, torch.ones(2, 2), 1, termination=lambda *_, o=o: share + o)
+        for o in (0.0, offset, torch.nan)
+    ]
+    assert torch.equal(made[0].step(obs, action).terminated, share)
+    with pytest.raises(InvalidInputError, match=f"probability from 0 to 1; got {got}$"):
+        made[1].step(obs, action)
+    assert made[2].step(obs, action).terminated.isnan().all()  # for others to tell as divergence
+
+
+def test_rules_that_cannot_be_called_are_told_before_the_fit() -> None:
+    rules: Any
+    for rules in ({"termination": 5}, {"reward": "known"}):
+        with pytest.raises(InvalidInputError, match=f"^{next(iter(rules))} must be a function"):
+            fit_dynamics(survivors(episodes=9), METHODS["mse"], generator=seeded(), **rules)
+
+
 def test_predict_is_the_mixture_of_members(linear_model: LinearModel) -> None:
     g = seeded(6)
     weight, bias = torch.randn(3, 2, 2, generator=g), torch.randn(3, 2, generator=g)
