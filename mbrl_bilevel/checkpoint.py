@@ -50,11 +50,13 @@ class Checkpoint:
         name: str,
         shape: tuple[int | None, ...] | None = None,
         dtype: torch.dtype | None = None,
+        *,
+        finite: bool = True,
     ) -> Tensor:
         """The tensor ``name``, with the given shape (None: any size there) and dtype.
 
-        Raises CheckpointError if it is missing, of another shape or dtype, or holds NaN or infinity:
-        nothing that is trained works on with these.
+        Raises CheckpointError if it is missing, of another shape or dtype, or holds NaN or infinity (a
+        bound may be infinite: ``finite=False``).
         """
         tensor = self.tensors.get(name)
         if tensor is None:
@@ -67,7 +69,7 @@ class Checkpoint:
             _refuse(self.path, f"tensor {name!r} has shape {tuple(tensor.shape)}, expected {shape}")
         if dtype is not None and tensor.dtype != dtype:
             _refuse(self.path, f"tensor {name!r} is {tensor.dtype}, expected {dtype}")
-        if not bool(tensor.isfinite().all()):
+        if finite and not bool(tensor.isfinite().all()):
             _refuse(self.path, f"tensor {name!r} holds NaN or infinity")
         return tensor
 

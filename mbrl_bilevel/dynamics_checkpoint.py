@@ -214,12 +214,12 @@ def load_parameters(path: str | Path, module: nn.Module) -> None:
                 f"checkpoint {path}: its {name} is {saved.get(name)}, that of this "
                 f"{type(module).__name__} {value}; make the object with the arguments it had"
             )
-    module.load_state_dict(
-        {
-            name: checkpoint.require(name, tuple(value.shape), value.dtype)
-            for name, value in own.items()
-        }
-    )
+    trained = dict(module.named_parameters())
+    state = {
+        name: checkpoint.require(name, tuple(value.shape), value.dtype, finite=name in trained)
+        for name, value in own.items()
+    }
+    module.load_state_dict(state)
 
 
 def _settings(module: nn.Module) -> dict[str, Any]:
