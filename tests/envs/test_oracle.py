@@ -245,7 +245,9 @@ def test_actions_are_checked() -> None:
     for shape in [(1, 4, 5), (2, 4, 5, 2), (1, 4, 5, 3)]:
         with pytest.raises(InvalidInputError, match=r"S = 1 and A = 2; got \("):
             oracle.score(torch.zeros(shape))
-    with pytest.raises(InvalidInputError, match=r"actions must be of a floating type; got torch\.int64"):
+    with pytest.raises(
+        InvalidInputError, match=r"actions must be of a floating type; got torch\.int64"
+    ):
         oracle.score(torch.ones(1, 4, 5, 2, dtype=torch.int64))
     assert oracle.score(torch.zeros(1, 4, 0, 2)).tolist() == [[0.0] * 4]
 

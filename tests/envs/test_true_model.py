@@ -266,7 +266,9 @@ def test_rows_that_are_no_states_give_nan_and_leave_the_others_alone(name: str, 
 
 
 @pytest.mark.parametrize("name", ["Hopper-v5", "HalfCheetah-v5", "InvertedPendulum-v5"])
-@pytest.mark.parametrize("speed", [1e5, 1e7])  # diverges in a later step of the integrator, in the first
+@pytest.mark.parametrize(
+    "speed", [1e5, 1e7]
+)  # diverges in a later step of the integrator, in the first
 def test_where_mujoco_diverges_within_a_step_there_is_nan_not_the_start(
     name: str, speed: float
 ) -> None:
