@@ -6,7 +6,8 @@ stored, and short branches imagined in it join the replay (Janner et al. 2019, M
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
@@ -38,7 +39,7 @@ from agents.mbpo_checkpoint import (
     write_agent,
 )
 from agents.mbpo_settings import MBPOSettings, RolloutLength
-from agents.randomness import OwnRandomness
+from agents.randomness import OwnRandomness, require_seed
 from agents.replay import MixedReplay
 from agents.saved import spaces_of
 from agents.sb3 import (
@@ -46,13 +47,14 @@ from agents.sb3 import (
     fill_algorithm,
     fill_vec_normalize,
     make_algorithm,
+    update_vec_normalize,
     vec_normalize_to_checkpoint,
 )
 from agents.spaces import checked_observation, require_actions, require_box, vector_env
 from mbrl_bilevel.dynamics import DynamicsModel, fit_dynamics
-from mbrl_bilevel.errors import CheckpointError, InvalidInputError
+from mbrl_bilevel.errors import CheckpointError, DivergedError, InvalidInputError, require_count
 from mbrl_bilevel.methods import get_method
-from mbrl_bilevel.types import FitResult, Rule, Transitions
+from mbrl_bilevel.types import FitResult, Rule, Transitions, require_rules
 
 __all__ = ["MBPO", "MBPOSettings", "RolloutLength"]
 
@@ -81,6 +83,8 @@ class MBPO:
         tensorboard_log: str | Path | None = None,
         verbose: int = 0,
     ) -> None:
+        require_seed(seed)
+        require_rules(termination, reward)
         self.settings = settings or MBPOSettings()
         self.env = vector_env(env)
         self.action_space = require_actions(self.env.action_space)
@@ -137,14 +141,14 @@ class MBPO:
         """Act for ``total_timesteps`` real steps, fitting, imagining and updating on the way.
 
         Called again, it goes on, in new episodes. Raises InvalidInputError if the environment returns
-        NaN, or ``learning_starts`` is too early for a model; DivergedError if none can be fitted.
+        NaN, or ``learning_starts`` is too early for a model; DivergedError if none can be fitted, or
+        the policy runs away.
         """
-        if total_timesteps < 1:
-            raise InvalidInputError(f"total_timesteps must be at least 1; got {total_timesteps}")
+        require_count("total_timesteps", total_timesteps, 10**12)
         if self.model is None and self.settings.real_share < 1.0:
             require_enough_for_a_model(self.settings, len(self.experience.real))
         given = [as_callback(callback)] if callback is not None else []
-        with self._random:
+        with self._random, _divergence_told(self.algorithm):
             self._begin_stretch()
             self.algorithm.learn(
                 total_timesteps,
@@ -166,20 +170,25 @@ class MBPO:
 
         The model is fitted once, before the first update; give ``MBPOSettings.branching`` a penalty
         (Yu et al. 2020, MOPO). Between two imaginations the callback is called once. Called again
-        without ``transitions``, it goes on; ``learn`` then acts by its policy from the first step.
-        Raises InvalidInputError if there is no real step.
+        without ``transitions``, it goes on; ``learn`` then acts by its policy from the first step. A
+        VecNormalize that is training learns its statistics from ``transitions``, as from steps.
+        Raises InvalidInputError if there is no real step or one does not fit the spaces, DivergedError
+        if the model or the policy runs away.
         """
-        if updates < 1:
-            raise InvalidInputError(f"updates must be at least 1; got {updates}")
+        require_count("updates", updates, 10**12)
+        normalised = self.get_vec_normalize_env()
         if transitions is not None:
             self.experience.extend(transitions)
             self.model = None
+            if normalised is not None:
+                update_vec_normalize(normalised, transitions)
         if not len(self.experience.real):
             raise InvalidInputError("no steps were recorded; give transitions, or learn() first")
         hook = as_callback(callback)
         hook.init_callback(self.algorithm)
         stretch = self.settings.imagine_every * self.settings.updates_per_step
-        with self._random, tqdm(total=updates, desc="updates", disable=not progress_bar) as bar:
+        bar = tqdm(total=updates, desc="updates", disable=not progress_bar)
+        with self._random, _divergence_told(self.algorithm), bar:
             if self.model is None and self.settings.real_share < 1.0:
                 self.refit()
             hook.on_training_start(locals(), globals())
@@ -264,14 +273,14 @@ class MBPO:
         parts: dict[str, Any] = {"algorithm": algorithm_to_checkpoint(self.algorithm)}
         normalised = self.get_vec_normalize_env()
         if normalised is not None:
-            parts["vec_normalize"] = (vec_normalize_to_checkpoint(normalised), {})
+            parts["vec_normalize"] = vec_normalize_to_checkpoint(normalised)
         write_agent(
             path,
             Made(
                 self.settings,
                 type(self.algorithm),
                 self.algorithm_kwargs,
-                spaces_of(self.observation_space, self.action_space),
+                spaces_of(self.observation_space, self.action_space, self.env),
                 tuple(name for name in ("termination", "reward") if getattr(self, name)),
                 self.seed,
             ),
@@ -297,12 +306,15 @@ class MBPO:
         """The agent in ``path``, for ``env``; rules, objects it was made with, and a class that is not
         SB3's own are asked for again.
 
-        Raises CheckpointError if the file is damaged, of another environment, or something is missing.
+        Raises CheckpointError if the file is damaged, of other spaces, or something is missing; warns if
+        it is of another environment with the same spaces.
         """
         checkpoint = open_agent(path)
         env = vector_env(env)
         spaces = spaces_of(
-            require_box(env.observation_space, "observation"), require_actions(env.action_space)
+            require_box(env.observation_space, "observation"),
+            require_actions(env.action_space),
+            env,
         )
         made = read_made(checkpoint, spaces, algorithm, algorithm_kwargs or {}, termination, reward)
         rules: dict[str, Any] = {"termination": termination, "reward": reward}
@@ -371,6 +383,23 @@ class MBPO:
 
     def _note(self, **counts: int) -> None:
         self.progress = replace(self.progress, **counts)
+
+
+@contextmanager
+def _divergence_told(algorithm: OffPolicyAlgorithm) -> Iterator[None]:
+    """Raises DivergedError where ``algorithm`` ends up with NaN, on which its distributions choke."""
+    cause: ValueError | None = None
+    try:
+        yield
+    except ValueError as error:
+        cause = error
+    if not all(bool(value.isfinite().all()) for value in algorithm.policy.parameters()):
+        raise DivergedError(
+            f"training diverged: the policy of {type(algorithm).__name__} holds NaN or infinity; lower "
+            "learning_rate in algorithm_kwargs, and look at the size of the rewards"
+        ) from cause
+    if cause is not None:
+        raise cause
 
 
 class _Upkeep(BaseCallback):

@@ -29,6 +29,7 @@ from agents.first_model import require_enough_for_a_model
 from agents.mpc_checkpoint import Snapshot, read_snapshot, write_snapshot
 from agents.mpc_settings import MPCSettings
 from agents.planning import PlannerState, Score
+from agents.randomness import require_seed
 from agents.replanning import replan
 from agents.saved import spaces_of
 from agents.spaces import (
@@ -42,10 +43,10 @@ from agents.spaces import (
 )
 from agents.value import Value, fit_value
 from mbrl_bilevel.dynamics import DynamicsModel, fit_dynamics
-from mbrl_bilevel.errors import CheckpointError, InvalidInputError
+from mbrl_bilevel.errors import CheckpointError, InvalidInputError, require_count
 from mbrl_bilevel.methods import get_method
 from mbrl_bilevel.model_env import StepModel, imagined_returns
-from mbrl_bilevel.types import FitResult, Rule, Transitions
+from mbrl_bilevel.types import FitResult, Rule, Transitions, require_rules
 
 __all__ = ["MPC", "MPCSettings"]
 
@@ -72,6 +73,8 @@ class MPC:
         tensorboard_log: str | Path | None = None,
         verbose: int = 0,
     ) -> None:
+        require_seed(seed)
+        require_rules(termination, reward)
         self.settings = settings or MPCSettings()
         self.env = vector_env(env)
         self.action_space = require_actions(self.env.action_space)
@@ -121,8 +124,7 @@ class MPC:
         ``learning_starts``, without a model. Raises InvalidInputError if the environment returns
         NaN, or ``learning_starts`` is too early for a model; DivergedError if none can be fitted.
         """
-        if total_timesteps < 1:
-            raise InvalidInputError(f"total_timesteps must be at least 1; got {total_timesteps}")
+        require_count("total_timesteps", total_timesteps, 10**12)
         if self.model is None:
             require_enough_for_a_model(self.settings, len(self.experience))
         if reset_num_timesteps:
@@ -215,7 +217,7 @@ class MPC:
             path,
             Snapshot(
                 settings=self.settings,
-                spaces=spaces_of(self.observation_space, self.action_space),
+                spaces=spaces_of(self.observation_space, self.action_space, self.env),
                 rules=tuple(name for name in ("termination", "reward") if getattr(self, name)),
                 seed=self.seed,
                 num_timesteps=self.num_timesteps,
@@ -241,11 +243,15 @@ class MPC:
     ) -> Self:
         """The agent in ``path``, for ``env``; rules it was trained with are asked for again.
 
-        Raises CheckpointError if the file is damaged, of another environment, or lacks a rule.
+        Raises CheckpointError if the file is damaged, of other spaces, or a rule is missing; warns if it
+        is of another environment with the same spaces.
         """
         agent = cls(env, termination=termination, reward=reward)
         saved = read_snapshot(
-            path, spaces_of(agent.observation_space, agent.action_space), termination, reward
+            path,
+            spaces_of(agent.observation_space, agent.action_space, agent.env),
+            termination,
+            reward,
         )
         agent.settings, agent.seed = saved.settings, saved.seed
         agent.model, agent.value = saved.model, saved.value

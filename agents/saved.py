@@ -5,11 +5,13 @@ Rules are code, never stored, and asked for again.
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import asdict, dataclass
 
 import gymnasium as gym
+from stable_baselines3.common.vec_env import VecEnv
 
-from agents.spaces import ActionSpace
+from agents.spaces import ActionSpace, action_bounds
 from mbrl_bilevel.checkpoint import Checkpoint
 from mbrl_bilevel.errors import CheckpointError
 from mbrl_bilevel.types import Rule
@@ -20,22 +22,32 @@ class Spaces:
     """What an environment must share with the one that the agent was trained in.
 
     Of discrete actions the bounds are those of their one-hot vectors, and ``first_action`` is the
-    number of the first; None of a box (and not in the files of version 0.1).
+    number of the first; None of a box (and not in the files of version 0.1). ``env_id`` is the name that
+    the environment is registered under, None where that is not known; only this may differ.
     """
 
     obs_dim: int
     action_low: list[float]
     action_high: list[float]
     first_action: int | None = None
+    env_id: str | None = None
 
 
-def spaces_of(observation: gym.spaces.Box, action: ActionSpace) -> Spaces:
-    """What the file says of an environment's spaces."""
-    width = int(observation.shape[0])
-    if isinstance(action, gym.spaces.Discrete):
-        choices = int(action.n)
-        return Spaces(width, [0.0] * choices, [1.0] * choices, int(action.start))
-    return Spaces(width, action.low.tolist(), action.high.tolist())
+def spaces_of(
+    observation: gym.spaces.Box, action: ActionSpace, env: VecEnv | None = None
+) -> Spaces:
+    """What the file says of an environment's spaces, and of its name if ``env`` is given."""
+    low, high = action_bounds(action)
+    first = int(action.start) if isinstance(action, gym.spaces.Discrete) else None
+    env_id = None if env is None else _registered_name(env)
+    return Spaces(int(observation.shape[0]), low.tolist(), high.tolist(), first, env_id)
+
+
+def _registered_name(env: VecEnv) -> str | None:
+    # Environments in other processes are not asked: not every spec can be sent.
+    inside = getattr(env.unwrapped, "envs", None)
+    spec = inside[0].unwrapped.spec if inside else None
+    return None if spec is None else str(spec.id)
 
 
 def rules_of(
@@ -64,14 +76,25 @@ def count_of(checkpoint: Checkpoint, name: str) -> int:
 
 
 def check_spaces(checkpoint: Checkpoint, spaces: Spaces) -> None:
-    """Raises CheckpointError if the agent is of an environment with other spaces."""
+    """Raises CheckpointError if the agent is of an environment with other spaces.
+
+    Warns of another name: to go on in a changed task, transfer, is a use and no mistake.
+    """
     saved = checkpoint.setting("spaces", dict)
-    for name, value in asdict(spaces).items():
+    wanted = asdict(spaces)
+    known, env_id = saved.get("env_id"), wanted.pop("env_id")
+    for name, value in wanted.items():
         if saved.get(name) != value:
             raise CheckpointError(
                 f"checkpoint {checkpoint.path}: it is of another environment: its {name} is "
                 f"{saved.get(name)}, this env has {value}; load it with the env it was made for"
             )
+    if known is not None and env_id is not None and known != env_id:
+        warnings.warn(
+            f"checkpoint {checkpoint.path}: it is of {known}, this env is {env_id}, of the same spaces: "
+            f"unless you mean to go on in a changed task, load it with {known}",
+            stacklevel=4,
+        )
 
 
 def check_widths(checkpoint: Checkpoint, spaces: Spaces, obs_dim: int, actions: int) -> None:

@@ -26,7 +26,7 @@ class UnsupportedCombinationError(BilevelError, ValueError):
 
 
 class DivergedError(BilevelError):
-    """Training produced NaN or infinity. The policy holds its last good state."""
+    """Training produced NaN or infinity. What ``fit`` trains holds its last good state."""
 
 
 class EnvironmentFailedError(BilevelError):

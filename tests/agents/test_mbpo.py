@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -27,9 +28,11 @@ from torch import Tensor
 from agents.collect import RandomBehaviour, collect
 from agents.imagination import imagine
 from agents.mbpo import MBPO, MBPOSettings, RolloutLength
+from agents.mbpo_checkpoint import open_agent
 from mbrl_bilevel.branches import Branching
+from mbrl_bilevel.checkpoint import save_checkpoint
 from mbrl_bilevel.dynamics import DynamicsModel, fit_dynamics
-from mbrl_bilevel.errors import BilevelError, CheckpointError, InvalidInputError
+from mbrl_bilevel.errors import BilevelError, CheckpointError, DivergedError, InvalidInputError
 from mbrl_bilevel.fit import Schedule
 from mbrl_bilevel.imagined_env import ImaginedVecEnv
 from mbrl_bilevel.methods import get_method
@@ -337,8 +340,8 @@ def test_several_environments_side_by_side(tmp_path: Path) -> None:
 
 
 def test_vec_normalize_is_the_algorithms_alone_and_is_saved(tmp_path: Path) -> None:
-    def normalised() -> VecNormalize:
-        return VecNormalize(DummyVecEnv([lambda: Monitor(Point())]))
+    def normalised(**flags: Any) -> VecNormalize:
+        return VecNormalize(DummyVecEnv([lambda: Monitor(Point())]), **flags)
 
     found = MBPO(normalised(), SMALL, algorithm_kwargs=KWARGS, termination=off).learn(90)
     transitions = found.experience.transitions()
@@ -354,11 +357,62 @@ def test_vec_normalize_is_the_algorithms_alone_and_is_saved(tmp_path: Path) -> N
         assert vars(getattr(before, name)).keys() == vars(getattr(after, name)).keys()
         np.testing.assert_array_equal(getattr(before, name).var, getattr(after, name).var)
     assert_same(again.learn(30), found.learn(30))
+    for flag, was, given in (("norm_reward", True, False), ("clip_obs", 10.0, np.inf)):
+        with pytest.raises(CheckpointError, match=f"{flag}={was}, .* this env has {given}"):
+            MBPO.load(tmp_path / "agent.safetensors", normalised(**{flag: given}), termination=off)
     agent().learn(5).save(tmp_path / "plain.safetensors")
     with pytest.raises(CheckpointError, match="wrap env"):
         MBPO.load(tmp_path / "agent.safetensors", Point(), termination=off)
     with pytest.raises(CheckpointError, match=r"without a VecNormalize; pass the env inside it"):
         MBPO.load(tmp_path / "plain.safetensors", normalised(), termination=off)
+
+
+@pytest.mark.parametrize(("part", "bad"), [("obs.var", -1.0), ("ret.count", np.nan)])
+def test_statistics_that_cannot_be_are_refused(tmp_path: Path, part: str, bad: float) -> None:
+    def normalised() -> VecNormalize:
+        return VecNormalize(DummyVecEnv([lambda: Monitor(Point())]))
+
+    path, name = tmp_path / "agent.safetensors", f"vec_normalize.{part}"
+    MBPO(normalised(), SMALL, algorithm_kwargs=KWARGS).save(path)
+    stored = open_agent(path)
+    bent = {name: torch.full_like(stored.tensors[name], bad)}
+    save_checkpoint(path, stored.kind, stored.tensors | bent, stored.config)
+    with pytest.raises(CheckpointError, match=f"{name}.* (negative|NaN)"):
+        MBPO.load(path, normalised())
+    # Files of version 0.1 say nothing of how the statistics are used.
+    save_checkpoint(path, stored.kind, stored.tensors, stored.config | {"vec_normalize": {}})
+    MBPO.load(path, VecNormalize(DummyVecEnv([lambda: Monitor(Point())]), clip_obs=3.0))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_offline_vec_normalize_learns_from_the_data_what_it_would_from_steps(
+    training: bool,
+) -> None:
+    data = random_steps(50)
+    env = VecNormalize(DummyVecEnv([lambda: Monitor(Point())]), gamma=0.8, training=training)
+    alone = replace(SMALL, real_share=1.0)
+    MBPO(env, alone, algorithm_kwargs=KWARGS).learn_offline(1, data)
+    assert env.obs_rms.count == pytest.approx(50 if training else 0, abs=1e-3)
+    if training:
+        assert env.obs_rms.mean == pytest.approx(data.obs.mean(0), abs=1e-3)
+        assert env.obs_rms.var == pytest.approx(data.obs.var(0), rel=1e-3)
+        returns = []
+        for row, start in enumerate(data.t == 0):
+            before = 0.0 if start else returns[-1]
+            returns.append(0.8 * before + float(data.reward[row]))
+        assert env.ret_rms.var == pytest.approx(np.var(returns), rel=1e-3)
+
+
+@pytest.mark.parametrize("part", ["model.policy", "algorithm.policy"])
+def test_weights_that_are_nan_are_refused(tmp_path: Path, part: str) -> None:
+    path = tmp_path / "agent.safetensors"
+    agent().learn(62).save(path)
+    stored = open_agent(path)
+    name = next(name for name in stored.tensors if name.startswith(part))
+    stored.tensors[name].flatten()[0] = torch.nan
+    save_checkpoint(path, stored.kind, stored.tensors, stored.config)
+    with pytest.raises(CheckpointError, match=f"{name}' holds NaN or infinity"):
+        MBPO.load(path, Point(), termination=off)
 
 
 def test_steps_that_are_there_count_for_the_first_model() -> None:
@@ -440,8 +494,15 @@ REFUSED: list[tuple[Callable[[], Any], str]] = [
         lambda: agent(replace(SMALL, learning_starts=39)).learn(1),
         "^learning_starts must be at least 40, .* got 39",
     ),
-    (lambda: agent().learn(0), "total_timesteps must be at least 1"),
-    (lambda: agent().learn_offline(0), "updates must be at least 1"),
+    (lambda: agent().learn(0), "total_timesteps must be an int from 1 .* got 0"),
+    (lambda: agent().learn(1e3), "total_timesteps must be an int from 1 .* got 1000.0"),  # type: ignore[arg-type]
+    (lambda: agent().learn_offline(0), "updates must be an int from 1 .* got 0"),
+    (lambda: agent().learn_offline(2.5), "updates must be an int from 1 .* got 2.5"),  # type: ignore[arg-type]
+    (lambda: agent(seed=-1), r"^seed must be an int from 0 to below 2\*\*62; got -1"),
+    (lambda: agent(seed=None), "^seed must be .* got None"),
+    (lambda: agent(seed=2**62), "^seed must be .* got 4611"),
+    (lambda: agent(termination=5), "^termination must be a function of .* got 5"),
+    (lambda: agent(reward="known"), "^reward must be a function of .* got 'known'"),
     (lambda: agent().learn_offline(5), "no steps"),
     (lambda: agent(settings=replace(SMALL, real_share=1.0)).learn_offline(5), "no steps"),
     (lambda: agent().predict(np.full(1, np.nan)), "observation holds NaN"),
@@ -465,6 +526,36 @@ def test_bad_input_gets_one_line(call: Callable[[], Any], words: str) -> None:
     with pytest.raises(InvalidInputError, match=words) as caught:
         call()
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "learn", [lambda a: a.learn(120), lambda a: a.learn_offline(200, random_steps(100))]
+)
+@pytest.mark.parametrize("kind", [SAC, TD3])  # SAC's distribution refuses NaN, TD3 says nothing
+def test_a_policy_that_runs_away_is_told_in_one_line(
+    kind: Any, learn: Callable[[MBPO], Any]
+) -> None:
+    rate = {"learning_rate": 1e6 if kind is SAC else 1e30}
+    found = agent(
+        replace(SMALL, updates_per_step=5), algorithm=kind, algorithm_kwargs=KWARGS | rate
+    )
+    with pytest.raises(
+        DivergedError, match=f"policy of {kind.__name__} .* lower learning_rate"
+    ) as e:
+        learn(found)
+    assert "\n" not in str(e.value)
+
+
+def test_of_another_environment_with_the_same_spaces_is_warned(tmp_path: Path) -> None:
+    path = tmp_path / "agent.safetensors"
+    alone = replace(SMALL, real_share=1.0)
+    MBPO(gym.make("HalfCheetah-v5"), alone, algorithm_kwargs=KWARGS).save(path)
+    with pytest.warns(UserWarning, match=r"is of HalfCheetah-v5, this env is Walker2d-v5"):
+        found = MBPO.load(path, gym.make("Walker2d-v5"))
+    found.save(path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        MBPO.load(path, gym.make("Walker2d-v5"))
 
 
 class MySAC(SAC):

@@ -398,7 +398,13 @@ def test_before_there_is_a_model() -> None:
         (lambda: MPCSettings(elites=0), "^elites must be an int from 1"),
         (lambda: MPCSettings(elites=3), "^elites must divide the 5 particles"),
         (lambda: MPCSettings(method="milevel"), "did you mean 'bilevel'"),
-        (lambda: MPC(PointMass(), TINY).learn(0), "total_timesteps must be at least 1"),
+        (lambda: MPC(PointMass(), TINY).learn(0), "total_timesteps must be an int from 1 .* got 0"),
+        (
+            lambda: MPC(PointMass(), seed=-1),
+            r"^seed must be an int from 0 to below 2\*\*62; got -1",
+        ),
+        (lambda: MPC(PointMass(), seed=1.5), "^seed must be .* got 1.5"),  # type: ignore[arg-type]
+        (lambda: MPC(PointMass(), reward="known"), "^reward must be a function .* got 'known'"),  # type: ignore[arg-type]
         (
             lambda: MPC(PointMass(), replace(TINY, learning_starts=39)).learn(1),
             "^learning_starts must be at least 40, .* got 39",
