@@ -89,7 +89,7 @@ def check_spaces(checkpoint: Checkpoint, spaces: Spaces) -> None:
                 f"checkpoint {checkpoint.path}: it is of another environment: its {name} is "
                 f"{saved.get(name)}, this env has {value}; load it with the env it was made for"
             )
-    if known is not None and env_id is not None and known != env_id:
+    if isinstance(known, str) and env_id is not None and known != env_id:
         warnings.warn(
             f"checkpoint {checkpoint.path}: it is of {known}, this env is {env_id}, of the same spaces: "
             f"unless you mean to go on in a changed task, load it with {known}",
