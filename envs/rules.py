@@ -29,7 +29,7 @@ from torch import Tensor
 
 from envs.make import Env, acting_layers, import_user_module
 from mbrl_bilevel.errors import InvalidInputError
-from mbrl_bilevel.types import Rule
+from mbrl_bilevel.types import Rule, require_entries
 
 # What a subclass may define anew without changing when an observation means the end of an episode.
 _FREE_TO_OVERRIDE = frozenset(
@@ -101,19 +101,14 @@ def load_rule(spec: str, *, probability: bool = True) -> Rule:
 
     def checked(obs: Tensor, action: Tensor, next_obs: Tensor) -> Tensor:
         try:
-            result = function(obs, action, next_obs)
+            found = function(obs, action, next_obs)
         except (Exception, SystemExit) as error:
             said = " ".join(f"{type(error).__name__}: {error}".split())[:300]
             raise InvalidInputError(
                 f"rule {spec!r}: it raised {said}; it gets PyTorch tensors obs [..., O], "
                 "action [..., A] and next_obs [..., O]"
             ) from error
-        if not isinstance(result, Tensor) or result.shape != next_obs.shape[:-1]:
-            got = tuple(result.shape) if isinstance(result, Tensor) else type(result).__name__
-            raise InvalidInputError(
-                f"rule {spec!r}: must return a tensor of shape {tuple(next_obs.shape[:-1])}, one "
-                f"entry per transition; got {got}"
-            )
+        result = require_entries(f"rule {spec!r}:", found, next_obs)
         if not probability:
             return result
         if result.dtype != torch.bool and not bool(((result >= 0) & (result <= 1)).all()):

@@ -25,7 +25,7 @@ from envs.make import Env, acting_layers
 from envs.rollouts import Array, Judge, Rollouts, judge_of, starts_at, twin
 from envs.rules import SHOWN_VELOCITY
 from mbrl_bilevel.errors import InvalidInputError
-from mbrl_bilevel.types import Step, require_floating
+from mbrl_bilevel.types import Step, require_floating, require_rows
 
 #: ``state_of(obs [N, O]) -> (qpos [N, nq], qvel [N, nv])``
 _StateOf = Callable[[Array], tuple[Array, Array]]
@@ -96,13 +96,8 @@ class TrueModel:
         """
         require_floating("obs", obs)
         require_floating("action", action)
-        widths = (obs.shape[-1], action.shape[-1])
+        require_rows(obs, action, self.obs_dim, self.action_dim)
         rows = obs.shape[:-1]
-        if rows != action.shape[:-1] or widths != (self.obs_dim, self.action_dim) or not rows:
-            raise InvalidInputError(
-                f"obs must be [..., {self.obs_dim}] and action [..., {self.action_dim}] with "
-                f"the same rows; got {tuple(obs.shape)} and {tuple(action.shape)}"
-            )
         given = torch.cat([v.detach().cpu().double() for v in (obs, action)], -1).flatten(0, -2)
         states, actions = np.split(given.numpy(), [self.obs_dim], axis=1)
         # MuJoCo would put such a state back to the start without a word.

@@ -34,7 +34,15 @@ from mbrl_bilevel.mixture import GaussianMixture
 from mbrl_bilevel.normaliser import Normaliser
 from mbrl_bilevel.policies import CategoricalPolicy, GaussianPolicy, MixturePolicy, with_members
 from mbrl_bilevel.regression import draw_seed, fit_regression
-from mbrl_bilevel.types import FitResult, Rule, Step, Transitions, require_rules
+from mbrl_bilevel.types import (
+    FitResult,
+    Rule,
+    Step,
+    Transitions,
+    require_entries,
+    require_rows,
+    require_rules,
+)
 
 #: Probability that a step terminates: ``(obs, action, next_obs) [..., ·] -> [...]`` in [0, 1].
 Termination = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -194,12 +202,7 @@ class DynamicsModel:
     def _normalised_dist(
         self, obs: Tensor, action: Tensor, precision: Precision | None
     ) -> DiagonalGaussian | GaussianMixture:
-        width = len(self.inputs.shift)
-        if obs.shape[:-1] != action.shape[:-1] or obs.shape[-1] + action.shape[-1] != width:
-            raise InvalidInputError(
-                f"obs must be [..., {self.obs_dim}] and action [..., {self.action_dim}] with "
-                f"the same rows; got {tuple(obs.shape)} and {tuple(action.shape)}"
-            )
+        require_rows(obs, action, self.obs_dim, self.action_dim)
         x = self.inputs.normalise(torch.cat([obs, action], dim=-1))
         if x.ndim == 2:
             x = x.expand(self.members, -1, -1)
@@ -219,13 +222,7 @@ class DynamicsModel:
 
 def _judged(name: str, rule: Rule, obs: Tensor, action: Tensor, next_obs: Tensor) -> Tensor:
     """What ``rule`` says, [...]. A wrong shape would broadcast, or fail far from here."""
-    found = rule(obs, action, next_obs)
-    if not isinstance(found, Tensor) or found.shape != next_obs.shape[:-1]:
-        got = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
-        raise InvalidInputError(
-            f"{name}: the rule must return a tensor of one entry per transition, of shape "
-            f"{tuple(next_obs.shape[:-1])} for next_obs {tuple(next_obs.shape)}; got {got}"
-        )
+    found = require_entries(f"{name}: the rule", rule(obs, action, next_obs), next_obs)
     if name == "termination" and found.dtype != torch.bool:
         _require_probability(found)
     return found.to(obs.dtype)
