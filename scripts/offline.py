@@ -18,6 +18,7 @@ from _args import naming
 from _pool import Cells, Done, run_cells
 from _returns import episode_returns
 from _rows import Row
+from _rules import named_termination
 from _run import Result, RunArgs, RunFolder, launch
 
 from agents.cloning import fit_clone
@@ -26,13 +27,12 @@ from agents.mbpo_settings import MBPOSettings, RolloutLength
 from agents.spaces import require_box
 from envs.make import Env, make_env
 from envs.offline import load_minari
-from envs.rules import load_rule, termination_rule
 from mbrl_bilevel.branches import Branching
 from mbrl_bilevel.errors import InvalidInputError
 from mbrl_bilevel.fit import Schedule
 from mbrl_bilevel.methods import get_method
 from mbrl_bilevel.statistics import interval
-from mbrl_bilevel.types import Rule, Transitions
+from mbrl_bilevel.types import Transitions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +100,7 @@ def main(args: Args, run: RunFolder) -> Result:
     """A policy and a seed a cell, beside what the data itself earned."""
     env, transitions = _make(args), _load(args)
     _require_same_spaces(args, env, transitions)
-    _termination(args, env)
+    named_termination(args.termination, env)
     env.close()
     data = _of_the_data(transitions)
     keys: list[Row] = [
@@ -145,7 +145,7 @@ def learn(args: Args, key: Row) -> Done:
             "learning_rate": args.policy_learning_rate,
             "policy_kwargs": {"net_arch": list(args.policy_hidden)},
         }
-        rule = _termination(args, env)
+        rule = named_termination(args.termination, env)
         policy = MBPO(env, settings, algorithm_kwargs=kwargs, termination=rule, seed=seed)
         policy.learn_offline(args.updates, data)
         assert args.out is not None
@@ -164,13 +164,6 @@ def _make(args: Args) -> Env:
 def _load(args: Args) -> Transitions:
     with naming("--minari"):
         return load_minari(args.minari)
-
-
-def _termination(args: Args, env: Env) -> Rule | None:
-    if args.termination is None:
-        return termination_rule(env)
-    with naming("--termination"):
-        return load_rule(args.termination)
 
 
 def _require_same_spaces(args: Args, env: Env, data: Transitions) -> None:

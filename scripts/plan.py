@@ -21,6 +21,7 @@ from _args import naming
 from _plan_figures import draw_planners
 from _pool import Cells, Done, run_cells
 from _rows import Row
+from _rules import named_reward, named_termination
 from _run import Result, RunArgs, RunFolder, launch
 from _train_args import USED_BY_PLANNERS
 
@@ -32,8 +33,6 @@ from agents.planners import CEM, PLANNERS, Planner
 from agents.saved import spaces_of
 from envs.make import Env, make_env
 from envs.oracle import Oracle
-from envs.rewards import reward_rule
-from envs.rules import load_rule, termination_rule
 from mbrl_bilevel.checkpoint import load_checkpoint
 from mbrl_bilevel.errors import InvalidInputError
 from mbrl_bilevel.model_env import Imagination
@@ -196,9 +195,10 @@ def _with_oracle(planner: Planner, env: Env, seed: int) -> Act:
 
 def _with_agent(args: Args, planner: Planner, env: Env, seed: int) -> tuple[Act, Row]:
     """The saved model and value, with this planner in place of the agent's own."""
-    rules = _rules(args, env)
+    termination = named_termination(args.termination, env)
+    reward = None if args.reward is None else named_reward(args.reward, env)
     with naming("--model"):
-        agent = _saved(Path(args.model), env, *rules)
+        agent = _saved(Path(args.model), env, termination, reward)
     if agent.model is None:
         raise InvalidInputError(
             f"--model: the agent in {args.model} has no model (yet, or ever: sac learns none); give the "
@@ -218,20 +218,6 @@ def _with_agent(args: Args, planner: Planner, env: Env, seed: int) -> tuple[Act,
         return action
 
     return act, {"precision": agent.settings.imagination.precision}
-
-
-def _rules(args: Args, env: Env) -> tuple[Rule | None, Rule | None]:
-    """Termination and reward, where they are known."""
-    termination, reward = termination_rule(env), None
-    if args.termination is not None:
-        with naming("--termination"):
-            termination = load_rule(args.termination)
-    if args.reward == "known":
-        reward = reward_rule(env)
-    elif args.reward is not None:
-        with naming("--reward"):
-            reward = load_rule(args.reward, probability=False)
-    return termination, reward
 
 
 def _saved(path: Path, env: Env, termination: Rule | None, reward: Rule | None) -> MPC:

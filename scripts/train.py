@@ -16,11 +16,11 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
-from _args import naming
 from _figures import draw_returns
 from _pool import Cells, Done, run_cells
 from _returns import episode_returns
 from _rows import Row
+from _rules import named_reward, named_termination
 from _run import Result, RunFolder, launch, run_inside
 from _shelf import Shelf
 from _train_args import Args
@@ -31,8 +31,6 @@ from agents.mbpo import MBPO
 from agents.mpc import MPC
 from envs.make import make_env
 from envs.offline import load_minari, require_new_minari, save_minari
-from envs.rewards import reward_rule
-from envs.rules import load_rule, termination_rule
 from mbrl_bilevel.errors import CheckpointError, InvalidInputError
 from mbrl_bilevel.statistics import interval
 from mbrl_bilevel.types import Rule
@@ -95,7 +93,7 @@ def _one(args: Args, run: RunFolder) -> Result:
     env = _make(args)
     if args.agent != "mpc" and isinstance(env.action_space, gym.spaces.Discrete):
         raise InvalidInputError(f"--env-id {args.env_id!r}: discrete actions are for --agent mpc")
-    rule = _termination(args, env)
+    rule = named_termination(args.termination, env)
     if args.save_minari is not None and not _is_written(args):
         require_new_minari(args.save_minari)
     shelf = Shelf(run.checkpoints, args.keep_checkpoints)
@@ -155,20 +153,10 @@ def _make(args: Args) -> gym.Env[Any, Any]:
     return make_env(args.env_id, import_module=args.import_module, timeout=args.env_timeout)
 
 
-def _termination(args: Args, env: gym.Env[Any, Any]) -> Rule | None:
-    if args.termination is None:
-        return termination_rule(env)
-    with naming("--termination"):
-        return load_rule(args.termination)
-
-
 def _reward(args: Args, env: gym.Env[Any, Any]) -> Rule | None:
     if args.reward == "learned":
         return None
-    if args.reward != "known":
-        with naming("--reward"):
-            return load_rule(args.reward, probability=False)
-    rule = reward_rule(env)
+    rule = named_reward(args.reward, env)
     if rule is None:
         raise InvalidInputError(
             f"--reward known: the observation of {args.env_id!r} does not show its reward; use "
