@@ -6,8 +6,7 @@ stored, and short branches imagined in it join the replay (Janner et al. 2019, M
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
@@ -44,6 +43,7 @@ from agents.replay import MixedReplay
 from agents.saved import spaces_of
 from agents.sb3 import (
     algorithm_to_checkpoint,
+    divergence_told,
     fill_algorithm,
     fill_vec_normalize,
     make_algorithm,
@@ -52,7 +52,7 @@ from agents.sb3 import (
 )
 from agents.spaces import checked_observation, require_actions, require_box, vector_env
 from mbrl_bilevel.dynamics import DynamicsModel, fit_dynamics
-from mbrl_bilevel.errors import CheckpointError, DivergedError, InvalidInputError, require_count
+from mbrl_bilevel.errors import CheckpointError, InvalidInputError, require_count
 from mbrl_bilevel.methods import get_method
 from mbrl_bilevel.types import FitResult, Rule, Transitions, require_rules
 
@@ -148,7 +148,7 @@ class MBPO:
         if self.model is None and self.settings.real_share < 1.0:
             require_enough_for_a_model(self.settings, len(self.experience.real))
         given = [as_callback(callback)] if callback is not None else []
-        with self._random, _divergence_told(self.algorithm):
+        with self._random, divergence_told(self.algorithm):
             self._begin_stretch()
             self.algorithm.learn(
                 total_timesteps,
@@ -188,7 +188,7 @@ class MBPO:
         hook.init_callback(self.algorithm)
         stretch = self.settings.imagine_every * self.settings.updates_per_step
         bar = tqdm(total=updates, desc="updates", disable=not progress_bar)
-        with self._random, _divergence_told(self.algorithm), bar:
+        with self._random, divergence_told(self.algorithm), bar:
             if self.model is None and self.settings.real_share < 1.0:
                 self.refit()
             hook.on_training_start(locals(), globals())
@@ -280,7 +280,7 @@ class MBPO:
                 self.settings,
                 type(self.algorithm),
                 self.algorithm_kwargs,
-                spaces_of(self.observation_space, self.action_space, self.env),
+                spaces_of(self.env),
                 tuple(name for name in ("termination", "reward") if getattr(self, name)),
                 self.seed,
             ),
@@ -311,11 +311,7 @@ class MBPO:
         """
         checkpoint = open_agent(path)
         env = vector_env(env)
-        spaces = spaces_of(
-            require_box(env.observation_space, "observation"),
-            require_actions(env.action_space),
-            env,
-        )
+        spaces = spaces_of(env)
         made = read_made(checkpoint, spaces, algorithm, algorithm_kwargs or {}, termination, reward)
         rules: dict[str, Any] = {"termination": termination, "reward": reward}
         agent = cls(
@@ -383,23 +379,6 @@ class MBPO:
 
     def _note(self, **counts: int) -> None:
         self.progress = replace(self.progress, **counts)
-
-
-@contextmanager
-def _divergence_told(algorithm: OffPolicyAlgorithm) -> Iterator[None]:
-    """Raises DivergedError where ``algorithm`` ends up with NaN, on which its distributions choke."""
-    cause: ValueError | None = None
-    try:
-        yield
-    except ValueError as error:
-        cause = error
-    if not all(bool(value.isfinite().all()) for value in algorithm.policy.parameters()):
-        raise DivergedError(
-            f"training diverged: the policy of {type(algorithm).__name__} holds NaN or infinity; lower "
-            "learning_rate in algorithm_kwargs, and look at the size of the rewards"
-        ) from cause
-    if cause is not None:
-        raise cause
 
 
 class _Upkeep(BaseCallback):

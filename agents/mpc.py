@@ -217,7 +217,7 @@ class MPC:
             path,
             Snapshot(
                 settings=self.settings,
-                spaces=spaces_of(self.observation_space, self.action_space, self.env),
+                spaces=spaces_of(self.env),
                 rules=tuple(name for name in ("termination", "reward") if getattr(self, name)),
                 seed=self.seed,
                 num_timesteps=self.num_timesteps,
@@ -247,12 +247,7 @@ class MPC:
         is of another environment with the same spaces.
         """
         agent = cls(env, termination=termination, reward=reward)
-        saved = read_snapshot(
-            path,
-            spaces_of(agent.observation_space, agent.action_space, agent.env),
-            termination,
-            reward,
-        )
+        saved = read_snapshot(path, spaces_of(agent.env), termination, reward)
         agent.settings, agent.seed = saved.settings, saved.seed
         agent.model, agent.value = saved.model, saved.value
         agent.num_timesteps, agent._episodes = saved.num_timesteps, saved.episodes

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 import gymnasium as gym
 from stable_baselines3.common.vec_env import VecEnv
 
-from agents.spaces import ActionSpace, action_bounds
+from agents.spaces import action_bounds, require_actions, require_box
 from mbrl_bilevel.checkpoint import Checkpoint
 from mbrl_bilevel.errors import CheckpointError
 from mbrl_bilevel.types import Rule
@@ -33,14 +33,14 @@ class Spaces:
     env_id: str | None = None
 
 
-def spaces_of(
-    observation: gym.spaces.Box, action: ActionSpace, env: VecEnv | None = None
-) -> Spaces:
-    """What the file says of an environment's spaces, and of its name if ``env`` is given."""
+def spaces_of(env: VecEnv) -> Spaces:
+    """What the file says of an environment. Raises InvalidInputError for spaces that no agent takes."""
+    observation = require_box(env.observation_space, "observation")
+    action = require_actions(env.action_space)
     low, high = action_bounds(action)
     first = int(action.start) if isinstance(action, gym.spaces.Discrete) else None
-    env_id = None if env is None else _registered_name(env)
-    return Spaces(int(observation.shape[0]), low.tolist(), high.tolist(), first, env_id)
+    width = int(observation.shape[0])
+    return Spaces(width, low.tolist(), high.tolist(), first, _registered_name(env))
 
 
 def _registered_name(env: VecEnv) -> str | None:

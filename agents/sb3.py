@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from copy import deepcopy
 from numbers import Real
 from typing import Any
@@ -23,7 +24,7 @@ from torch import Tensor
 
 from agents.lean_sac import LeanSACPolicy
 from mbrl_bilevel.checkpoint import Checkpoint
-from mbrl_bilevel.errors import CheckpointError, InvalidInputError, look_up
+from mbrl_bilevel.errors import CheckpointError, DivergedError, InvalidInputError, look_up
 from mbrl_bilevel.types import Transitions
 
 #: What a file may name: Stable-Baselines3's own.
@@ -101,6 +102,23 @@ def _require_finite(where: str, value: object) -> None:
             _require_finite(where, part)
     elif isinstance(value, Real) and not math.isfinite(value):
         raise InvalidInputError(f"{where} must be finite; got {value}")
+
+
+@contextmanager
+def divergence_told(algorithm: OffPolicyAlgorithm) -> Iterator[None]:
+    """Raises DivergedError where ``algorithm`` ends up with NaN, on which its distributions choke."""
+    cause: ValueError | None = None
+    try:
+        yield
+    except ValueError as error:
+        cause = error
+    if not all(bool(value.isfinite().all()) for value in algorithm.policy.parameters()):
+        raise DivergedError(
+            f"training diverged: the policy of {type(algorithm).__name__} holds NaN or infinity; lower "
+            "learning_rate in algorithm_kwargs, and look at the size of the rewards"
+        ) from cause
+    if cause is not None:
+        raise cause
 
 
 def storable(kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:

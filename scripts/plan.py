@@ -226,7 +226,7 @@ def _saved(path: Path, env: Env, termination: Rule | None, reward: Rule | None) 
     if checkpoint.kind == MPC_AGENT:
         return MPC.load(path, env, termination=termination, reward=reward)
     agent = MPC(env, termination=termination, reward=reward)
-    spaces = spaces_of(agent.observation_space, agent.action_space, agent.env)
+    spaces = spaces_of(agent.env)
     agent.model = read_model_alone(checkpoint, spaces, termination, reward)
     if agent.model is not None:
         members = agent.model.members
