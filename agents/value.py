@@ -6,8 +6,9 @@ returns to go, V(s_t) = Σ_k γᵏ r_{t+k}, bootstrapped where an episode was cu
 
 from __future__ import annotations
 
+import copy
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -74,6 +75,18 @@ class Value:
     scale: float
     bounds: tuple[float, float]
     pessimism: float
+
+    def to(self, device: torch.device | str) -> Value:
+        """The same on ``device``, with parameters of its own; itself where it is there already."""
+        if self.low.device == torch.device(device):
+            return self
+        return replace(
+            self,
+            policy=copy.deepcopy(self.policy).to(device),
+            inputs=self.inputs.to(device),
+            low=self.low.to(device),
+            high=self.high.to(device),
+        )
 
     def __call__(self, obs: Tensor) -> Tensor:
         each = self.members(obs)

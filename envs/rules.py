@@ -208,41 +208,41 @@ def _inverted_pendulum(base: Any) -> Rule:
 
 
 def _inverted_double_pendulum(base: Any) -> Rule | None:
-    weights = _tip_height(base.model)
-    if weights is None:
-        return None
-    bias, *scale = weights.tolist()
-
-    def rule(obs: Tensor, action: Tensor, next_obs: Tensor) -> Tensor:
-        x, s1, s2, c1, c2 = next_obs[..., :5].unbind(-1)
-        features = (x, c1, s1, c1 * c2 - s1 * s2, s1 * c2 + c1 * s2)
-        height = torch.full_like(x, bias)
-        for weight, feature in zip(scale, features, strict=True):
-            height = height + weight * feature
-        return height <= 1.0
-
-    return rule
+    tip = double_pendulum_tip(base.model)
+    return None if tip is None else lambda obs, action, next_obs: tip(next_obs)[1] <= 1.0
 
 
-def _tip_height(model: Any) -> npt.NDArray[np.float64] | None:
-    """The tip's height in metres is w·(1, x, cos a, sin a, cos(a+b), sin(a+b)): these w [6].
+def double_pendulum_tip(model: Any) -> Callable[[Tensor], tuple[Tensor, Tensor]] | None:
+    """Where the tip of a double pendulum is at observations [..., O]: (x, height) in metres, each [...].
 
-    True of every cart with two hinges that turn in the same plane, so w is read off the model's own
-    kinematics at random poses. None if the model is something else.
+    Each is w·(1, x, cos a, sin a, cos(a+b), sin(a+b)), true of every cart with two hinges that turn in
+    the same plane, so w is read off the model's own kinematics at random poses. None if the model is
+    something else.
     """
     if model.nq != 3 or model.nsite < 1:
         return None
     poses = np.random.default_rng(0).uniform(-2, 2, size=(32, 3))
     data = mujoco.MjData(model)
-    heights = np.empty(len(poses))
+    tips = np.empty((len(poses), 2))
     for i, pose in enumerate(poses):
         data.qpos[:] = pose
         mujoco.mj_kinematics(model, data)
-        heights[i] = data.site_xpos[0, 2]
+        tips[i] = data.site_xpos[0, [0, 2]]
     x, a, ab = poses[:, 0], poses[:, 1], poses[:, 1] + poses[:, 2]
     features = np.stack([np.ones_like(x), x, np.cos(a), np.sin(a), np.cos(ab), np.sin(ab)], axis=1)
-    weights: npt.NDArray[np.float64] = np.linalg.lstsq(features, heights, rcond=None)[0]
-    return weights if np.abs(features @ weights - heights).max() < 1e-9 else None
+    weights: npt.NDArray[np.float64] = np.linalg.lstsq(features, tips, rcond=None)[0]
+    if np.abs(features @ weights - tips).max() > 1e-9:
+        return None
+
+    def place(obs: Tensor) -> tuple[Tensor, Tensor]:
+        x, s1, s2, c1, c2 = obs[..., :5].unbind(-1)
+        shown = torch.stack(
+            [torch.ones_like(x), x, c1, s1, c1 * c2 - s1 * s2, s1 * c2 + c1 * s2], dim=-1
+        )
+        tip = shown @ torch.from_numpy(weights).to(obs)
+        return tip[..., 0], tip[..., 1]
+
+    return place
 
 
 def _inside(value: Tensor, limits: tuple[float, float]) -> Tensor:

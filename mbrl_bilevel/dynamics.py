@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -184,6 +185,22 @@ class DynamicsModel:
         spread = [self._with_constants(v, constant=0.0) for v in (std, disagreement)]
         return Prediction(full[0], spread[0], full[1], full[2], spread[1])
 
+    def to(self, device: torch.device | str) -> DynamicsModel:
+        """The same model on ``device``, with parameters of its own; itself where it is there already.
+
+        A rule of yours stays what it is, and is called with tensors there.
+        """
+        if self.device == torch.device(device):
+            return self
+        known = self.termination
+        return replace(
+            self,
+            policy=copy.deepcopy(self.policy).to(device),
+            inputs=self.inputs.to(device),
+            targets=self.targets.to(device),
+            termination=known.to(device) if isinstance(known, LearnedTermination) else known,
+        )
+
     def elites(self, criterion: Sequence[float], count: int) -> DynamicsModel:
         """The same model with only the ``count`` members of the lowest ``criterion`` [E], best first.
 
@@ -245,6 +262,10 @@ class LearnedTermination:
 
     policy: CategoricalPolicy
     inputs: Normaliser
+
+    def to(self, device: torch.device | str) -> LearnedTermination:
+        """The same on ``device``, with parameters of its own."""
+        return LearnedTermination(copy.deepcopy(self.policy).to(device), self.inputs.to(device))
 
     def __call__(self, obs: Tensor, action: Tensor, next_obs: Tensor) -> Tensor:
         """The members' mean probability, over all leading dimensions."""

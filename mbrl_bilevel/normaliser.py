@@ -50,6 +50,10 @@ class Normaliser:
         scale = torch.where(constant, torch.ones_like(spread), spread)
         return Normaliser(shift.to(values.dtype), scale.to(values.dtype), constant)
 
+    def to(self, device: torch.device | str) -> Normaliser:
+        """The same on ``device``."""
+        return Normaliser(self.shift.to(device), self.scale.to(device), self.constant.to(device))
+
     def normalise(self, values: Tensor) -> Tensor:
         """Raw to normalised, [..., D]."""
         centred = values - self.shift

@@ -5,7 +5,7 @@ from __future__ import annotations
 from _args import naming
 
 from envs.make import Env
-from envs.rewards import reward_rule
+from envs.rewards import approximate_reward_rule, reward_rule
 from envs.rules import load_rule, termination_rule
 from mbrl_bilevel.types import Rule
 
@@ -19,8 +19,10 @@ def named_termination(option: str | None, env: Env) -> Rule | None:
 
 
 def named_reward(option: str, env: Env) -> Rule | None:
-    """The user's own, or known: that of a standard task, None where its observation does not show it."""
+    """The user's own, or that of a standard task: known, or nearly (approximate). None where it is not."""
     if option == "known":
         return reward_rule(env)
+    if option == "approximate":
+        return approximate_reward_rule(env)
     with naming("--reward"):
         return load_rule(option, probability=False)

@@ -90,8 +90,9 @@ class Args(RunArgs):
     """Of mpc and mbpo: your own rule, module:function of (obs, action, next_obs); standard tasks have
     theirs."""
     reward: str = "learned"
-    """Of mpc and mbpo: learned with the model; known: of a standard task whose observation shows it; or your own,
-    module:function of (obs, action, next_obs)."""
+    """Of mpc and mbpo: learned with the model; known: of a standard task whose observation shows it;
+    approximate: nearly that of HalfCheetah, Swimmer, Hopper, Walker2d and InvertedDoublePendulum as well; or
+    your own, module:function of (obs, action, next_obs)."""
     learning_starts: int = 250
     """Random steps before the first model, or of sac before the first update."""
     refit_every: int = 250

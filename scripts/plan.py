@@ -63,7 +63,7 @@ class Args(RunArgs):
     termination: str | None = None
     """The rule the saved agent was trained with, module:function; standard tasks have theirs."""
     reward: str | None = None
-    """Likewise: known, or module:function; none: the reward was learned."""
+    """Likewise: known, approximate, or module:function; none: the reward was learned."""
     precision: Literal["float32", "bfloat16", "auto"] | None = None
     """What a saved agent's model is imagined in; none: as it was saved."""
     planners: tuple[Literal["icem", "cem", "mppi", "random"], ...] = ("icem", "cem", "random")

@@ -30,6 +30,7 @@ from stable_baselines3.common.monitor import Monitor
 from agents.mbpo import MBPO
 from agents.mpc import MPC
 from envs.make import make_env
+from envs.rewards import approximate_reward_rule
 from envs.offline import load_minari, require_new_minari, save_minari
 from mbrl_bilevel.errors import CheckpointError, InvalidInputError
 from mbrl_bilevel.statistics import interval
@@ -159,10 +160,15 @@ def _reward(args: Args, env: gym.Env[Any, Any]) -> Rule | None:
     rule = named_reward(args.reward, env)
     if rule is None:
         raise InvalidInputError(
-            f"--reward known: the observation of {args.env_id!r} does not show its reward; use "
-            "--reward learned, or module:function of your own"
+            f"--reward {args.reward}: the observation of {args.env_id!r} does not show its reward"
+            f"{_or_nearly(args, env)}; use --reward learned, or module:function of your own"
         )
     return rule
+
+
+def _or_nearly(args: Args, env: gym.Env[Any, Any]) -> str:
+    nearly = args.reward == "known" and approximate_reward_rule(env) is not None
+    return ", but --reward approximate is near to it" if nearly else ""
 
 
 def _agent(
