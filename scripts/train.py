@@ -30,8 +30,8 @@ from stable_baselines3.common.monitor import Monitor
 from agents.mbpo import MBPO
 from agents.mpc import MPC
 from envs.make import make_env
-from envs.rewards import approximate_reward_rule
 from envs.offline import load_minari, require_new_minari, save_minari
+from envs.rewards import approximate_reward_rule
 from mbrl_bilevel.errors import CheckpointError, InvalidInputError
 from mbrl_bilevel.statistics import interval
 from mbrl_bilevel.types import Rule
