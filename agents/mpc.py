@@ -7,6 +7,7 @@ work unchanged. The loop is that of PETS (Chua et al. 2018, algorithm 1).
 from __future__ import annotations
 
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -25,6 +26,7 @@ from tqdm.auto import tqdm
 
 from agents.callbacks import as_callback, open_logger
 from agents.collect import RandomBehaviour, Recorder, require_finite
+from agents.device import planning_device
 from agents.first_model import require_enough_for_a_model
 from agents.mpc_checkpoint import Snapshot, read_snapshot, write_snapshot
 from agents.mpc_settings import MPCSettings
@@ -60,6 +62,9 @@ class MPC:
     Box actions [A] of finite bounds or Discrete ones, which models and rules see one-hot. ``termination`` and ``reward`` are known rules, batched over
     (obs, action, next_obs); without one the model learns it. ``model`` may be set to another one to
     plan in, the true simulator for instance; ``refit`` puts a fitted one in its place.
+
+    ``device``: where plans are imagined, by a copy of the model; "auto" is CUDA where there is one, as in
+    SB3. All draws are made on the CPU, so that they are the same on both. Fits stay on the CPU.
     """
 
     def __init__(
@@ -70,6 +75,7 @@ class MPC:
         termination: Rule | None = None,
         reward: Rule | None = None,
         seed: int = 0,
+        device: torch.device | str = "auto",
         tensorboard_log: str | Path | None = None,
         verbose: int = 0,
     ) -> None:
@@ -81,6 +87,8 @@ class MPC:
         self.observation_space = require_box(self.env.observation_space, "observation")
         self._actions = action_set(self.action_space)
         self.termination, self.reward, self.seed = termination, reward, seed
+        self.device = planning_device(device)
+        self._moved: _Moved | None = None
         self.verbose = verbose
         self.logger: Logger = open_logger(tensorboard_log, verbose)
         self.model: StepModel | None = None
@@ -240,13 +248,14 @@ class MPC:
         *,
         termination: Rule | None = None,
         reward: Rule | None = None,
+        device: torch.device | str = "auto",
     ) -> Self:
         """The agent in ``path``, for ``env``; rules it was trained with are asked for again.
 
         Raises CheckpointError if the file is damaged, of other spaces, or a rule is missing; warns if it
         is of another environment with the same spaces.
         """
-        agent = cls(env, termination=termination, reward=reward)
+        agent = cls(env, termination=termination, reward=reward, device=device)
         saved = read_snapshot(path, spaces_of(agent.env), termination, reward)
         agent.settings, agent.seed = saved.settings, saved.seed
         agent.model, agent.value = saved.model, saved.value
@@ -325,15 +334,36 @@ class MPC:
             if len(self.experience) == 0:
                 raise InvalidInputError("the agent has no model yet; call learn() or load() first")
             return memory.actions.uniform((len(obs),), generator), memory, age
-        model, imagination = self.model, self.settings.imagination
+        imagination = self.settings.imagination
+        model, value = self._on_device(self.model)
 
         def score_of(rows: torch.Tensor) -> Score:
             return lambda actions: imagined_returns(
-                model, obs[rows], actions, imagination, generator, self.value
+                model, obs[rows], actions, imagination, generator, value
             )
 
         settings = self.settings
         return replan(settings.planner, settings.replan_every, score_of, memory, age, generator)
+
+    def _on_device(self, model: StepModel) -> tuple[StepModel, Value | None]:
+        """Model and value where plans are imagined; copied there when one of them is another."""
+        moved = self._moved
+        if moved is None or moved.model is not model or moved.value is not self.value:
+            there: StepModel = model
+            if isinstance(model, DynamicsModel):
+                there = model.to(self.device)
+            value = None if self.value is None else self.value.to(there.device)
+            moved = self._moved = _Moved(model, self.value, (there, value))
+        return moved.there
+
+
+@dataclass(frozen=True)
+class _Moved:
+    """A model and a value, and what they are on the planning device."""
+
+    model: StepModel
+    value: Value | None
+    there: tuple[StepModel, Value | None]
 
 
 class _Run:
