@@ -24,7 +24,7 @@ def planning_device(device: torch.device | str) -> torch.device:
     if wanted.type == "cuda":
         # SB3 would go on without a word.
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if (wanted.index or 0) >= count:
+        if not 0 <= (wanted.index or 0) < count:
             raise InvalidInputError(
                 f'device {str(device)!r} is not there: {count} CUDA devices were found; use "auto" or "cpu"'
             )

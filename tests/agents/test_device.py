@@ -1,0 +1,161 @@
+"""Plans imagined on another device: what moves there, what stays, and that nothing is mixed up.
+
+Without a GPU, PyTorch's "meta" device stands in for one: it computes no numbers, but raises where tensors
+of two devices meet.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+
+from agents.device import planning_device
+from agents.mpc import MPC, MPCSettings
+from agents.planners import ICEM
+from agents.value import ValueSettings, fit_value
+from mbrl_bilevel.dynamics import DynamicsModel, fit_dynamics
+from mbrl_bilevel.errors import InvalidInputError
+from mbrl_bilevel.fit import Schedule
+from mbrl_bilevel.methods import get_method
+from mbrl_bilevel.model_env import Imagination, Propagation, imagined_returns
+from mbrl_bilevel.types import Transitions
+
+
+@pytest.fixture(scope="module")
+def rows() -> Transitions:
+    """Ten episodes of 30 steps; some of them end."""
+    rng = np.random.default_rng(0)
+    obs, action = rng.normal(size=(300, 3)), rng.uniform(-1, 1, size=(300, 1))
+    next_obs = obs + 0.1 * action + 0.01 * rng.normal(size=(300, 3))
+    terminated = np.zeros(300, dtype=bool)
+    terminated[29::60] = True
+    return Transitions(
+        obs.astype(np.float32),
+        action.astype(np.float32),
+        obs[:, 0].astype(np.float32),
+        next_obs.astype(np.float32),
+        terminated,
+        np.zeros(300, dtype=bool),
+        np.repeat(np.arange(10), 30),
+        np.tile(np.arange(30), 10),
+    )
+
+
+@pytest.fixture(scope="module")
+def model(rows: Transitions) -> DynamicsModel:
+    generator = torch.Generator().manual_seed(0)
+    made, _ = fit_dynamics(
+        rows,
+        get_method("nll"),
+        generator=generator,
+        members=2,
+        hidden=(8,),
+        schedule=Schedule(steps=20),
+    )
+    return made
+
+
+def agent_with(model: DynamicsModel, rows: Transitions, device: str = "cpu") -> MPC:
+    class Plain(gym.Env[Any, Any]):
+        observation_space = gym.spaces.Box(-np.inf, np.inf, (3,), np.float32)
+        action_space = gym.spaces.Box(-1, 1, (1,), np.float32)
+
+    settings = MPCSettings(
+        planner=ICEM(horizon=4, population=12, iterations=2),
+        members=2,
+        imagination=Imagination(particles=4),
+    )
+    agent = MPC(Plain(), settings, device=device)
+    agent.model = model
+    agent.value = fit_value(
+        rows, ValueSettings(members=2, width=8, steps=10), torch.Generator().manual_seed(0)
+    )
+    return agent
+
+
+def test_automatic_is_cuda_where_there_is_one() -> None:
+    expected = "cuda" if torch.cuda.is_available() else "cpu"
+    assert planning_device("auto").type == expected
+    assert planning_device(torch.device("cpu")) == torch.device("cpu")
+
+
+@pytest.mark.parametrize("device", ["gpu", "meta", "cuda:977", "", 3.5])
+def test_a_device_that_is_not_there(device: Any) -> None:
+    with pytest.raises(InvalidInputError, match="^device "):
+        planning_device(device)
+
+
+@pytest.mark.parametrize("propagation", ["tsinf", "ts1"])
+def test_nothing_of_two_devices_meets(model: DynamicsModel, propagation: Propagation) -> None:
+    assert model.termination is not None  # it is learned, and has to move as well
+    moved = model.to("meta")
+    # How many targets vary, and whether a probability is one, is not known without numbers.
+    moved.__dict__["_active_units"] = tuple(part.to("meta") for part in model._active_units)
+    moved.__dict__["termination"] = _unjudged(moved.termination)
+    scores = imagined_returns(
+        moved,
+        torch.zeros(2, 3),
+        torch.zeros(2, 6, 4, 1, device="meta"),
+        Imagination(particles=4, propagation=propagation),
+        torch.Generator().manual_seed(0),
+    )
+    assert moved.device.type == "meta"
+    assert scores.shape == (2, 6)
+
+
+def test_the_stand_in_would_see_it(model: DynamicsModel) -> None:
+    with pytest.raises(RuntimeError, match="device"):
+        model.to("meta").inputs.normalise(torch.zeros(5, 4))
+
+
+def test_a_value_moves(model: DynamicsModel, rows: Transitions) -> None:
+    value = agent_with(model, rows).value
+    assert value is not None
+    assert value.to("cpu") is value
+    assert value.to("meta")(torch.zeros(2, 5, 3, device="meta")).device.type == "meta"
+    assert value.low.device.type == "cpu"
+
+
+def test_model_and_value_are_copied_once_and_stay_where_they_are(
+    model: DynamicsModel, rows: Transitions
+) -> None:
+    agent = agent_with(model, rows)
+    agent.device = torch.device("meta")
+    there, value = agent._on_device(model)
+    assert there.device.type == "meta"
+    assert value is not None
+    assert value.low.device.type == "meta"
+    assert agent._on_device(model)[0] is there
+    assert model.device.type == "cpu"
+    assert next(model.policy.parameters()).device.type == "cpu"
+    agent.value = None
+    assert agent._on_device(model)[1] is None
+    agent.model = other = model.elites([0.0, 1.0], 1)
+    found = agent._on_device(other)[0]
+    assert found.members == 1
+
+
+def test_on_the_cpu_the_model_itself_is_planned_in(model: DynamicsModel, rows: Transitions) -> None:
+    agent = agent_with(model, rows)
+    there, value = agent._on_device(model)
+    assert there is model
+    assert value is agent.value
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_plans_are_the_same_on_both(model: DynamicsModel, rows: Transitions) -> None:
+    obs = np.array([0.3, -0.2, 0.1], dtype=np.float32)
+    actions = [
+        agent_with(model, rows, device).predict(obs, deterministic=True)[0]
+        for device in ("cpu", "cuda")
+    ]
+    np.testing.assert_allclose(actions[0], actions[1], atol=1e-3)
+
+
+def _unjudged(rule: Any) -> Any:
+    """The learned termination without asking for numbers."""
+    return lambda obs, action, next_obs: rule(obs, action, next_obs) > 0.5
