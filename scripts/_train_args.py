@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from _args import RunArgs, naming, option_name
 
+from agents.device import planning_device
 from agents.mbpo_settings import MBPOSettings, RolloutLength
 from agents.mpc_settings import MPCSettings
 from agents.planners import PLANNERS
@@ -24,7 +25,7 @@ USED_BY: dict[str, tuple[str, ...]] = {
         (
             *("exploration", "planner", "horizon", "population", "iterations", "noise_beta"),
             *("add_middle", "replan_every", "no_value", "particles", "propagation", "pessimism"),
-            *("precision", "elites"),
+            *("precision", "elites", "device"),
         ),
         ("mpc",),
     ),
@@ -151,6 +152,8 @@ class Args(RunArgs):
     """Of mpc: standard deviations of the members' returns taken off a plan's score; tsinf only."""
     precision: Literal["float32", "bfloat16", "auto"] = "float32"
     """Of mpc: what plans are imagined in; auto: bfloat16 where that is faster, measured at the start."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Of mpc: where plans are imagined; auto: on a CUDA device where there is one. Fits stay on the CPU."""
     members: int = 5
     """Of mpc and mbpo: ensemble members."""
     elites: int | None = None
@@ -278,6 +281,8 @@ class Args(RunArgs):
 
     def _check_mpc(self) -> None:
         self.require_positive("exploration", "pessimism", zero=True)
+        with naming("--device"):
+            planning_device(self.device)
         at_once = self.population * (self.iterations if self.planner == "random" else 1)
         for name, most in (("particles", 10**7), ("horizon", 10**8)):
             if at_once * getattr(self, name) > most:

@@ -26,6 +26,7 @@ from _run import Result, RunArgs, RunFolder, launch
 from _train_args import USED_BY_PLANNERS
 
 from agents.actions import BoxActions
+from agents.device import planning_device
 from agents.mbpo_checkpoint import MBPO_AGENT, read_model_alone
 from agents.mpc import MPC, MPCSettings
 from agents.mpc_checkpoint import MPC_AGENT
@@ -66,6 +67,8 @@ class Args(RunArgs):
     """Likewise: known, approximate, or module:function; none: the reward was learned."""
     precision: Literal["float32", "bfloat16", "auto"] | None = None
     """What a saved agent's model is imagined in; none: as it was saved."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where a saved agent's plans are imagined; auto: on a CUDA device where there is one."""
     planners: tuple[Literal["icem", "cem", "mppi", "random"], ...] = ("icem", "cem", "random")
     """Which planners; random tries all its plans at once (random shooting)."""
     plans: int = 192
@@ -95,10 +98,13 @@ class Args(RunArgs):
             self.require_at_least(1, "max_episode_steps")
         if self.env_timeout is not None:
             self.require_positive("env_timeout")
-        if self.model == "oracle" and (self.termination or self.reward or self.precision):
+        of_an_agent = self.termination or self.reward or self.precision or self.device != "auto"
+        if self.model == "oracle" and of_an_agent:
             raise InvalidInputError(
-                "--termination, --reward and --precision are of a saved agent; the oracle needs none"
+                "--termination, --reward, --precision and --device are of a saved agent; the oracle needs none"
             )
+        with naming("--device"):
+            planning_device(self.device)
         self.refuse_unused(USED_BY_PLANNERS, "--planners", self.planners)
         for kind in self.planners:
             _planner(self, kind)
@@ -198,7 +204,7 @@ def _with_agent(args: Args, planner: Planner, env: Env, seed: int) -> tuple[Act,
     termination = named_termination(args.termination, env)
     reward = None if args.reward is None else named_reward(args.reward, env)
     with naming("--model"):
-        agent = _saved(Path(args.model), env, termination, reward)
+        agent = _saved(Path(args.model), env, termination, reward, args.device)
     if agent.model is None:
         raise InvalidInputError(
             f"--model: the agent in {args.model} has no model (yet, or ever: sac learns none); give the "
@@ -220,12 +226,12 @@ def _with_agent(args: Args, planner: Planner, env: Env, seed: int) -> tuple[Act,
     return act, {"precision": agent.settings.imagination.precision}
 
 
-def _saved(path: Path, env: Env, termination: Rule | None, reward: Rule | None) -> MPC:
+def _saved(path: Path, env: Env, termination: Rule | None, reward: Rule | None, device: str) -> MPC:
     """The agent in the file; of MBPO another one around its model."""
     checkpoint = load_checkpoint(path, MPC_AGENT, MBPO_AGENT)
     if checkpoint.kind == MPC_AGENT:
-        return MPC.load(path, env, termination=termination, reward=reward)
-    agent = MPC(env, termination=termination, reward=reward)
+        return MPC.load(path, env, termination=termination, reward=reward, device=device)
+    agent = MPC(env, termination=termination, reward=reward, device=device)
     spaces = spaces_of(agent.env)
     agent.model = read_model_alone(checkpoint, spaces, termination, reward)
     if agent.model is not None:

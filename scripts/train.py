@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -180,11 +181,15 @@ def _agent(
     shelf: Shelf,
 ) -> MPC | MBPO:
     """The newest saved agent that is whole, or a new one."""
-    monitored, kind = Monitor(env), MPC if args.agent == "mpc" else MBPO
+    monitored = Monitor(env)
+    rules: dict[str, Any] = {"termination": rule, "reward": reward}
+    load: Callable[[Path], MPC | MBPO] = partial(MBPO.load, env=monitored, **rules)
+    if args.agent == "mpc":
+        load = partial(MPC.load, env=monitored, device=args.device, **rules)
     damaged: CheckpointError | None = None
     for path in shelf.newest_first() if args.resume else []:
         try:
-            agent = kind.load(path, monitored, termination=rule, reward=reward)
+            agent = load(path)
         except CheckpointError as error:
             damaged = error
             print(f"passed over: {error}", file=sys.stderr, flush=True)
@@ -197,9 +202,9 @@ def _agent(
             f"--resume: {shelf.folder} holds no agent although evaluations were made; start anew "
             "with another --out"
         )
-    given: dict[str, Any] = {"termination": rule, "reward": reward, "seed": args.seed}
+    given: dict[str, Any] = rules | {"seed": args.seed}
     if args.agent == "mpc":
-        return MPC(monitored, args.mpc_settings(), **given)
+        return MPC(monitored, args.mpc_settings(), device=args.device, **given)
     return MBPO(monitored, args.mbpo_settings(), algorithm_kwargs=args.algorithm_kwargs(), **given)
 
 

@@ -12,11 +12,11 @@ import torch
 from gymnasium.envs.mujoco.reacher_v5 import ReacherEnv
 
 from envs.make import make_env
-from envs.rewards import reward_rule
+from envs.rewards import approximate_reward_rule, reward_rule
 from envs.rules import load_rule
 from mbrl_bilevel.errors import InvalidInputError
 
-SHOWN = {"exclude_current_positions_from_observation": False}
+SHOWN: dict[str, Any] = {"exclude_current_positions_from_observation": False}
 KNOWN: list[tuple[str, dict[str, Any]]] = [
     ("InvertedPendulum-v5", {}),
     ("Reacher-v5", {}),
@@ -32,27 +32,77 @@ KNOWN: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
+#: The error of the approximate reward on random actions, as a share of the reward's spread.
+APPROXIMATE: list[tuple[str, dict[str, Any], float]] = [
+    ("HalfCheetah-v5", {"ctrl_cost_weight": 0.3}, 0.3),
+    ("Swimmer-v5", {"forward_reward_weight": 3.0}, 0.15),
+    ("Hopper-v5", {"healthy_reward": 0.4}, 0.05),
+    ("Walker2d-v5", {"ctrl_cost_weight": 0.2}, 0.1),
+    ("InvertedDoublePendulum-v5", {"healthy_reward": 5.0}, 0.02),
+]
+
+
 @pytest.mark.parametrize(("name", "kwargs"), KNOWN)
 def test_rule_is_the_real_reward(name: str, kwargs: dict[str, Any]) -> None:
     env = make_env(name, **kwargs)
     rule = reward_rule(env)
     assert rule is not None
-    env.action_space.seed(0)
-    rows, rewards = [], []
-    for seed in range(4):
-        obs, _ = env.reset(seed=seed)
-        for _ in range(40):  # beyond the end as well: more of the unhealthy states
-            action = env.action_space.sample()
-            next_obs, reward, _, _, _ = env.unwrapped.step(action)
-            rows.append((obs, action.astype(np.float64), next_obs))
-            rewards.append(float(reward))
-            obs = next_obs
-    columns = (torch.from_numpy(np.stack(column)) for column in zip(*rows, strict=True))
-    expected = torch.tensor(rewards, dtype=torch.float64)
+    # Beyond the end as well: more of the unhealthy states.
+    columns, expected = _random_steps(env, episodes=4, steps=40, beyond_the_end=True)
     # In units of how much the reward varies; Pusher and Reacher read poses as old as the observation.
     assert expected.std() > 1e-3
     found = rule(*columns)
     assert (found - expected).abs().max() < 1e-6 * expected.abs().max()
+
+
+@pytest.mark.parametrize(("name", "kwargs", "share"), APPROXIMATE)
+def test_the_approximate_reward_is_near(name: str, kwargs: dict[str, Any], share: float) -> None:
+    env = make_env(name, **kwargs)
+    rule = approximate_reward_rule(env)
+    assert reward_rule(env) is None
+    assert rule is not None
+    columns, expected = _random_steps(env, episodes=10, steps=60)
+    error = rule(*columns) - expected
+    assert error.square().mean().sqrt() < share * expected.std()
+    # It leans to neither side.
+    assert error.mean().abs() < 0.05 * expected.std()
+
+
+def test_the_exact_reward_goes_before_the_approximate_one() -> None:
+    env = make_env("HalfCheetah-v5", **SHOWN)
+    rule = approximate_reward_rule(env)
+    assert rule is not None
+    columns, expected = _random_steps(env, episodes=1, steps=20)
+    torch.testing.assert_close(rule(*columns), expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["Ant-v5", "Humanoid-v5", "Pendulum-v1"])
+def test_not_even_approximately(name: str) -> None:
+    assert approximate_reward_rule(make_env(name)) is None
+
+
+def test_no_approximation_of_what_may_have_changed() -> None:
+    env = make_env("HalfCheetah-v5")
+    assert approximate_reward_rule(gym.wrappers.ClipReward(env, -1.0, 0.0)) is None
+
+
+def _random_steps(
+    env: Any, episodes: int, steps: int, beyond_the_end: bool = False
+) -> tuple[list[torch.Tensor], torch.Tensor]:
+    env.action_space.seed(0)
+    rows, rewards = [], []
+    for seed in range(episodes):
+        obs, _ = env.reset(seed=seed)
+        for _ in range(steps):
+            action = env.action_space.sample()
+            next_obs, reward, terminated, _, _ = env.unwrapped.step(action)
+            rows.append((obs, action.astype(np.float64), next_obs))
+            rewards.append(float(reward))
+            obs = next_obs
+            if terminated and not beyond_the_end:
+                break
+    columns = [torch.from_numpy(np.stack(column)) for column in zip(*rows, strict=True)]
+    return columns, torch.tensor(rewards, dtype=torch.float64)
 
 
 @pytest.mark.parametrize(

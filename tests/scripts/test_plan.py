@@ -176,6 +176,7 @@ def assert_it_plans(agent: Path, out: Path, *more: str) -> dict[str, float]:
         ),
         (["--reward", "known"], "the oracle needs none"),
         (["--precision", "bfloat16"], "the oracle needs none"),
+        (["--device", "cpu"], "the oracle needs none"),
     ],
 )
 def test_bad_options_are_told_in_one_line(

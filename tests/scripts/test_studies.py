@@ -409,6 +409,8 @@ def test_train_takes_discrete_actions(tmp_path: Path) -> None:
         (train, ["--population", "1000000", "--horizon", "9999"], "--population"),
         (train, ["--learning-starts", "39"], "--learning-starts must be at least 40"),
         (train, ["--reward", "my_task"], "--reward: rule 'my_task'"),
+        (train, ["--env-id", "Hopper-v5", "--reward", "known"], "but --reward approximate is near"),
+        (train, ["--env-id", "Ant-v5", "--reward", "approximate"], "does not show its reward; use"),
         (compare, ["--methods", "nl"], "--methods: unknown method 'nl': did you mean 'nll'"),
         (compare, ["--n-train", "7"], "--n-train"),
         (compare, ["--minari", "a/b-v0", "--plan-episodes", "1"], "--plan-env names"),

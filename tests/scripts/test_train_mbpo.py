@@ -124,13 +124,13 @@ def test_every_option_of_an_agent_reaches_it_and_no_other_is_taken(agent: Any) -
         **{"add_middle": True, "no_value": True, "fixed_temperature": True, "members": 1},
         **{"noise_beta": 1.0, "pessimism": 1.0, "penalty": 1.0, "exploration": 0.5, "tau": 0.5},
         **{"real_share": 0.5, "initial_temperature": 0.5, "learning_rate": 0.5, "particles": 10},
-        "policy_learning_rate": 0.5,
+        **{"policy_learning_rate": 0.5, "device": "cpu"},
     }
 
     def made(args: train.Args) -> Any:
         parts = [args.termination, args.reward]
         if agent == "mpc":
-            return [*parts, args.mpc_settings()]
+            return [*parts, args.device, args.mpc_settings()]
         return [*parts, args.mbpo_settings(), args.algorithm_kwargs()]
 
     plain = train.Args(agent=agent)
