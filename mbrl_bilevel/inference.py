@@ -70,7 +70,8 @@ def unchanged(
 
 @cache
 def fastest_precision() -> Precision:
-    """Which is faster on this machine's processor, measured once in a process: about 0.1 s.
+    """Which is faster on this machine's processor, measured once in a process: about 0.1 s. On a GPU it
+    may be otherwise: name the precision there.
 
     On a network of the usual size with 256 rows a member. "bfloat16" only where it is faster by a
     margin, so that chance seldom decides; but a run that has to be repeated should name the answer.
