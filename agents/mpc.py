@@ -63,8 +63,9 @@ class MPC:
     (obs, action, next_obs); without one the model learns it. ``model`` may be set to another one to
     plan in, the true simulator for instance; ``refit`` puts a fitted one in its place.
 
-    ``device``: where plans are imagined, by a copy of the model; "auto" is CUDA where there is one, as in
-    SB3. All draws are made on the CPU, so that they are the same on both. Fits stay on the CPU.
+    ``device``: where plans are imagined; "auto" is CUDA where there is one, as in SB3. There a copy of
+    the model does it, made when ``model`` is set, and rules get tensors there. Fits stay on the CPU, and so
+    do all draws, which are the same on both.
     """
 
     def __init__(

@@ -78,7 +78,7 @@ class Value:
 
     def to(self, device: torch.device | str) -> Value:
         """The same on ``device``, with parameters of its own; itself where it is there already."""
-        if self.low.device == torch.device(device):
+        if self.low.device == torch.empty(0, device=device).device:
             return self
         return replace(
             self,

@@ -49,6 +49,9 @@ def approximate_reward_rule(env: Env) -> Rule | None:
     velocity of a step is taken to be the mean of those at its two ends (the trapezoidal rule); of
     InvertedDoublePendulum, joint speeds beyond ±10 rad/s count as 10, and the tip is where it is at
     the end of the step, an instant later than the task looks. To plan with, not to evaluate with.
+
+    Subclasses, wrappers that act on actions, observations or rewards, and Hopper and Walker2d that do
+    not terminate when unhealthy, give None.
     """
     exact = reward_rule(env)
     if exact is not None:

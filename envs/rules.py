@@ -106,7 +106,7 @@ def load_rule(spec: str, *, probability: bool = True) -> Rule:
             said = " ".join(f"{type(error).__name__}: {error}".split())[:300]
             raise InvalidInputError(
                 f"rule {spec!r}: it raised {said}; it gets PyTorch tensors obs [..., O], "
-                "action [..., A] and next_obs [..., O]"
+                f"action [..., A] and next_obs [..., O], here on {next_obs.device}"
             ) from error
         result = require_entries(f"rule {spec!r}:", found, next_obs)
         if not probability:
@@ -231,7 +231,7 @@ def double_pendulum_tip(model: Any) -> Callable[[Tensor], tuple[Tensor, Tensor]]
     x, a, ab = poses[:, 0], poses[:, 1], poses[:, 1] + poses[:, 2]
     features = np.stack([np.ones_like(x), x, np.cos(a), np.sin(a), np.cos(ab), np.sin(ab)], axis=1)
     weights: npt.NDArray[np.float64] = np.linalg.lstsq(features, tips, rcond=None)[0]
-    if np.abs(features @ weights - tips).max() > 1e-9:
+    if not np.abs(features @ weights - tips).max() < 1e-9:
         return None
 
     def place(obs: Tensor) -> tuple[Tensor, Tensor]:

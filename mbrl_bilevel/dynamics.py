@@ -190,7 +190,7 @@ class DynamicsModel:
 
         A rule of yours stays what it is, and is called with tensors there.
         """
-        if self.device == torch.device(device):
+        if self.device == torch.empty(0, device=device).device:
             return self
         known = self.termination
         return replace(
@@ -242,7 +242,8 @@ def _judged(name: str, rule: Rule, obs: Tensor, action: Tensor, next_obs: Tensor
     found = require_entries(f"{name}: the rule", rule(obs, action, next_obs), next_obs)
     if name == "termination" and found.dtype != torch.bool:
         _require_probability(found)
-    return found.to(obs.dtype)
+    # A rule may have made a tensor of its own, elsewhere.
+    return found.to(next_obs)
 
 
 def _require_probability(found: Tensor) -> None:

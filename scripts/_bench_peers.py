@@ -195,7 +195,7 @@ def episode(sizes: Sizes, seed: int) -> Pair:
     if quick:
         steps, settings = 2, MPCSettings("nll", hidden=sizes.hidden, schedule=Schedule(steps=5))
     env = make_env("HalfCheetah-v5")
-    agent = MPC(env, settings, seed=seed).learn(250)
+    agent = MPC(env, settings, seed=seed, device="cpu").learn(250)
     state, obs = None, np.asarray(env.reset(seed=seed)[0])
 
     def ours() -> None:

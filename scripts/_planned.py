@@ -23,7 +23,8 @@ def planned_return(
     settings = MPCSettings(
         members=model.members, hidden=model.policy.hidden, imagination=Imagination(model.members)
     )
-    agent = MPC(gym.wrappers.TimeLimit(env, steps), settings, termination=rule, seed=seed)
+    cut = gym.wrappers.TimeLimit(env, steps)
+    agent = MPC(cut, settings, termination=rule, seed=seed, device="cpu")
     agent.model = replace(model, termination=rule)
     agent.env.seed(seed)
     returns: Any

@@ -7,6 +7,7 @@ from _args import naming
 from envs.make import Env
 from envs.rewards import approximate_reward_rule, reward_rule
 from envs.rules import load_rule, termination_rule
+from mbrl_bilevel.errors import InvalidInputError
 from mbrl_bilevel.types import Rule
 
 
@@ -19,10 +20,22 @@ def named_termination(option: str | None, env: Env) -> Rule | None:
 
 
 def named_reward(option: str, env: Env) -> Rule | None:
-    """The user's own, or that of a standard task: known, or nearly (approximate). None where it is not."""
-    if option == "known":
-        return reward_rule(env)
-    if option == "approximate":
-        return approximate_reward_rule(env)
-    with naming("--reward"):
-        return load_rule(option, probability=False)
+    """The user's own, or that of a standard task: known, or nearly (approximate); None if it is learned.
+
+    Raises InvalidInputError where the environment does not show it.
+    """
+    if option == "learned":
+        return None
+    if option not in ("known", "approximate"):
+        with naming("--reward"):
+            return load_rule(option, probability=False)
+    nearly = approximate_reward_rule(env)
+    rule = nearly if option == "approximate" else reward_rule(env)
+    if rule is None:
+        name = env.spec.id if env.spec is not None else str(env)
+        hint = "" if nearly is None else ", but --reward approximate is near to it"
+        raise InvalidInputError(
+            f"--reward {option}: the observation of {name!r} does not show its reward{hint}; leave "
+            "--reward out, or give module:function of your own"
+        )
+    return rule

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import inspect
 import json
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -116,6 +117,8 @@ def _run(main: Callable[[R, RunFolder], Result], args: R, run: RunFolder) -> dic
         raise
 
 
+_NO_MEMORY = re.compile("can't allocate memory|out of memory")
+
 # What the machine or the user answers for; any other OSError is a bug and keeps its traceback.
 _OUTER_ERRORS = {
     getattr(errno, name)
@@ -142,9 +145,12 @@ def _exit_codes() -> Iterator[None]:
     except BilevelError as error:
         _leave(2, f"error: {error}")
     except (MemoryError, RuntimeError) as error:
-        if not (isinstance(error, MemoryError) or "can't allocate memory" in str(error)):
+        if not (isinstance(error, MemoryError) or _NO_MEMORY.search(str(error))):
             raise
-        _leave(2, "error: out of memory; ask for less data, fewer members or smaller layers")
+        _leave(
+            2,
+            "error: out of memory; ask for less data, fewer members, candidates or smaller layers",
+        )
     except OSError as error:
         if error.errno not in _OUTER_ERRORS:
             raise

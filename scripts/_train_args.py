@@ -151,7 +151,8 @@ class Args(RunArgs):
     pessimism: float = 0.0
     """Of mpc: standard deviations of the members' returns taken off a plan's score; tsinf only."""
     precision: Literal["float32", "bfloat16", "auto"] = "float32"
-    """Of mpc: what plans are imagined in; auto: bfloat16 where that is faster, measured at the start."""
+    """Of mpc: what plans are imagined in; auto: bfloat16 where that is faster, measured on the CPU
+    at the start."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Of mpc: where plans are imagined; auto: on a CUDA device where there is one. Fits stay on the CPU."""
     members: int = 5

@@ -240,7 +240,7 @@ def _returns(
         hidden=args.hidden,
         imagination=Imagination(particles=args.members),
     )
-    agent = MPC(env, settings, termination=rule, seed=seed)
+    agent = MPC(env, settings, termination=rule, seed=seed, device="cpu")
     agent.model = model
     envs = DummyVecEnv([lambda: _cut(args, open_env(args, env_id))] * args.plan_episodes)
     envs.seed(seed)

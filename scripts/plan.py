@@ -223,7 +223,7 @@ def _with_agent(args: Args, planner: Planner, env: Env, seed: int) -> tuple[Act,
         action, state = agent.predict(obs, state, deterministic=True)
         return action
 
-    return act, {"precision": agent.settings.imagination.precision}
+    return act, {"precision": agent.settings.imagination.precision, "device": str(agent.device)}
 
 
 def _saved(path: Path, env: Env, termination: Rule | None, reward: Rule | None, device: str) -> MPC:

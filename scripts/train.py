@@ -32,7 +32,6 @@ from agents.mbpo import MBPO
 from agents.mpc import MPC
 from envs.make import make_env
 from envs.offline import load_minari, require_new_minari, save_minari
-from envs.rewards import approximate_reward_rule
 from mbrl_bilevel.errors import CheckpointError, InvalidInputError
 from mbrl_bilevel.statistics import interval
 from mbrl_bilevel.types import Rule
@@ -99,7 +98,7 @@ def _one(args: Args, run: RunFolder) -> Result:
     if args.save_minari is not None and not _is_written(args):
         require_new_minari(args.save_minari)
     shelf = Shelf(run.checkpoints, args.keep_checkpoints)
-    agent = _agent(args, run, env, rule, _reward(args, env), shelf)
+    agent = _agent(args, run, env, rule, named_reward(args.reward, env), shelf)
     for row in run.rows:
         run.rows.require(row, "step", "mean", "std", "returns")
     bar = run.bar(args.steps, "train", initial=agent.num_timesteps)
@@ -130,6 +129,8 @@ def _one(args: Args, run: RunFolder) -> Result:
         "env_steps": agent.num_timesteps,
         "wall_seconds": time.perf_counter() - started,
     }
+    if isinstance(agent, MPC):
+        metrics["device"] = str(agent.device)
     if args.save_minari is not None and not _is_written(args):
         save_minari(
             agent.experience.transitions(),
@@ -153,23 +154,6 @@ def _is_written(args: Args) -> bool:
 
 def _make(args: Args) -> gym.Env[Any, Any]:
     return make_env(args.env_id, import_module=args.import_module, timeout=args.env_timeout)
-
-
-def _reward(args: Args, env: gym.Env[Any, Any]) -> Rule | None:
-    if args.reward == "learned":
-        return None
-    rule = named_reward(args.reward, env)
-    if rule is None:
-        raise InvalidInputError(
-            f"--reward {args.reward}: the observation of {args.env_id!r} does not show its reward"
-            f"{_or_nearly(args, env)}; use --reward learned, or module:function of your own"
-        )
-    return rule
-
-
-def _or_nearly(args: Args, env: gym.Env[Any, Any]) -> str:
-    nearly = args.reward == "known" and approximate_reward_rule(env) is not None
-    return ", but --reward approximate is near to it" if nearly else ""
 
 
 def _agent(

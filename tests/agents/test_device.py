@@ -6,6 +6,7 @@ of two devices meet.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import gymnasium as gym
@@ -85,17 +86,25 @@ def test_automatic_is_cuda_where_there_is_one() -> None:
 
 @pytest.mark.parametrize("device", ["gpu", "meta", "cuda:977", "", 3.5])
 def test_a_device_that_is_not_there(device: Any) -> None:
-    with pytest.raises(InvalidInputError, match="^device "):
+    with pytest.raises(InvalidInputError, match=r"^device "):
         planning_device(device)
 
 
 @pytest.mark.parametrize("propagation", ["tsinf", "ts1"])
-def test_nothing_of_two_devices_meets(model: DynamicsModel, propagation: Propagation) -> None:
+@pytest.mark.parametrize("known", [False, True])
+def test_nothing_of_two_devices_meets(
+    model: DynamicsModel, propagation: Propagation, known: bool
+) -> None:
     assert model.termination is not None  # it is learned, and has to move as well
     moved = model.to("meta")
     # How many targets vary, and whether a probability is one, is not known without numbers.
     moved.__dict__["_active_units"] = tuple(part.to("meta") for part in model._active_units)
     moved.__dict__["termination"] = _unjudged(moved.termination)
+    if known:  # a rule of the user's that makes a tensor of its own, on the CPU
+        moved = replace(
+            moved, reward=lambda obs, action, next_obs: torch.zeros(next_obs.shape[:-1])
+        )
+        moved.__dict__["_active_units"] = tuple(part.to("meta") for part in model._active_units)
     scores = imagined_returns(
         moved,
         torch.zeros(2, 3),

@@ -410,7 +410,11 @@ def test_train_takes_discrete_actions(tmp_path: Path) -> None:
         (train, ["--learning-starts", "39"], "--learning-starts must be at least 40"),
         (train, ["--reward", "my_task"], "--reward: rule 'my_task'"),
         (train, ["--env-id", "Hopper-v5", "--reward", "known"], "but --reward approximate is near"),
-        (train, ["--env-id", "Ant-v5", "--reward", "approximate"], "does not show its reward; use"),
+        (
+            train,
+            ["--env-id", "Ant-v5", "--reward", "approximate"],
+            "does not show its reward; leave",
+        ),
         (compare, ["--methods", "nl"], "--methods: unknown method 'nl': did you mean 'nll'"),
         (compare, ["--n-train", "7"], "--n-train"),
         (compare, ["--minari", "a/b-v0", "--plan-episodes", "1"], "--plan-env names"),
