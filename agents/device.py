@@ -1,11 +1,16 @@
-"""The device that plans are imagined on."""
+"""The device that plans are imagined on, and what is there."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 from stable_baselines3.common.utils import get_device
 
+from agents.value import Value
+from mbrl_bilevel.dynamics import DynamicsModel
 from mbrl_bilevel.errors import InvalidInputError
+from mbrl_bilevel.model_env import StepModel
 
 
 def planning_device(device: torch.device | str) -> torch.device:
@@ -13,13 +18,13 @@ def planning_device(device: torch.device | str) -> torch.device:
 
     Raises InvalidInputError for another device than the CPU or a CUDA that is there.
     """
+    if device == "auto":
+        return get_device()
     try:
-        wanted = torch.device("cpu" if device == "auto" else device)
-    except (RuntimeError, TypeError) as error:
-        raise InvalidInputError(
-            f'device must be "auto", "cpu" or "cuda"; got {device!r}'
-        ) from error
-    if wanted.type not in ("cpu", "cuda"):
+        wanted = torch.device(device)
+    except (RuntimeError, TypeError):
+        wanted = None
+    if wanted is None or wanted.type not in ("cpu", "cuda"):
         raise InvalidInputError(f'device must be "auto", "cpu" or "cuda"; got {device!r}')
     if wanted.type == "cuda":
         # SB3 would go on without a word.
@@ -28,4 +33,23 @@ def planning_device(device: torch.device | str) -> torch.device:
             raise InvalidInputError(
                 f'device {str(device)!r} is not there: {count} CUDA devices were found; use "auto" or "cpu"'
             )
-    return get_device(device) if device == "auto" else wanted
+    return wanted
+
+
+@dataclass(frozen=True)
+class Moved:
+    """A model and a value, and what they are ``there``, on the planning device."""
+
+    model: StepModel
+    value: Value | None
+    there: tuple[StepModel, Value | None]
+
+    @staticmethod
+    def to(device: torch.device, model: StepModel, value: Value | None) -> Moved:
+        """A learned model is copied to ``device``; any other stays, and its value with it."""
+        placed = model.to(device) if isinstance(model, DynamicsModel) else model
+        return Moved(model, value, (placed, None if value is None else value.to(placed.device)))
+
+    def is_of(self, model: StepModel, value: Value | None) -> bool:
+        """Whether these very two were moved."""
+        return self.model is model and self.value is value

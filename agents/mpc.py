@@ -7,7 +7,6 @@ work unchanged. The loop is that of PETS (Chua et al. 2018, algorithm 1).
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -26,7 +25,7 @@ from tqdm.auto import tqdm
 
 from agents.callbacks import as_callback, open_logger
 from agents.collect import RandomBehaviour, Recorder, require_finite
-from agents.device import planning_device
+from agents.device import Moved, planning_device
 from agents.first_model import require_enough_for_a_model
 from agents.mpc_checkpoint import Snapshot, read_snapshot, write_snapshot
 from agents.mpc_settings import MPCSettings
@@ -89,7 +88,7 @@ class MPC:
         self._actions = action_set(self.action_space)
         self.termination, self.reward, self.seed = termination, reward, seed
         self.device = planning_device(device)
-        self._moved: _Moved | None = None
+        self._moved: Moved | None = None
         self.verbose = verbose
         self.logger: Logger = open_logger(tensorboard_log, verbose)
         self.model: StepModel | None = None
@@ -347,24 +346,10 @@ class MPC:
         return replan(settings.planner, settings.replan_every, score_of, memory, age, generator)
 
     def _on_device(self, model: StepModel) -> tuple[StepModel, Value | None]:
-        """Model and value where plans are imagined; copied there when one of them is another."""
-        moved = self._moved
-        if moved is None or moved.model is not model or moved.value is not self.value:
-            there: StepModel = model
-            if isinstance(model, DynamicsModel):
-                there = model.to(self.device)
-            value = None if self.value is None else self.value.to(there.device)
-            moved = self._moved = _Moved(model, self.value, (there, value))
-        return moved.there
-
-
-@dataclass(frozen=True)
-class _Moved:
-    """A model and a value, and what they are on the planning device."""
-
-    model: StepModel
-    value: Value | None
-    there: tuple[StepModel, Value | None]
+        """Model and value where plans are imagined; moved there when one of them is another."""
+        if self._moved is None or not self._moved.is_of(model, self.value):
+            self._moved = Moved.to(self.device, model, self.value)
+        return self._moved.there
 
 
 class _Run:

@@ -12,7 +12,6 @@ import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -165,15 +164,14 @@ def _agent(
     shelf: Shelf,
 ) -> MPC | MBPO:
     """The newest saved agent that is whole, or a new one."""
-    monitored = Monitor(env)
-    rules: dict[str, Any] = {"termination": rule, "reward": reward}
-    load: Callable[[Path], MPC | MBPO] = partial(MBPO.load, env=monitored, **rules)
-    if args.agent == "mpc":
-        load = partial(MPC.load, env=monitored, device=args.device, **rules)
+    monitored, kind = Monitor(env), MPC if args.agent == "mpc" else MBPO
+    given: dict[str, Any] = {"termination": rule, "reward": reward}
+    if kind is MPC:
+        given["device"] = args.device
     damaged: CheckpointError | None = None
     for path in shelf.newest_first() if args.resume else []:
         try:
-            agent = load(path)
+            agent = kind.load(path, monitored, **given)
         except CheckpointError as error:
             damaged = error
             print(f"passed over: {error}", file=sys.stderr, flush=True)
@@ -186,9 +184,9 @@ def _agent(
             f"--resume: {shelf.folder} holds no agent although evaluations were made; start anew "
             "with another --out"
         )
-    given: dict[str, Any] = rules | {"seed": args.seed}
+    given["seed"] = args.seed
     if args.agent == "mpc":
-        return MPC(monitored, args.mpc_settings(), device=args.device, **given)
+        return MPC(monitored, args.mpc_settings(), **given)
     return MBPO(monitored, args.mbpo_settings(), algorithm_kwargs=args.algorithm_kwargs(), **given)
 
 
