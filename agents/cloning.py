@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from agents.spaces import from_vectors, require_box, require_recorded
+from agents.common.spaces import from_vectors, require_box, require_recorded
 from mbrl_bilevel.data import group_by_episode, groups_needed
 from mbrl_bilevel.fit import Schedule
 from mbrl_bilevel.methods import get_method

@@ -23,9 +23,20 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_no
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from agents.callbacks import as_callback, open_logger
-from agents.first_model import require_enough_for_a_model
-from agents.imagination import imagine
+from agents.common.callbacks import as_callback, open_logger
+from agents.common.first_model import require_enough_for_a_model
+from agents.common.randomness import OwnRandomness, require_seed
+from agents.common.saved import spaces_of
+from agents.common.spaces import checked_observation, require_actions, require_box, vector_env
+from agents.learners.held import (
+    algorithm_to_checkpoint,
+    divergence_told,
+    fill_algorithm,
+    fill_vec_normalize,
+    make_algorithm,
+    update_vec_normalize,
+    vec_normalize_to_checkpoint,
+)
 from agents.mbpo_checkpoint import (
     Made,
     Progress,
@@ -38,19 +49,8 @@ from agents.mbpo_checkpoint import (
     write_agent,
 )
 from agents.mbpo_settings import MBPOSettings, RolloutLength
-from agents.randomness import OwnRandomness, require_seed
-from agents.replay import MixedReplay
-from agents.saved import spaces_of
-from agents.sb3 import (
-    algorithm_to_checkpoint,
-    divergence_told,
-    fill_algorithm,
-    fill_vec_normalize,
-    make_algorithm,
-    update_vec_normalize,
-    vec_normalize_to_checkpoint,
-)
-from agents.spaces import checked_observation, require_actions, require_box, vector_env
+from agents.planning_agent.imagined_rows import imagine
+from agents.planning_agent.replay import MixedReplay
 from mbrl_bilevel.dynamics import DynamicsModel, fit_dynamics
 from mbrl_bilevel.errors import CheckpointError, InvalidInputError, require_count
 from mbrl_bilevel.methods import get_method

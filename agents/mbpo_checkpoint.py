@@ -15,11 +15,11 @@ import torch
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from torch import Tensor
 
+from agents.common.randomness import States
+from agents.common.saved import Spaces, check_spaces, check_widths, count_of, rules_of
+from agents.learners.held import algorithm_class, storable
 from agents.mbpo_settings import MBPOSettings, RolloutLength
-from agents.randomness import States
-from agents.replay import MixedReplay, Ring
-from agents.saved import Spaces, check_spaces, check_widths, count_of, rules_of
-from agents.sb3 import algorithm_class, storable
+from agents.planning_agent.replay import MixedReplay, Ring
 from mbrl_bilevel.branches import Branching
 from mbrl_bilevel.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from mbrl_bilevel.dynamics import DynamicsModel

@@ -23,17 +23,13 @@ from stable_baselines3.common.vec_env import (
 )
 from tqdm.auto import tqdm
 
-from agents.callbacks import as_callback, open_logger
-from agents.collect import RandomBehaviour, Recorder, require_finite
-from agents.device import Moved, planning_device
-from agents.first_model import require_enough_for_a_model
-from agents.mpc_checkpoint import Snapshot, read_snapshot, write_snapshot
-from agents.mpc_settings import MPCSettings
-from agents.planning import PlannerState, Score
-from agents.randomness import require_seed
-from agents.replanning import replan
-from agents.saved import spaces_of
-from agents.spaces import (
+from agents.common.callbacks import as_callback, open_logger
+from agents.common.device import Moved, planning_device
+from agents.common.experience import RandomBehaviour, Recorder, require_finite
+from agents.common.first_model import require_enough_for_a_model
+from agents.common.randomness import require_seed
+from agents.common.saved import spaces_of
+from agents.common.spaces import (
     action_set,
     checked_observation,
     from_vectors,
@@ -42,7 +38,11 @@ from agents.spaces import (
     to_vector,
     vector_env,
 )
-from agents.value import Value, fit_value
+from agents.mpc_checkpoint import Snapshot, read_snapshot, write_snapshot
+from agents.mpc_settings import MPCSettings
+from agents.planners.base import PlannerState, Score
+from agents.planners.replanning import replan
+from agents.planning_agent.terminal_value import Value, fit_value
 from mbrl_bilevel.dynamics import DynamicsModel, fit_dynamics
 from mbrl_bilevel.errors import CheckpointError, InvalidInputError, require_count
 from mbrl_bilevel.methods import get_method

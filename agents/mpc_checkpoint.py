@@ -12,10 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from agents.common.saved import Spaces, check_spaces, check_widths, count_of, rules_of
 from agents.mpc_settings import MPCSettings
 from agents.planners import PLANNERS, Planner
-from agents.saved import Spaces, check_spaces, check_widths, count_of, rules_of
-from agents.value import Value, ValueSettings, value_from_checkpoint, value_to_checkpoint
+from agents.planning_agent.terminal_value import (
+    Value,
+    ValueSettings,
+    value_from_checkpoint,
+    value_to_checkpoint,
+)
 from mbrl_bilevel.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from mbrl_bilevel.dynamics import DynamicsModel
 from mbrl_bilevel.dynamics_checkpoint import model_from_checkpoint, model_to_checkpoint

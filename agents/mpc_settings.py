@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from agents.planners import ICEM, Planner
-from agents.value import ValueSettings
+from agents.planning_agent.terminal_value import ValueSettings
 from mbrl_bilevel.errors import InvalidInputError, require_count
 from mbrl_bilevel.fit import Schedule
 from mbrl_bilevel.methods import get_method

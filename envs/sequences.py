@@ -19,7 +19,7 @@ from mbrl_bilevel.data import sample_segments, stretch_means
 from mbrl_bilevel.errors import InvalidInputError, look_up
 from mbrl_bilevel.types import Transitions
 
-#: ``collect(env, behaviour, steps, seed=…, max_episode_steps=…)``: that of ``agents.collect``, passed in.
+#: ``collect(env, behaviour, steps, seed=…, max_episode_steps=…)``: that of ``agents.common.experience``, passed in.
 Collect = Callable[..., Transitions]
 
 #: Steps of an episode, and of the stretches that belong to one region.

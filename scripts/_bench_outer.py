@@ -15,7 +15,7 @@ import torch
 from _bench_pair import TARGETS, Pair, Sizes, make_policy
 from torch import Tensor
 
-from agents.collect import RandomBehaviour, collect
+from agents.common.experience import RandomBehaviour, collect
 from envs.make import make_env
 from mbrl_bilevel.bilevel import Hypergradient, Problem, Warm
 from mbrl_bilevel.data import FitData, Minibatches, cross_fit, group_by_episode, groups_needed

@@ -21,9 +21,9 @@ import numpy as np
 import torch
 from _bench_pair import ACTION, INPUTS, OBS, TARGETS, Pair, Sizes, make_data, make_policy
 
-from agents.actions import BoxActions
-from agents.cem import CEM
 from agents.mpc import MPC, MPCSettings
+from agents.planners.actions import BoxActions
+from agents.planners.cem import CEM
 from envs.make import make_env
 from mbrl_bilevel.dynamics import DynamicsModel
 from mbrl_bilevel.errors import BilevelError

@@ -13,7 +13,7 @@ from _data import never
 from _planned import planned_return
 from torch import Tensor
 
-from agents.collect import collect
+from agents.common.experience import collect
 from envs.class_sequences import ClassSequence, ClassTask
 from envs.sequences import Task
 from mbrl_bilevel.calibration import class_scores

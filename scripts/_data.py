@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from agents.collect import RandomBehaviour, collect
+from agents.common.experience import RandomBehaviour, collect
 from envs.make import make_env
 from envs.noise import Noise, Units, add_noise
 from envs.offline import load_minari

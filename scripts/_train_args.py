@@ -7,11 +7,11 @@ from typing import Any, Literal
 
 from _args import RunArgs, naming, option_name
 
-from agents.device import planning_device
+from agents.common.device import planning_device
 from agents.mbpo_settings import MBPOSettings, RolloutLength
 from agents.mpc_settings import MPCSettings
 from agents.planners import PLANNERS
-from agents.value import ValueSettings
+from agents.planning_agent.terminal_value import ValueSettings
 from mbrl_bilevel.branches import Branching
 from mbrl_bilevel.data import rows_needed
 from mbrl_bilevel.errors import InvalidInputError

@@ -25,8 +25,8 @@ from _bench_sac import sac_updates
 from _run import Result, RunArgs, RunFolder, launch
 from torch import Tensor, nn
 
-from agents.actions import BoxActions
 from agents.planners import ICEM
+from agents.planners.actions import BoxActions
 from mbrl_bilevel.data import FitData, Minibatches
 from mbrl_bilevel.dynamics import DynamicsModel
 from mbrl_bilevel.errors import InvalidInputError, look_up

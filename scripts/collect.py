@@ -15,8 +15,8 @@ import numpy.typing as npt
 from _run import Result, RunArgs, RunFolder, launch
 from stable_baselines3 import SAC
 
-from agents.collect import Behaviour, RandomBehaviour, collect
-from agents.spaces import require_box
+from agents.common.experience import Behaviour, RandomBehaviour, collect
+from agents.common.spaces import require_box
 from envs.make import make_env
 from envs.offline import require_new_minari, save_minari
 from mbrl_bilevel.errors import InvalidInputError

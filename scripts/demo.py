@@ -25,8 +25,8 @@ from _figures import draw_overview, draw_returns
 from _reading import read_rows
 from _run import Bar, Result, RunArgs, RunFolder, launch
 
-from agents.actions import BoxActions
 from agents.mpc import MPCSettings
+from agents.planners.actions import BoxActions
 from envs.make import make_env
 from envs.oracle import Oracle
 from mbrl_bilevel.errors import BilevelError

@@ -22,9 +22,9 @@ from _rules import named_termination
 from _run import Result, RunArgs, RunFolder, launch
 
 from agents.cloning import fit_clone
+from agents.common.spaces import require_box
 from agents.mbpo import MBPO
 from agents.mbpo_settings import MBPOSettings, RolloutLength
-from agents.spaces import require_box
 from envs.make import Env, make_env
 from envs.offline import load_minari
 from mbrl_bilevel.branches import Branching

@@ -25,13 +25,13 @@ from _rules import named_reward, named_termination
 from _run import Result, RunArgs, RunFolder, launch
 from _train_args import USED_BY_PLANNERS
 
-from agents.actions import BoxActions
-from agents.device import planning_device
+from agents.common.device import planning_device
+from agents.common.saved import spaces_of
 from agents.mbpo_checkpoint import MBPO_AGENT, read_model_alone
 from agents.mpc import MPC, MPCSettings
 from agents.mpc_checkpoint import MPC_AGENT
 from agents.planners import CEM, PLANNERS, Planner
-from agents.saved import spaces_of
+from agents.planners.actions import BoxActions
 from envs.make import Env, make_env
 from envs.oracle import Oracle
 from mbrl_bilevel.checkpoint import load_checkpoint

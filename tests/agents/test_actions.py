@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from agents.actions import DiscreteActions
-from agents.noise import coloured_noise
 from agents.planners import CEM, ICEM, MPPI, Planner, RandomShooting
+from agents.planners.actions import DiscreteActions
+from agents.planners.coloured_noise import coloured_noise
 from mbrl_bilevel.errors import InvalidInputError
 
 PLANNERS: list[Planner] = [

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from agents.collect import RandomBehaviour, Recorder, collect
+from agents.common.experience import RandomBehaviour, Recorder, collect
 from mbrl_bilevel.errors import InvalidInputError
 from mbrl_bilevel.types import Transitions
 

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 import torch
 
-from agents.device import planning_device
+from agents.common.device import planning_device
 from agents.mpc import MPC, MPCSettings
 from agents.planners import ICEM
-from agents.value import ValueSettings, fit_value
+from agents.planning_agent.terminal_value import ValueSettings, fit_value
 from mbrl_bilevel.dynamics import DynamicsModel, fit_dynamics
 from mbrl_bilevel.errors import InvalidInputError
 from mbrl_bilevel.fit import Schedule

@@ -25,10 +25,10 @@ from stable_baselines3.common.noise import NormalActionNoise
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from torch import Tensor
 
-from agents.collect import RandomBehaviour, collect
-from agents.imagination import imagine
+from agents.common.experience import RandomBehaviour, collect
 from agents.mbpo import MBPO, MBPOSettings, RolloutLength
 from agents.mbpo_checkpoint import open_agent
+from agents.planning_agent.imagined_rows import imagine
 from mbrl_bilevel.branches import Branching
 from mbrl_bilevel.checkpoint import save_checkpoint
 from mbrl_bilevel.dynamics import DynamicsModel, fit_dynamics

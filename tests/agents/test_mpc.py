@@ -26,7 +26,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from agents import mpc
 from agents.mpc import MPC, MPCSettings
 from agents.planners import CEM, ICEM
-from agents.value import ValueSettings
+from agents.planning_agent.terminal_value import ValueSettings
 from mbrl_bilevel.errors import CheckpointError, InvalidInputError
 from mbrl_bilevel.fit import Schedule
 from mbrl_bilevel.model_env import Imagination

@@ -14,7 +14,7 @@ import torch
 
 from agents.mpc import MPC, MPCSettings
 from agents.mpc_checkpoint import Snapshot, Spaces, read_snapshot, write_snapshot
-from agents.value import Value, ValueSettings
+from agents.planning_agent.terminal_value import Value, ValueSettings
 from mbrl_bilevel.checkpoint import load_checkpoint, save_checkpoint
 from mbrl_bilevel.errors import CheckpointError
 from mbrl_bilevel.normaliser import Normaliser

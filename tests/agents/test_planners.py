@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from scipy.linalg import solve_discrete_are
 from torch import Tensor
 
-from agents.actions import BoxActions
-from agents.cem import CEM, ICEM, _elite_weight, _refit
-from agents.noise import coloured_noise
-from agents.planning import PlanInfo, PlannerState, Score
+from agents.planners.actions import BoxActions
+from agents.planners.base import PlanInfo, PlannerState, Score
+from agents.planners.cem import CEM, ICEM, _elite_weight, _refit
+from agents.planners.coloured_noise import coloured_noise
 from mbrl_bilevel.errors import InvalidInputError
 
 PLANNERS = [CEM, ICEM]

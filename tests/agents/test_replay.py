@@ -13,7 +13,7 @@ import torch
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
-from agents.replay import STEP, MixedReplay, Ring, model_action, stored_action
+from agents.planning_agent.replay import STEP, MixedReplay, Ring, model_action, stored_action
 from mbrl_bilevel.errors import InvalidInputError
 
 Array = npt.NDArray[Any]

@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from agents.actions import BoxActions
-from agents.cem import ICEM
-from agents.mppi import MPPI, path_weights
-from agents.planning import Planner, Score
-from agents.shooting import RandomShooting
+from agents.planners.actions import BoxActions
+from agents.planners.base import Planner, Score
+from agents.planners.cem import ICEM
+from agents.planners.mppi import MPPI, path_weights
+from agents.planners.shooting import RandomShooting
 from mbrl_bilevel.errors import InvalidInputError
 
 PLANNERS: list[Planner] = [

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from agents.actions import BoxActions, DiscreteActions
 from agents.cloning import fit_clone
-from agents.collect import RandomBehaviour, collect
-from agents.spaces import action_set, from_vectors, require_actions, to_vector
+from agents.common.experience import RandomBehaviour, collect
+from agents.common.spaces import action_set, from_vectors, require_actions, to_vector
+from agents.planners.actions import BoxActions, DiscreteActions
 from mbrl_bilevel.errors import InvalidInputError
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from agents.value import (
+from agents.planning_agent.terminal_value import (
     ValueSettings,
     fit_value,
     returns_to_go,

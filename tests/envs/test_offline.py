@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from minari.data_collector import EpisodeBuffer
 
-from agents.collect import RandomBehaviour, collect
+from agents.common.experience import RandomBehaviour, collect
 from envs.make import make_env
 from envs.offline import load_minari, save_minari
 from mbrl_bilevel.errors import InvalidInputError

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from agents.collect import collect
+from agents.common.experience import collect
 from envs.sequences import SEQUENCES, changing, get_sequence
 from mbrl_bilevel.errors import InvalidInputError
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from agents.collect import RandomBehaviour, collect
+from agents.common.experience import RandomBehaviour, collect
 from envs.make import make_env
 from envs.offline import load_minari, save_minari
 

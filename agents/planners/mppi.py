@@ -13,9 +13,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from agents.actions import require
-from agents.noise import coloured_noise
-from agents.planning import (
+from agents.planners.actions import require
+from agents.planners.base import (
     PlanInfo,
     Planner,
     PlannerState,
@@ -23,6 +22,7 @@ from agents.planning import (
     finite_scores,
     shift,
 )
+from agents.planners.coloured_noise import coloured_noise
 from mbrl_bilevel.errors import require_count
 
 

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 import gymnasium as gym
 from stable_baselines3.common.vec_env import VecEnv
 
-from agents.spaces import action_bounds, require_actions, require_box
+from agents.common.spaces import action_bounds, require_actions, require_box
 from mbrl_bilevel.checkpoint import Checkpoint
 from mbrl_bilevel.errors import CheckpointError
 from mbrl_bilevel.types import Rule

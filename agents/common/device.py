@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from stable_baselines3.common.utils import get_device
 
-from agents.value import Value
+from agents.planning_agent.terminal_value import Value
 from mbrl_bilevel.dynamics import DynamicsModel
 from mbrl_bilevel.errors import InvalidInputError
 from mbrl_bilevel.model_env import StepModel

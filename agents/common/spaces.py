@@ -14,7 +14,7 @@ from stable_baselines3.common.env_util import is_wrapped
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
-from agents.actions import ActionSet, BoxActions, DiscreteActions
+from agents.planners.actions import ActionSet, BoxActions, DiscreteActions
 from mbrl_bilevel.errors import InvalidInputError
 
 Array = npt.NDArray[Any]

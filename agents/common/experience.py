@@ -12,7 +12,7 @@ import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
 
-from agents.spaces import ActionSpace, from_vectors, to_vector
+from agents.common.spaces import ActionSpace, from_vectors, to_vector
 from mbrl_bilevel.errors import InvalidInputError
 from mbrl_bilevel.types import Transitions
 

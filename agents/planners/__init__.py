@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from agents.cem import CEM, ICEM
-from agents.mppi import MPPI
-from agents.planning import Planner
-from agents.shooting import RandomShooting
+from agents.planners.base import Planner
+from agents.planners.cem import CEM, ICEM
+from agents.planners.mppi import MPPI
+from agents.planners.shooting import RandomShooting
 
 __all__ = ["CEM", "ICEM", "MPPI", "PLANNERS", "Planner", "RandomShooting"]
 

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from agents.actions import ActionSet, require
+from agents.planners.actions import ActionSet, require
 from mbrl_bilevel.errors import require_count
 
 #: ``score(actions [S, N, H, A]) -> [S, N]``: the predicted return of each candidate. The actions

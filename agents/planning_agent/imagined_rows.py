@@ -10,8 +10,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from agents.replay import STEP, model_action
-from agents.spaces import ActionSpace
+from agents.common.spaces import ActionSpace
+from agents.planning_agent.replay import STEP, model_action
 from mbrl_bilevel.branches import Branching, branch_step, draw_members
 from mbrl_bilevel.dynamics import DynamicsModel
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from agents.planning import PlanInfo, Planner, PlannerState, Score, finite_scores, shift
+from agents.planners.base import PlanInfo, Planner, PlannerState, Score, finite_scores, shift
 
 
 @dataclass(frozen=True)

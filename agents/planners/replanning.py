@@ -11,7 +11,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from agents.planning import Planner, PlannerState, Score, shift
+from agents.planners.base import Planner, PlannerState, Score, shift
 
 
 def replan(

@@ -18,8 +18,8 @@ from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from stable_baselines3.common.vec_env import VecNormalize
 from torch import Tensor
 
-from agents.collect import require_finite
-from agents.spaces import ActionSpace, require_recorded
+from agents.common.experience import require_finite
+from agents.common.spaces import ActionSpace, require_recorded
 from mbrl_bilevel.errors import InvalidInputError
 from mbrl_bilevel.types import Transitions
 

@@ -1,0 +1,1 @@
+"""What every agent needs: experience, spaces, callbacks, random states, saved files."""

@@ -1,0 +1,1 @@
+"""Off-policy learners that an agent holds: Stable-Baselines3's, and a faster SAC."""

@@ -1,0 +1,1 @@
+"""The agent that acts by policy and by plan, and what it is made of."""
