@@ -1,0 +1,286 @@
+"""SAC as in Stable-Baselines3, in less time; and what later work adds to it, each as an argument.
+
+With SB3's own values an update is SB3's to round-off, from the same draws in the same order.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from gymnasium import spaces
+from stable_baselines3 import SAC
+from stable_baselines3.common.buffers import BaseBuffer
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.type_aliases import GymEnv, ReplayBufferSamples
+from stable_baselines3.sac.policies import SACPolicy
+from torch import Tensor
+
+from agents.learners.critics import (
+    EnsembleCritic,
+    FastCnnPolicy,
+    FastMultiInputPolicy,
+    FastSACPolicy,
+    Standardised,
+    squashed_sample,
+)
+from mbrl_bilevel.errors import InvalidInputError, require_count
+
+Array = npt.NDArray[Any]
+
+
+class FastSAC(SAC):
+    """SAC (Haarnoja et al. 2018, arXiv 1801.01290 and 1812.05905) with SB3's arguments and methods.
+
+    Of its own:
+
+    ``actor_every``: the actor and the temperature learn at every n-th update, counted over all calls of
+    ``train`` (the delay of TD3, Fujimoto et al. 2018, arXiv 1802.09477, §5.2).
+    ``target_critics``: the target is the minimum over so many critics, drawn anew for each update (M of
+    REDQ, Chen et al. 2021, arXiv 2101.05982, algorithm 1); None: over all of them.
+    ``actor_q``: the actor climbs the critics' "min" (SAC) or "mean" (REDQ, algorithm 1).
+    ``standardise``: at the first call of ``train`` the replay buffer's observations set the mean and the
+    spread by which all observations are standardised, and the root mean square of its rewards,
+    ``reward_scale``, divides all rewards.
+    ``imitation``: weight of the pull of the policy towards the actions of a planner (after Wang et al.
+    2025, TD-M(PC)², arXiv 2502.03550); a batch marks those by ``planned`` [B, 1], one where its
+    action is the planner's and else zero.
+
+    Raises InvalidInputError for a value out of range.
+    """
+
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
+        "MlpPolicy": FastSACPolicy,
+        "CnnPolicy": FastCnnPolicy,
+        "MultiInputPolicy": FastMultiInputPolicy,
+    }
+
+    def __init__(
+        self,
+        policy: str | type[SACPolicy] = "MlpPolicy",
+        env: GymEnv | str | None = None,
+        *args: Any,
+        actor_every: int = 1,
+        target_critics: int | None = None,
+        actor_q: Literal["min", "mean"] = "min",
+        standardise: bool = False,
+        imitation: float = 0.0,
+        **kwargs: Any,
+    ) -> None:
+        require_count("actor_every", actor_every)
+        if target_critics is not None:
+            require_count("target_critics", target_critics)
+        if actor_q not in ("min", "mean"):
+            raise InvalidInputError(f"actor_q must be 'min' or 'mean'; got {actor_q!r}")
+        if type(standardise) is not bool:
+            raise InvalidInputError(f"standardise must be True or False; got {standardise!r}")
+        if type(imitation) not in (int, float) or not 0.0 <= imitation < math.inf:
+            raise InvalidInputError(f"imitation must be a finite number from 0; got {imitation!r}")
+        self.actor_every, self.target_critics, self.actor_q = actor_every, target_critics, actor_q
+        self.standardise, self.imitation = standardise, float(imitation)
+        self.reward_scale, self.standardised = 1.0, False
+        super().__init__(policy, env, *args, **kwargs)  # type: ignore[arg-type]
+
+    def _setup_model(self) -> None:
+        self._prepare_policy()
+        super()._setup_model()
+        if not isinstance(self.critic, EnsembleCritic):
+            raise InvalidInputError(
+                f"policy must be a FastSACPolicy; got {self.policy_class.__name__}: pass 'MlpPolicy'"
+            )
+        most = self.critic.n_critics
+        if self.target_critics is not None and self.target_critics > most:
+            raise InvalidInputError(
+                f"target_critics must be at most n_critics, here {most}; got {self.target_critics}: "
+                "ask for fewer, or for more by policy_kwargs={'n_critics': …}"
+            )
+        if self.ent_coef_optimizer is not None and self.log_ent_coef is not None:
+            rate = self.lr_schedule(1)
+            self.ent_coef_optimizer = torch.optim.Adam([self.log_ent_coef], lr=rate, fused=True)
+
+    def _prepare_policy(self) -> None:
+        if not self.standardise:
+            return
+        box = self.observation_space
+        if not isinstance(box, spaces.Box) or box.dtype == np.uint8:
+            raise InvalidInputError(
+                f"standardise needs a Box of numbers as observation space; got {box}: leave it out"
+            )
+        extractor = self.policy_kwargs.setdefault("features_extractor_class", Standardised)
+        if extractor is not Standardised:
+            raise InvalidInputError(
+                f"standardise has a features extractor of its own; got {extractor} in policy_kwargs: "
+                "leave one of them out"
+            )
+
+    def train(self, gradient_steps: int, batch_size: int = 64) -> None:
+        """So many updates on batches from the replay buffer; what they were like goes to the logger."""
+        assert self.replay_buffer is not None
+        if self.standardise and not self.standardised:
+            self._standardise()
+        self.policy.set_training_mode(True)
+        optimizers = [self.actor.optimizer, self.critic.optimizer]
+        if self.ent_coef_optimizer is not None:
+            optimizers.append(self.ent_coef_optimizer)
+        self._update_learning_rate(optimizers)
+        seen: dict[str, list[Tensor]] = {}
+        for step in range(gradient_steps):
+            batch = self.replay_buffer.sample(batch_size, env=self._vec_normalize_env)
+            with_actor = (self._n_updates + step) % self.actor_every == 0
+            for name, value in self._update(batch, with_actor).items():
+                seen.setdefault(name, []).append(value)
+            if step % self.target_update_interval == 0:
+                self._move_target()
+        self._n_updates += gradient_steps
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+        for name, values in seen.items():
+            self.logger.record(f"train/{name}", torch.stack(values).mean().item())
+
+    def _update(self, batch: ReplayBufferSamples, with_actor: bool) -> dict[str, Tensor]:
+        """One update from ``batch``, without that of the target."""
+        if self.use_sde:
+            self.actor.reset_noise()
+        seen: dict[str, Tensor] = {}
+        if self.log_ent_coef is None:
+            ent_coef = self.ent_coef_tensor
+        else:
+            # A copy: the temperature's own step comes first, the losses below see the one before.
+            ent_coef = self.log_ent_coef.detach().exp()
+        seen["ent_coef"] = ent_coef.squeeze()
+        if with_actor:
+            actions, log_prob = self._sample_actions(batch.observations)
+            if self.log_ent_coef is not None:
+                seen["ent_coef_loss"] = self._update_temperature(log_prob.detach())
+        seen["critic_loss"] = self._update_critics(batch, ent_coef)
+        if with_actor:
+            seen["actor_loss"] = self._update_actor(batch, actions, log_prob, ent_coef)
+        return seen
+
+    def _sample_actions(self, obs: Tensor) -> tuple[Tensor, Tensor]:
+        """Actions [B, A] of the actor at obs, and their log-probabilities [B]."""
+        if self.use_sde:
+            return self.actor.action_log_prob(obs)
+        mean, log_std, _ = self.actor.get_action_dist_params(obs)
+        return squashed_sample(mean, log_std)
+
+    def _update_temperature(self, log_prob: Tensor) -> Tensor:
+        """A step on −log α · (log π + target entropy) (arXiv 1812.05905, equation 18, in log α as in SB3);
+        the loss before it."""
+        assert self.log_ent_coef is not None
+        assert self.ent_coef_optimizer is not None
+        assert isinstance(self.target_entropy, float)
+        slope = -(log_prob + self.target_entropy).mean()
+        loss = slope * self.log_ent_coef.detach().squeeze()
+        _step(self.ent_coef_optimizer, [self.log_ent_coef], (slope.reshape(1),))
+        return loss
+
+    def _update_critics(self, batch: ReplayBufferSamples, ent_coef: Tensor) -> Tensor:
+        """A step on half the squared TD error (arXiv 1812.05905, equation 5), summed over the critics;
+        the loss before it."""
+        critic = self.critic
+        assert isinstance(critic, EnsembleCritic)
+        target = self._target(batch, ent_coef)
+        q = critic.values(batch.observations, batch.actions)
+        error = q.detach() - target
+        parameters = _parameters(critic.optimizer)
+        slope = error / len(target)
+        _step(critic.optimizer, parameters, torch.autograd.grad(q, parameters, slope))
+        return 0.5 * torch.sum(error * slope)
+
+    @torch.no_grad()
+    def _target(self, batch: ReplayBufferSamples, ent_coef: Tensor) -> Tensor:
+        """What the critics should say [B]: r + γ(1 − d)(min Q − α log π) at the next observations (arXiv
+        1812.05905, equation 3)."""
+        critic = self.critic_target
+        assert isinstance(critic, EnsembleCritic)
+        next_actions, next_log_prob = self._sample_actions(batch.next_observations)
+        subset = None
+        if self.target_critics is not None:
+            subset = torch.randperm(critic.n_critics, device=self.device)[: self.target_critics]
+        next_q = critic.values(batch.next_observations, next_actions, subset).amin(dim=0)
+        next_q = next_q - ent_coef * next_log_prob
+        discounts = self.gamma if batch.discounts is None else batch.discounts.squeeze(1)
+        rewards = batch.rewards.squeeze(1) / self.reward_scale
+        return rewards + (1.0 - batch.dones.squeeze(1)) * discounts * next_q
+
+    def _update_actor(
+        self, batch: ReplayBufferSamples, actions: Tensor, log_prob: Tensor, ent_coef: Tensor
+    ) -> Tensor:
+        """A step on α log π − Q (arXiv 1812.05905, equation 9); the loss before it."""
+        critic = self.critic
+        assert isinstance(critic, EnsembleCritic)
+        q = critic.values(batch.observations, actions)
+        # Where critics agree amin would share the gradient, and SB3 does not.
+        climbed = q.min(dim=0).values if self.actor_q == "min" else q.mean(dim=0)
+        loss = (ent_coef * log_prob - climbed).mean()
+        planned = getattr(batch, "planned", None)
+        if self.imitation > 0.0 and planned is not None:
+            spread = climbed.detach().std(correction=0)
+            loss = loss + self.imitation * spread * _distance(actions, batch.actions, planned)
+        parameters = _parameters(self.actor.optimizer)
+        # With respect to the actor's parameters alone: the critics' are not needed here.
+        gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+        _step(self.actor.optimizer, parameters, gradients)
+        return loss.detach()
+
+    @torch.no_grad()
+    def _move_target(self) -> None:
+        """Target += τ (critic − target), as SB3's polyak_update."""
+        torch._foreach_lerp_(
+            list(self.critic_target.parameters()), list(self.critic.parameters()), self.tau
+        )
+        for mine, other in zip(self.batch_norm_stats_target, self.batch_norm_stats, strict=True):
+            mine.copy_(other)
+
+    def _standardise(self) -> None:
+        """Set the statistics of observations and rewards from the rows of the replay buffer."""
+        obs, reward = standardising_rows(self.replay_buffer)
+        env = self._vec_normalize_env
+        if env is not None:
+            obs, reward = np.asarray(env.normalize_obs(obs)), env.normalize_reward(reward)
+        for module in self.policy.modules():
+            if isinstance(module, Standardised):
+                module.set(obs)
+        size = float(np.sqrt(np.mean(np.square(reward, dtype=np.float64))))
+        self.reward_scale = size if size > 0.0 else 1.0
+        self.standardised = True
+
+
+def standardising_rows(buffer: Any) -> tuple[Array, Array]:
+    """All observations [N, …] and rewards [N] of a replay buffer: of SB3's, or by its own method
+    ``standardising_rows()``. They are raw: not by VecNormalize."""
+    own = getattr(buffer, "standardising_rows", None)
+    if own is not None:
+        obs, reward = own()
+        return np.asarray(obs), np.asarray(reward)
+    assert isinstance(buffer, BaseBuffer)
+    rows = buffer.size()
+    obs, reward = buffer.observations[:rows], buffer.rewards[:rows]  # type: ignore[attr-defined]
+    return obs.reshape(-1, *obs.shape[2:]), reward.reshape(-1)
+
+
+def _distance(actions: Tensor, planned_actions: Tensor, planned: Tensor) -> Tensor:
+    """Mean over the planned rows of the squared distance between actions [B, A]; zero without any."""
+    mask = planned.reshape(-1)
+    squares = (actions - planned_actions).square().sum(dim=1)
+    return torch.dot(mask, squares) / mask.sum().clamp_(min=1.0)
+
+
+def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def _step(
+    optimizer: torch.optim.Optimizer,
+    parameters: list[Tensor],
+    gradients: tuple[Tensor | None, ...],
+) -> None:
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        if gradient is not None and gradient.stride() != parameter.stride():
+            # The fused Adam reads memory as it lies.
+            gradient = torch.empty_like(parameter).copy_(gradient)
+        parameter.grad = gradient
+    optimizer.step()
