@@ -8,8 +8,8 @@ from typing import Any, Literal
 from _args import RunArgs, naming, option_name
 
 from agents.common.device import planning_device
-from agents.mbpo_settings import MBPOSettings, RolloutLength
-from agents.mpc_settings import MPCSettings
+from agents.mbpo import MBPOSettings, RolloutLength
+from agents.mpc import MPCSettings
 from agents.planners import PLANNERS
 from agents.planning_agent.terminal_value import ValueSettings
 from mbrl_bilevel.branches import Branching

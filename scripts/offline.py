@@ -23,8 +23,7 @@ from _run import Result, RunArgs, RunFolder, launch
 
 from agents.cloning import fit_clone
 from agents.common.spaces import require_box
-from agents.mbpo import MBPO
-from agents.mbpo_settings import MBPOSettings, RolloutLength
+from agents.mbpo import MBPO, MBPOSettings, RolloutLength
 from envs.make import Env, make_env
 from envs.offline import load_minari
 from mbrl_bilevel.branches import Branching

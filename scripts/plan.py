@@ -26,15 +26,12 @@ from _run import Result, RunArgs, RunFolder, launch
 from _train_args import USED_BY_PLANNERS
 
 from agents.common.device import planning_device
-from agents.common.saved import spaces_of
-from agents.mbpo_checkpoint import MBPO_AGENT, read_model_alone
 from agents.mpc import MPC, MPCSettings
-from agents.mpc_checkpoint import MPC_AGENT
 from agents.planners import CEM, PLANNERS, Planner
 from agents.planners.actions import BoxActions
+from agents.planning_agent.checkpoint import read_for_planning
 from envs.make import Env, make_env
 from envs.oracle import Oracle
-from mbrl_bilevel.checkpoint import load_checkpoint
 from mbrl_bilevel.errors import InvalidInputError
 from mbrl_bilevel.model_env import Imagination
 from mbrl_bilevel.statistics import interval
@@ -227,18 +224,15 @@ def _with_agent(args: Args, planner: Planner, env: Env, seed: int) -> tuple[Act,
 
 
 def _saved(path: Path, env: Env, termination: Rule | None, reward: Rule | None, device: str) -> MPC:
-    """The agent in the file; of MBPO another one around its model."""
-    checkpoint = load_checkpoint(path, MPC_AGENT, MBPO_AGENT)
-    if checkpoint.kind == MPC_AGENT:
-        return MPC.load(path, env, termination=termination, reward=reward, device=device)
-    agent = MPC(env, termination=termination, reward=reward, device=device)
-    spaces = spaces_of(agent.env)
-    agent.model = read_model_alone(checkpoint, spaces, termination, reward)
-    if agent.model is not None:
+    """A planning agent around the model in the file of any agent, with its own fitted value, if any."""
+    rules = {"termination": termination, "reward": reward}
+    agent = MPC(env, device=device, **rules)
+    agent.model, agent.value, settings = read_for_planning(path, agent.env, **rules)
+    if settings.planner is not None:
+        agent.settings = settings
+    elif agent.model is not None:
         members = agent.model.members
-        agent.settings = MPCSettings(
-            members=members, imagination=Imagination(particles=members), value=None
-        )
+        agent.settings = MPCSettings(members=members, imagination=Imagination(members), value=None)
     return agent
 
 

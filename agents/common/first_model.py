@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from agents.mbpo_settings import MBPOSettings
-from agents.mpc_settings import MPCSettings
 from mbrl_bilevel.data import rows_needed
 from mbrl_bilevel.errors import InvalidInputError
 
 
-def require_enough_for_a_model(settings: MPCSettings | MBPOSettings, recorded: int) -> None:
+def require_enough_for_a_model(members: int, learning_starts: int, recorded: int) -> None:
     """Raises InvalidInputError if a model is due on too few steps; ``recorded`` are there already."""
-    needed = rows_needed(settings.members)
-    if max(settings.learning_starts, recorded) < needed:
+    needed = rows_needed(members)
+    if max(learning_starts, recorded) < needed:
         raise InvalidInputError(
-            f"learning_starts must be at least {needed}, which is what a model of {settings.members} "
-            f"members needs to hold out data; got {settings.learning_starts}"
+            f"learning_starts must be at least {needed}, which is what a model of {members} "
+            f"members needs to hold out data; got {learning_starts}"
         )

@@ -22,14 +22,15 @@ from stable_baselines3.common.save_util import recursive_getattr
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 from torch import Tensor
 
-from agents.lean_sac import LeanSACPolicy
+from agents.learners.fast_sac import FastSAC
+from agents.learners.no_learner import NoLearner
 from mbrl_bilevel.checkpoint import Checkpoint
 from mbrl_bilevel.errors import CheckpointError, DivergedError, InvalidInputError, look_up
 from mbrl_bilevel.types import Transitions
 
-#: What a file may name: Stable-Baselines3's own.
+#: What a file may name: Stable-Baselines3's own, and ours.
 ALGORITHMS: dict[str, type[OffPolicyAlgorithm]] = {
-    kind.__name__: kind for kind in (SAC, TD3, DDPG, DQN)
+    kind.__name__: kind for kind in (SAC, TD3, DDPG, DQN, FastSAC, NoLearner)
 }
 
 #: Arguments of an algorithm that its holder decides on.
@@ -54,7 +55,7 @@ def make_algorithm(
     gradient_steps: int,
 ) -> OffPolicyAlgorithm:
     """A new algorithm of this class on the CPU; ``kwargs`` are its own arguments (``policy`` is by default
-    "MlpPolicy", of SAC its faster twin).
+    "MlpPolicy").
 
     Raises InvalidInputError for an argument that is the holder's, that is or holds NaN or infinity, or
     that the class refuses.
@@ -67,7 +68,6 @@ def make_algorithm(
             f"algorithm_kwargs: {taken[0]} is not the algorithm's to choose here; leave it out"
         )
     _require_finite("algorithm_kwargs", kwargs)
-    policy = LeanSACPolicy if kind is SAC else "MlpPolicy"
     try:
         return kind(
             env=env,
@@ -78,7 +78,7 @@ def make_algorithm(
             train_freq=1,
             gradient_steps=gradient_steps,
             # A copy: SB3 writes into its policy_kwargs.
-            **{"policy": policy, **deepcopy(dict(kwargs))},
+            **{"policy": "MlpPolicy", **deepcopy(dict(kwargs))},
         )
     except (
         AssertionError,

@@ -115,25 +115,39 @@ class Planner(ABC):
         )
 
     def plan(
-        self, score: Score, state: PlannerState, generator: torch.Generator
+        self,
+        score: Score,
+        state: PlannerState,
+        generator: torch.Generator,
+        proposals: Tensor | None = None,
     ) -> tuple[Tensor, PlannerState, PlanInfo]:
         """The action [S, A] to execute, the state for the next time step, and how the search went.
 
         ``generator`` makes every draw and lives on the state's device. A non-finite score counts as
         −inf; a start whose scores are all non-finite executes and keeps its μ. No gradients.
+        ``proposals`` [S, M, H, A] are candidates from elsewhere, a policy's say, that compete in every
+        iteration beside the planner's own (LOOP, arXiv 2008.10066; TD-MPC, arXiv 2203.04955, alg. 1).
 
-        Raises InvalidInputError for a score of the wrong shape, another planner's state, or a
-        generator on another device.
+        Raises InvalidInputError for a score or proposals of the wrong shape, another planner's state,
+        or a generator on another device.
         """
         self._check(state)
         device = state.mean.device.type
         require(generator.device.type == device, "generator", generator.device, f"on {device}")
+        if proposals is not None:
+            shape, mean = tuple(proposals.shape), tuple(state.mean.shape)
+            ok = len(shape) == 4 and (shape[0], *shape[2:]) == mean
+            require(ok, "proposals", f"shape {shape}", f"[S, M, H, A] with S, H, A = {mean}")
         with torch.no_grad():
-            return self._search(score, state, generator)
+            return self._search(score, state, generator, proposals)
 
     @abstractmethod
     def _search(
-        self, score: Score, state: PlannerState, generator: torch.Generator
+        self,
+        score: Score,
+        state: PlannerState,
+        generator: torch.Generator,
+        proposals: Tensor | None,
     ) -> tuple[Tensor, PlannerState, PlanInfo]: ...
 
     def _check(self, state: PlannerState) -> None:
@@ -151,6 +165,11 @@ def finite_scores(score: Score, candidates: Tensor) -> tuple[Tensor, int]:
     require(shape == wanted, "score(actions)", f"shape {shape}", f"of shape [S, N] = {wanted}")
     finite = scores.isfinite()
     return torch.where(finite, scores, -torch.inf), int((~finite).sum())
+
+
+def joined(candidates: Tensor, proposals: Tensor | None) -> Tensor:
+    """The planner's own candidates [S, N, H, A] and, behind them, those from elsewhere."""
+    return candidates if proposals is None else torch.cat([candidates, proposals], dim=1)
 
 
 def shift(sequences: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from agents.planners.base import (
     PlannerState,
     Score,
     finite_scores,
+    joined,
     shift,
 )
 from agents.planners.coloured_noise import coloured_noise
@@ -93,7 +94,11 @@ class CEM(Planner):
         return tuple(max(count, least) for count in counts)
 
     def _search(
-        self, score: Score, state: PlannerState, generator: torch.Generator
+        self,
+        score: Score,
+        state: PlannerState,
+        generator: torch.Generator,
+        proposals: Tensor | None,
     ) -> tuple[Tensor, PlannerState, PlanInfo]:
         actions, kept, kept_valid = state.actions, state.elites, state.elite_valid
         mean, std = actions.widened(state.mean, self.initial_std)
@@ -109,6 +114,7 @@ class CEM(Planner):
                 candidates[:, 0] = actions.chosen(actions.middle)
             if self.add_mean and i == self.iterations - 1:
                 candidates[:, 0] = actions.chosen(mean)
+            candidates = joined(candidates, proposals)
             scores, bad = finite_scores(score, candidates)
             nonfinite += bad
             elites, elite_scores, valid = _best(candidates, scores, self.num_elites)

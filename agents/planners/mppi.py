@@ -20,6 +20,7 @@ from agents.planners.base import (
     PlannerState,
     Score,
     finite_scores,
+    joined,
     shift,
 )
 from agents.planners.coloured_noise import coloured_noise
@@ -37,6 +38,8 @@ class MPPI(Planner):
       probability that a step is drawn uniformly instead of from μ: there a_n are one-hot, μ are the
       probabilities of each action, and μ ← Σ_n w_n a_n is the same formula.
     - ``noise_beta``: the exponent of the coloured noise; 0 is white, as in the paper.
+    - ``elite_fraction``: the part of the candidates, the best, that is weighted; λ is then in standard
+      deviations of these (TD-MPC, Hansen et al. 2022, arXiv 2203.04955, eq. 4). 1 weighs all.
 
     Raises InvalidInputError where a field is out of its range.
     """
@@ -45,6 +48,7 @@ class MPPI(Planner):
     temperature: float = 0.3
     std: float = 0.5
     noise_beta: float = 0.0
+    elite_fraction: float = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -54,23 +58,29 @@ class MPPI(Planner):
             require(0 < value < math.inf, name, value, "finite and more than 0")
         ok = 0 <= self.noise_beta < math.inf
         require(ok, "noise_beta", self.noise_beta, "finite and at least 0")
+        ok = 0 < self.elite_fraction <= 1
+        require(ok, "elite_fraction", self.elite_fraction, "more than 0 and at most 1")
 
     def populations(self) -> tuple[int, ...]:
         """As many candidates in each iteration."""
         return (self.population,) * self.iterations
 
     def _search(
-        self, score: Score, state: PlannerState, generator: torch.Generator
+        self,
+        score: Score,
+        state: PlannerState,
+        generator: torch.Generator,
+        proposals: Tensor | None,
     ) -> tuple[Tensor, PlannerState, PlanInfo]:
         actions, mean, nonfinite = state.actions, state.mean, 0
         for count in self.populations():
             centre, std = actions.widened(mean, self.std)
             shape = (len(mean), count, *mean.shape[1:])
             noise = coloured_noise(shape, self.noise_beta, generator)
-            candidates = actions.draw(centre, std, noise)
+            candidates = joined(actions.draw(centre, std, noise), proposals)
             scores, bad = finite_scores(score, candidates)
             nonfinite += bad
-            weight = path_weights(scores, self.temperature)
+            weight = path_weights(self._elite(scores), self.temperature)
             any_finite = (scores > -torch.inf).any(1)[:, None, None]
             moved = actions.averaged(torch.einsum("sn,snha->sha", weight, candidates))
             mean = torch.where(any_finite, moved, mean)
@@ -78,6 +88,14 @@ class MPPI(Planner):
         elite_score = torch.where(any_finite[:, 0, 0], weighted, -torch.inf)
         info = PlanInfo(scores.amax(1), elite_score, nonfinite, std)
         return actions.chosen(mean[:, 0]), replace(state, mean=shift(mean)), info
+
+    def _elite(self, scores: Tensor) -> Tensor:
+        """The scores [S, N] of the best candidates; −inf for the others."""
+        count = max(1, round(self.elite_fraction * scores.shape[1]))
+        if count == scores.shape[1]:
+            return scores
+        least = scores.topk(count, dim=1).values[:, -1:]
+        return torch.where(scores >= least, scores, -torch.inf)
 
 
 def path_weights(scores: Tensor, temperature: float) -> Tensor:

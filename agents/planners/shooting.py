@@ -10,7 +10,15 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from agents.planners.base import PlanInfo, Planner, PlannerState, Score, finite_scores, shift
+from agents.planners.base import (
+    PlanInfo,
+    Planner,
+    PlannerState,
+    Score,
+    finite_scores,
+    joined,
+    shift,
+)
 
 
 @dataclass(frozen=True)
@@ -25,11 +33,15 @@ class RandomShooting(Planner):
         return (self.population,)
 
     def _search(
-        self, score: Score, state: PlannerState, generator: torch.Generator
+        self,
+        score: Score,
+        state: PlannerState,
+        generator: torch.Generator,
+        proposals: Tensor | None,
     ) -> tuple[Tensor, PlannerState, PlanInfo]:
         actions = state.actions
         shape = (len(state.mean), self.population, self.horizon)
-        candidates = actions.uniform(shape, generator)
+        candidates = joined(actions.uniform(shape, generator), proposals)
         scores, nonfinite = finite_scores(score, candidates)
         best_score, best = scores.max(1)
         found = (best_score > -torch.inf)[:, None, None]

@@ -6,15 +6,14 @@ rings are never put together: each batch is gathered from both.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
 import torch
 from stable_baselines3.common.buffers import BaseBuffer
-from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from stable_baselines3.common.vec_env import VecNormalize
 from torch import Tensor
 
@@ -27,6 +26,20 @@ Array = npt.NDArray[Any]
 
 #: What a learner needs of a step; ``ended`` is one only where the task ended, not where time was up.
 STEP = ("obs", "action", "next_obs", "reward", "ended")
+#: What a record of real steps needs besides.
+_RECORD = ("truncated", "episode", "t")
+
+
+class Samples(NamedTuple):
+    """A batch as SB3's ``ReplayBufferSamples``, and which of its rows were acted by plan, [B, 1] of 0 or 1."""
+
+    observations: Tensor
+    actions: Tensor
+    next_observations: Tensor
+    dones: Tensor
+    rewards: Tensor
+    discounts: Tensor | None
+    planned: Tensor
 
 
 class Ring:
@@ -51,10 +64,17 @@ class Ring:
             column[place] = rows[name][count - kept :]
         self.written += count
 
+    def places(self, count: int, generator: torch.Generator) -> Tensor:
+        """Where ``count`` rows lie, uniformly and with replacement, [count]."""
+        return torch.randint(len(self), (count,), generator=generator)
+
+    def at(self, index: Tensor, names: Sequence[str] = STEP) -> list[Tensor]:
+        """The rows at ``index`` [n], column by column."""
+        return [self.columns[name].index_select(0, index) for name in names]
+
     def draw(self, count: int, generator: torch.Generator) -> list[Tensor]:
         """``count`` rows of ``STEP``, uniformly and with replacement."""
-        index = torch.randint(len(self), (count,), generator=generator)
-        return [self.columns[name].index_select(0, index) for name in STEP]
+        return self.at(self.places(count, generator))
 
     def stored(self) -> dict[str, Tensor]:
         """The rows there are, as they lie."""
@@ -80,14 +100,20 @@ class MixedReplay(BaseBuffer):
         imagined_rows: int,
         real_share: float,
         generator: torch.Generator,
+        n_steps: int = 1,
+        gamma: float = 0.99,
+        normalised: VecNormalize | None = None,
     ) -> None:
         super().__init__(real_rows, observation_space, action_space, device="cpu", n_envs=n_envs)
         self.real_share, self.generator, self._actions = real_share, generator, action_space
+        self.n_steps, self.gamma, self._normalised = n_steps, gamma, normalised
+        #: Whether the next step of each environment is acted by plan; whoever acts says so.
+        self.by_plan = torch.zeros(n_envs)
         obs, action = torch.zeros(observation_space.shape), torch.zeros(self.action_dim)
         number = torch.zeros(())
         step = dict(zip(STEP, (obs, action, obs, number, number), strict=True))
         integer = torch.zeros((), dtype=torch.int64)
-        record = {"truncated": number.bool(), "episode": integer, "t": integer}
+        record = {"truncated": number.bool(), "episode": integer, "t": integer, "planned": number}
         self.real = Ring(real_rows, step | record)
         self.imagined = Ring(imagined_rows, step)
         self.episodes = 0
@@ -96,6 +122,30 @@ class MixedReplay(BaseBuffer):
     def size(self) -> int:
         """Real rows."""
         return len(self.real)
+
+    def __len__(self) -> int:
+        """Real rows, those included that were overwritten."""
+        return self.real.written
+
+    @property
+    def starting(self) -> npt.NDArray[np.bool_]:
+        """[n_envs]: whether the next step is the first of an episode."""
+        return (self._t == 0).numpy()
+
+    @property
+    def next_places(self) -> list[tuple[int, int]]:
+        """The episode and the time step of each environment's next step."""
+        return list(zip(self._episode.tolist(), self._t.tolist(), strict=True))
+
+    def standardising_rows(self) -> tuple[Array, Array]:
+        """Observations [N, O] and rewards [N] as the learner sees them, to find their scales by."""
+        rows = self.real.stored()
+        obs, reward = rows["obs"].numpy(), rows["reward"].numpy()
+        if self._normalised is None:
+            return obs, reward
+        return np.asarray(self._normalised.normalize_obs(obs)), np.asarray(
+            self._normalised.normalize_reward(reward)
+        )
 
     def reset(self) -> None:
         """Forget all rows."""
@@ -134,6 +184,7 @@ class MixedReplay(BaseBuffer):
                 "truncated": dones & cut,
                 "episode": self._episode,
                 "t": self._t,
+                "planned": self.by_plan,
             }
         )
         self._t = torch.where(dones, 0, self._t + 1)
@@ -165,24 +216,59 @@ class MixedReplay(BaseBuffer):
                 "truncated": torch.from_numpy(transitions.truncated),
                 "episode": torch.from_numpy(episode.astype(np.int64)) + self.episodes,
                 "t": torch.from_numpy(transitions.t),
+                "planned": torch.zeros(len(transitions)),
             }
         )
         self.episodes += len(numbers)
 
-    def sample(self, batch_size: int, env: VecNormalize | None = None) -> ReplayBufferSamples:
+    def sample(self, batch_size: int, env: VecNormalize | None = None) -> Samples:
         """``real_share`` of the rows real, rounded, the others imagined."""
         imagined = 0
         if len(self.imagined) and self.real_share < 1.0:
             imagined = batch_size - round(self.real_share * batch_size)
-        rings = ((self.real, batch_size - imagined), (self.imagined, imagined))
-        parts = [ring.draw(count, self.generator) for ring, count in rings if count]
-        obs, action, next_obs, reward, ended = (
+        parts = [self._real(batch_size - imagined)] if imagined < batch_size else []
+        if imagined:
+            rows = self.imagined.draw(imagined, self.generator)
+            discount = torch.full((imagined,), self.gamma)
+            parts.append([*rows, discount, torch.zeros(imagined)])
+        obs, action, next_obs, reward, ended, discount, planned = (
             torch.cat(column) for column in zip(*parts, strict=True)
         )
         if env is not None:
             obs, next_obs = (_float(env.normalize_obs(part.numpy())) for part in (obs, next_obs))
             reward = _float(env.normalize_reward(reward.numpy()))
-        return ReplayBufferSamples(obs, action, next_obs, ended.unsqueeze(1), reward.unsqueeze(1))
+        columns = (column.unsqueeze(1) for column in (ended, reward, discount, planned))
+        ended, reward, discount, planned = columns
+        discounts = None if self.n_steps == 1 else discount
+        return Samples(obs, action, next_obs, ended, reward, discounts, planned)
+
+    def _real(self, count: int) -> list[Tensor]:
+        """Real rows, each the start of at most ``n_steps`` steps of its episode (Sutton 1988): the
+        columns of ``STEP``, the discount of what follows, and whether the first step was planned."""
+        index = self.real.places(count, self.generator)
+        obs, action, next_obs, reward, ended, planned = self.real.at(index, (*STEP, "planned"))
+        discount = torch.full((count,), self.gamma)
+        going = ended == 0.0
+        for _ in range(self.n_steps - 1):
+            index, going = self._after(index, going)
+            further, payment, end = self.real.at(index, ("next_obs", "reward", "ended"))
+            next_obs = torch.where(going[:, None], further, next_obs)
+            reward = reward + torch.where(going, discount * payment, 0.0)
+            ended = torch.where(going, end, ended)
+            discount = torch.where(going, discount * self.gamma, discount)
+            going = going & (end == 0.0)
+        return [obs, action, next_obs, reward, ended, discount, planned]
+
+    def _after(self, index: Tensor, going: Tensor) -> tuple[Tensor, Tensor]:
+        """The row of the next time step of each of ``index`` [n], and whether there is one."""
+        ring = self.real
+        after = (index + self.n_envs) % ring.capacity
+        newest = (ring.written - 1 - torch.arange(self.n_envs)) % ring.capacity
+        there = (after < len(ring)) & ~torch.isin(index, newest)
+        after = torch.where(there, after, index)
+        episode, t = ring.columns["episode"], ring.columns["t"]
+        follows = (episode[after] == episode[index]) & (t[after] == t[index] + 1)
+        return after, going & there & follows
 
     def transitions(self) -> Transitions:
         """The real steps, grouped by episode; actions as models see them.
@@ -191,10 +277,20 @@ class MixedReplay(BaseBuffer):
         """
         if not len(self.real):
             raise InvalidInputError("no steps were recorded; collect some first")
-        rows = self.real.stored()
+        return self._record(self.real.stored())
+
+    def newest(self, count: int) -> Transitions | None:
+        """The last ``count`` real steps, grouped by episode; None of none."""
+        count = min(count, len(self.real))
+        if count < 1:
+            return None
+        index = (self.real.written - count + torch.arange(count)) % self.real.capacity
+        return self._record({name: column[index] for name, column in self.real.columns.items()})
+
+    def _record(self, rows: dict[str, Tensor]) -> Transitions:
         # A ring that went round begins in its middle; environments stepped side by side take turns.
         order = np.lexsort((rows["t"].numpy(), rows["episode"].numpy()))
-        found = {name: column.numpy()[order] for name, column in rows.items()}
+        found = {name: rows[name].numpy()[order] for name in (*STEP, *_RECORD)}
         found["terminated"] = found.pop("ended") > 0.0
         action = model_action(self._actions, torch.from_numpy(found["action"]))
         found["action"] = action.numpy()

@@ -1,0 +1,509 @@
+"""The agent: it acts by plan in a learned model, by a policy, or by both, and learns all three on the way.
+
+An off-policy learner of Stable-Baselines3 is held, not subclassed: SB3 acts, stores, logs, calls the
+callbacks and updates. Here a model is fitted to what was stored, plans are made in it (LOOP, arXiv
+2008.10066; TD-MPC, arXiv 2203.04955), and branches imagined in it join the replay (MBPO, arXiv 1906.08253).
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import gymnasium as gym
+import numpy as np
+import numpy.typing as npt
+import torch
+from stable_baselines3 import DQN
+from stable_baselines3.common.logger import Logger
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.type_aliases import MaybeCallback
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_normalize
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from agents.common.callbacks import Presented, as_callback, open_logger
+from agents.common.device import planning_device
+from agents.common.experience import RandomBehaviour, require_finite
+from agents.common.first_model import require_enough_for_a_model
+from agents.common.randomness import OwnRandomness, require_seed
+from agents.common.spaces import (
+    action_set,
+    checked_observation,
+    from_vectors,
+    require_actions,
+    require_box,
+    vector_env,
+)
+from agents.common.threads import few_threads
+from agents.learners.fast_sac import FastSAC
+from agents.learners.held import divergence_told, make_algorithm, update_vec_normalize
+from agents.planning_agent.checkpoint import Progress, load_agent, save_agent
+from agents.planning_agent.imagined_rows import imagine
+from agents.planning_agent.old_files import MBPO_AGENT, MPC_AGENT
+from agents.planning_agent.plans import Memory, Plans
+from agents.planning_agent.policy import HeldPolicy
+from agents.planning_agent.replay import MixedReplay
+from agents.planning_agent.settings import PlanningSettings
+from agents.planning_agent.terminal_value import Value, ValueSettings, fit_value
+from agents.planning_agent.upkeep import Upkeep
+from mbrl_bilevel.dynamics import DynamicsModel, fit_dynamics
+from mbrl_bilevel.errors import InvalidInputError, require_count
+from mbrl_bilevel.methods import get_method
+from mbrl_bilevel.model_env import StepModel
+from mbrl_bilevel.types import FitResult, Rule, Transitions, require_rules
+
+Array = npt.NDArray[Any]
+
+#: Steps after which it is drawn anew whether plan or policy acts, where both do.
+_TURN = 50
+
+
+class PlanningAgent:
+    """An agent that plans with its policy, on a learner of SB3.
+
+    ``env`` is a Gymnasium environment or an SB3 vector environment, with Box observations [O] and Box
+    actions [A] of finite bounds or Discrete ones, which models and rules see one-hot; around a
+    VecNormalize the model and the planner see raw observations and rewards, the learner normalised ones.
+    ``settings`` say what it is made of. ``algorithm`` is the learner's class (by default a fast SAC, of
+    discrete actions DQN), ``algorithm_kwargs`` are its own arguments. ``termination`` and ``reward`` are
+    known rules, batched over (obs, action, next_obs); without one the model learns it. SB3's callbacks
+    see this agent as their ``model``, and SB3's own locals.
+
+    ``model`` may be set to another one to plan in, the true simulator for instance; ``refit`` puts a fitted
+    one in its place. ``device``: where plans are imagined; "auto" is CUDA where there is one, as in SB3.
+
+    Raises InvalidInputError for spaces, settings or arguments that it cannot take.
+    """
+
+    _settings: ClassVar[type[PlanningSettings]] = PlanningSettings
+    #: The learner's class where there is no choice.
+    _algorithm: ClassVar[type[OffPolicyAlgorithm] | None] = None
+    #: Files of version 0.1 that ``load`` reads.
+    _reads: ClassVar[tuple[str, ...]] = (MPC_AGENT, MBPO_AGENT)
+
+    def __init__(
+        self,
+        env: gym.Env[Any, Any] | VecEnv,
+        settings: PlanningSettings | None = None,
+        *,
+        algorithm: type[OffPolicyAlgorithm] | None = None,
+        algorithm_kwargs: Mapping[str, Any] | None = None,
+        termination: Rule | None = None,
+        reward: Rule | None = None,
+        seed: int = 0,
+        device: torch.device | str = "auto",
+        tensorboard_log: str | Path | None = None,
+        verbose: int = 0,
+    ) -> None:
+        require_seed(seed)
+        require_rules(termination, reward)
+        self.settings = self._settings() if settings is None else settings
+        self.env = vector_env(env)
+        self.action_space = require_actions(self.env.action_space)
+        self.observation_space = require_box(self.env.observation_space, "observation")
+        self.termination, self.reward, self.seed = termination, reward, seed
+        self.device, self.verbose = planning_device(device), verbose
+        self.algorithm_kwargs = dict(algorithm_kwargs or {})
+        self.model: StepModel | None = None
+        self.value: Value | None = None
+        self.last_fit: FitResult | None = None
+        self.progress = Progress()
+        self._generator = torch.Generator().manual_seed(seed)
+        self._noise = np.random.default_rng([seed, 1])
+        self._random = OwnRandomness(seed)
+        self._hold(algorithm or self._algorithm or self._fitting_learner())
+        self.algorithm.set_logger(open_logger(tensorboard_log, verbose))
+        self.upkeep = Upkeep(self)
+
+    def _fitting_learner(self) -> type[OffPolicyAlgorithm]:
+        return DQN if isinstance(self.action_space, gym.spaces.Discrete) else FastSAC
+
+    def _hold(self, kind: type[OffPolicyAlgorithm]) -> None:
+        """Make the learner, give it the replay, and let plans act in its place where they should."""
+        settings, normalised = self.settings, self.get_vec_normalize_env()
+        with self._random:
+            self.algorithm = make_algorithm(
+                kind,
+                self.env,
+                self.algorithm_kwargs,
+                seed=self.seed,
+                learning_starts=settings.learning_starts,
+                gradient_steps=settings.updates_per_step * self.env.num_envs,
+            )
+        self.experience = MixedReplay(
+            self.observation_space,
+            self.action_space,
+            n_envs=self.env.num_envs,
+            real_rows=settings.real_rows,
+            imagined_rows=settings.imagined_rows,
+            real_share=1.0 if settings.real_share == "auto" else settings.real_share,
+            generator=self._generator,
+            n_steps=settings.n_steps,
+            gamma=float(self.algorithm.gamma),
+            normalised=normalised,
+        )
+        self.algorithm.replay_buffer = self.experience  # type: ignore[assignment]
+        self.held = HeldPolicy(self.algorithm, self.action_space, normalised)
+        self._plans = Plans(action_set(self.action_space), self.held, self.device)
+        if settings.planner is not None:
+            # SB3's collection loop asks this for every action.
+            self.algorithm._sample_action = self._sample_action  # type: ignore[method-assign]
+
+    def get_env(self) -> VecEnv:
+        """The training environment, as a vector environment (SB3's callbacks ask for it)."""
+        return self.env
+
+    def get_vec_normalize_env(self) -> VecNormalize | None:
+        """The VecNormalize around the training environment, if any (SB3's callbacks ask for it)."""
+        return unwrap_vec_normalize(self.env)
+
+    @property
+    def n_envs(self) -> int:
+        """How many environments are stepped side by side."""
+        return self.env.num_envs
+
+    @property
+    def num_timesteps(self) -> int:
+        """Real steps taken by ``learn``."""
+        return int(self.algorithm.num_timesteps)
+
+    @property
+    def logger(self) -> Logger:
+        """SB3's logger."""
+        return self.algorithm.logger
+
+    @property
+    def policy(self) -> BasePolicy:
+        """The learner's policy."""
+        return self.algorithm.policy
+
+    @property
+    def ep_info_buffer(self) -> Any:
+        """Returns and lengths of the last episodes, as SB3 keeps them."""
+        return self.algorithm.ep_info_buffer
+
+    @property
+    def _total_timesteps(self) -> int:
+        return self.algorithm._total_timesteps
+
+    @property
+    def _num_timesteps_at_start(self) -> int:
+        return self.algorithm._num_timesteps_at_start
+
+    def dump_logs(self) -> None:
+        """Write out what was logged since the last time (SB3's callbacks ask for it)."""
+        self.algorithm.dump_logs()
+
+    def learn(
+        self,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        progress_bar: bool = False,
+        reset_num_timesteps: bool = False,
+        log_interval: int = 4,
+    ) -> Self:
+        """Act for ``total_timesteps`` real steps, fitting, imagining and updating on the way.
+
+        Called again, it goes on, in new episodes. Warns if it ends before ``learning_starts``, without a
+        model that it needs. Raises InvalidInputError if the environment returns NaN, or
+        ``learning_starts`` is too early for a model; DivergedError if none can be fitted, or the policy
+        runs away.
+        """
+        require_count("total_timesteps", total_timesteps, 10**12)
+        if self.model is None and self.settings.uses_model:
+            members, first = self.settings.members, self.settings.learning_starts
+            require_enough_for_a_model(members, first, len(self.experience.real))
+        given = [] if callback is None else [Presented(as_callback(callback), self)]
+        with self._random, few_threads(self.widest), divergence_told(self.algorithm):
+            self._begin_stretch()
+            self.algorithm.learn(
+                total_timesteps,
+                [self.upkeep.with_bar(progress_bar), *given],
+                log_interval=log_interval,
+                reset_num_timesteps=reset_num_timesteps,
+            )
+        if self.model is None and self.settings.planner is not None:
+            warnings.warn(
+                f"learn() ended after {len(self.experience)} steps, before learning_starts="
+                f"{self.settings.learning_starts}: there is no model yet, and predict() acts at "
+                "random; learn for longer",
+                stacklevel=2,
+            )
+        return self
+
+    def learn_offline(
+        self,
+        updates: int,
+        transitions: Transitions | None = None,
+        callback: MaybeCallback = None,
+        progress_bar: bool = False,
+    ) -> Self:
+        """Make ``updates`` updates without the environment, on real steps that are there or given.
+
+        The model is fitted once, before the first update; give ``branching`` of the settings a penalty
+        (Yu et al. 2020, MOPO). Between two imaginations the callback is called once. Called again
+        without ``transitions``, it goes on; ``learn`` then acts from the first step. A
+        VecNormalize that is training learns its statistics from ``transitions``, as from steps.
+        Raises InvalidInputError if there is no real step or one does not fit the spaces, DivergedError
+        if the model or the policy runs away.
+        """
+        require_count("updates", updates, 10**12)
+        normalised = self.get_vec_normalize_env()
+        if transitions is not None:
+            self.experience.extend(transitions)
+            self.model = None
+            if normalised is not None:
+                update_vec_normalize(normalised, transitions)
+        if not len(self.experience.real):
+            raise InvalidInputError("no steps were recorded; give transitions, or learn() first")
+        hook = Presented(as_callback(callback), self)
+        hook.init_callback(self.algorithm)
+        stretch = self.settings.imagine_every * self.settings.updates_per_step
+        bar = tqdm(total=updates, desc="updates", disable=not progress_bar)
+        with self._random, few_threads(self.widest), divergence_told(self.algorithm), bar:
+            if self.model is None and self.settings.uses_model:
+                self.refit()
+            hook.on_training_start(locals(), globals())
+            left = updates
+            while left > 0:
+                if self.settings.imagines:
+                    self.imagine()
+                count = min(stretch, left)
+                self.algorithm.train(count, self.algorithm.batch_size)
+                left -= count
+                self.note(offline_updates=self.progress.offline_updates + count)
+                bar.update(count)
+                hook.update_locals(locals())
+                if not hook.on_step():
+                    break
+            hook.on_training_end()
+        return self
+
+    def predict(
+        self,
+        observation: Array | dict[str, Array],
+        state: Memory | None = None,
+        episode_start: Array | None = None,
+        deterministic: bool = False,
+        *,
+        plan: bool | None = None,
+    ) -> tuple[Array, Memory | None]:
+        """The action [A] or [S, A] at ``observation`` [O] or [S, O] (of discrete actions their number,
+        or [S]), and the planner's state.
+
+        ``plan``: act by plan (True) or by the policy alone (False); None plans where there is a planner.
+        By plan, the state carries plan and random generator from step to step, as a recurrent policy
+        carries its memory; rows where ``episode_start`` is set begin anew; with the same inputs the same
+        action comes out. Unless ``deterministic``, there is exploration. While there is no model, in the
+        first steps of ``learn``, planned actions are uniform. Around a VecNormalize, observations are
+        normalised, as SB3 gives them.
+
+        Raises InvalidInputError for another shape, NaN or infinity, or before the first ``learn``.
+        """
+        checked, single = checked_observation(self.observation_space, observation)
+        if plan is None:
+            plan = self.settings.planner is not None
+        with few_threads(self.widest):
+            if not plan:
+                return self.algorithm.predict(observation, None, None, deterministic)
+            if self.settings.planner is None:
+                raise InvalidInputError("plan=True: this agent has no planner; leave it out")
+            if self.model is None and not len(self.experience):
+                raise InvalidInputError("the agent has no model yet; call learn() or load() first")
+            obs = torch.from_numpy(self._raw(checked))
+            if state is None:
+                state = self._plans.fresh(self.settings, len(obs), self.seed)
+            vectors, state = self._plan(obs, state, episode_start, explore=not deterministic)
+        taken = from_vectors(self.action_space, vectors.numpy())
+        return taken[0] if single else taken, state
+
+    def refit(self) -> FitResult:
+        """Fit a fresh model, and where it is asked for a fresh value, to all experience so far."""
+        settings, experience = self.settings, self.experience.transitions()
+        self.value = self._fit_value(experience)
+        model, result = fit_dynamics(
+            experience,
+            get_method(settings.method),
+            generator=self._generator,
+            members=settings.members,
+            hidden=settings.hidden,
+            schedule=settings.schedule,
+            termination=self.termination,
+            reward=self.reward,
+        )
+        elites = settings.elites
+        self.model = model if elites is None else model.elites(result.criterion, elites)
+        self.last_fit = result
+        self.note(fitted_on=len(self.experience))
+        self.logger.record("model/held_out", float(np.mean(result.criterion)))
+        self.logger.record("model/fit_steps", result.steps)
+        for name, value in result.outer.items():
+            self.logger.record(f"model/{name}", value)
+        return result
+
+    def imagine(self) -> int:
+        """Branches from real states join the replay; how many steps. InvalidInputError: no model."""
+        if not isinstance(self.model, DynamicsModel):
+            raise InvalidInputError("there is no model to imagine with yet; call refit() first")
+        settings, space = self.settings, self.observation_space
+        branches = settings.rollouts_per_step * settings.imagine_every
+        rows = imagine(
+            self.model,
+            self.experience.real.draw(branches, self._generator)[0],
+            self._act_in_imagination,
+            self.action_space,
+            settings.rollout.at(self.num_timesteps),
+            settings.branching,
+            self._generator,
+            within=(torch.from_numpy(space.low).float(), torch.from_numpy(space.high).float()),
+        )
+        count = len(rows["reward"])
+        if not count:
+            raise InvalidInputError(
+                "every imagined step is NaN or infinite: the reward rule or the model gives nothing else"
+            )
+        self.experience.imagined.add(rows)
+        self.note(imagined_on=len(self.experience))
+        self.logger.record("model/imagined", count)
+        return count
+
+    def save(self, path: str | Path) -> None:
+        """Write the agent to one file, atomically and without pickle.
+
+        Rules and objects among the arguments are code, and not saved. Raises InvalidInputError for a
+        planner that is none of ``agents.planners``, or a model that is not a learned one.
+        """
+        save_agent(path, self)
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        env: gym.Env[Any, Any] | VecEnv,
+        *,
+        algorithm: type[OffPolicyAlgorithm] | None = None,
+        algorithm_kwargs: Mapping[str, Any] | None = None,
+        termination: Rule | None = None,
+        reward: Rule | None = None,
+        device: torch.device | str = "auto",
+    ) -> Self:
+        """The agent in ``path``, for ``env``; rules, objects it was made with, and a class that is not
+        SB3's or ours are asked for again.
+
+        Raises CheckpointError if the file is damaged, of other spaces, or something is missing; warns if
+        it is of another environment with the same spaces.
+        """
+        given = {"termination": termination, "reward": reward, "device": device}
+        return load_agent(cls, path, vector_env(env), algorithm, algorithm_kwargs or {}, given)
+
+    @property
+    def widest(self) -> int:
+        """Units of the widest layer, by which the number of threads is chosen."""
+        layers = self.algorithm_kwargs.get("policy_kwargs", {}).get("net_arch", [256])
+        widths = layers if isinstance(layers, list | tuple) else [256]
+        return max(*self.settings.hidden, 1, *(w for w in widths if isinstance(w, int)))
+
+    def note(self, **counts: int | float | None) -> None:
+        """Write down how far it has come."""
+        self.progress = replace(self.progress, **counts)  # type: ignore[arg-type]
+
+    def _fit_value(self, experience: Transitions) -> Value | None:
+        """Of the agent's own planning, once there is enough of it: random steps, which soon fail
+        from where planning goes on, would say that being there is bad."""
+        settings = self.settings.value
+        if not isinstance(settings, ValueSettings) or not experience.terminated.any():
+            return None
+        first = self.progress.first_planned
+        if first is None:
+            # The next episode is the first without a random step.
+            first = self.experience.episodes
+            self.note(first_planned=first)
+        planned = experience[experience.episode >= first]
+        if len(planned) >= settings.rows_needed() and planned.terminated.any():
+            experience = planned
+        return fit_value(experience, settings, self._generator)
+
+    def _begin_stretch(self) -> None:
+        """New episodes and, where actions are still random, other ones than before."""
+        # A policy that was learned offline needs no random steps first.
+        offline = self.progress.offline_updates > 0
+        self.algorithm.learning_starts = 0 if offline else self.settings.learning_starts
+        seed = self.seed + self.experience.episodes
+        self.env.seed(seed)
+        self.algorithm.action_space.seed(seed % 2**32)
+        self.algorithm.set_env(self.env, force_reset=True)
+        self.experience.start_episodes()
+        if self.settings.planner is None:
+            return
+        noise_seed = int(torch.randint(2**62, (), generator=self._generator).item())
+        self._memory = self._plans.fresh(self.settings, self.n_envs, noise_seed)
+        self._behaviours = [
+            RandomBehaviour(self.action_space, self._noise) for _ in range(self.n_envs)
+        ]
+        self._by_plan = np.ones(self.n_envs, dtype=np.bool_)
+
+    def _sample_action(
+        self, learning_starts: int, action_noise: object = None, n_envs: int = 1
+    ) -> tuple[Array, Array]:
+        """What SB3's loop asks for: the environments' actions, and as the replay stores them."""
+        seen: Any = self.algorithm._last_obs
+        normalised = self.get_vec_normalize_env() is not None
+        raw: Any = self.algorithm._last_original_obs if normalised else seen
+        raw = np.array(raw, dtype=np.float32)
+        for i in np.flatnonzero(self.experience.starting):
+            require_finite("observation", raw[i], self.experience.next_places[i][0], -1)
+        if self.model is None:
+            places = zip(self._behaviours, raw, self.experience.next_places, strict=True)
+            action = np.stack([behave(obs, t) for behave, obs, (_, t) in places])
+            self.experience.by_plan = torch.zeros(n_envs)
+        else:
+            action = self._learning_action(raw, seen)
+        if isinstance(self.action_space, gym.spaces.Box):
+            # A copy: the environment may write into what it is given.
+            return action, np.array(self.algorithm.policy.scale_action(action))
+        return action, action.copy()
+
+    def _learning_action(self, raw: Array, seen: Array) -> Array:
+        """By plan, or where it is the policy's turn as its algorithm explores."""
+        starting = self.experience.starting
+        vectors, self._memory = self._plan(torch.from_numpy(raw), self._memory, starting, True)
+        action = from_vectors(self.action_space, vectors.numpy())
+        if self.settings.plan_share < 1.0 and self.held.exists:
+            turn = np.array([t % _TURN == 0 for _, t in self.experience.next_places])
+            drawn = self._noise.random(self.n_envs) < self.settings.plan_share
+            self._by_plan = np.where(turn, drawn, self._by_plan)
+            if not self._by_plan.all():
+                own, _ = self.algorithm.predict(seen, deterministic=False)
+                action[~self._by_plan] = own[~self._by_plan]
+        self.experience.by_plan = torch.from_numpy(self._by_plan.astype(np.float32))
+        return action
+
+    def _plan(
+        self, obs: Tensor, memory: Memory, starting: Array | None, explore: bool
+    ) -> tuple[Tensor, Memory]:
+        return self._plans.act(
+            self.settings, self.model, self.value, obs, memory, starting, explore
+        )
+
+    def _raw(self, obs: Array) -> Array:
+        """Observations in raw units, of those that SB3 gives."""
+        normalised = self.get_vec_normalize_env()
+        if normalised is None:
+            return obs
+        return np.asarray(normalised.unnormalize_obs(obs), dtype=np.float32)
+
+    def _act_in_imagination(self, obs: Tensor) -> Tensor:
+        """The present policy's actions at raw ``obs`` [B, O], as the replay stores them."""
+        seen: Any = obs.numpy().astype(self.observation_space.dtype)
+        normalised = self.get_vec_normalize_env()
+        if normalised is not None:
+            seen = normalised.normalize_obs(seen)
+        action, _ = self.algorithm.predict(seen, deterministic=False)
+        if isinstance(self.action_space, gym.spaces.Box):
+            action = self.algorithm.policy.scale_action(action)
+        return torch.from_numpy(np.asarray(action, dtype=np.float32)).reshape(len(obs), -1)

@@ -1,0 +1,252 @@
+"""A planning agent to and from one file: no pickle; rules and objects are code, and asked for again.
+
+The file is a checkpoint of ``mbrl_bilevel.checkpoint``: the learner, the model, a fitted value, both rings
+of the replay, settings, progress, random states.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+
+import torch
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.vec_env import VecEnv
+
+from agents.common.saved import Spaces, check_spaces, check_widths, count_of, rules_of, spaces_of
+from agents.learners.held import (
+    algorithm_class,
+    algorithm_to_checkpoint,
+    fill_algorithm,
+    fill_vec_normalize,
+    storable,
+    vec_normalize_to_checkpoint,
+)
+from agents.planning_agent.old_files import MBPO_AGENT, MPC_AGENT, read_mpc, with_old_defaults
+from agents.planning_agent.replay import MixedReplay, Ring
+from agents.planning_agent.settings import PlanningSettings
+from agents.planning_agent.settings_file import settings_from_json, settings_to_json
+from agents.planning_agent.terminal_value import Value, value_from_checkpoint, value_to_checkpoint
+from mbrl_bilevel.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from mbrl_bilevel.dynamics import DynamicsModel
+from mbrl_bilevel.dynamics_checkpoint import model_from_checkpoint, model_to_checkpoint
+from mbrl_bilevel.errors import CheckpointError, InvalidInputError
+from mbrl_bilevel.types import Rule
+
+if TYPE_CHECKING:
+    from agents.planning_agent.agent import PlanningAgent
+
+#: What the file says it holds.
+PLANNING_AGENT = "planning agent"
+
+A = TypeVar("A", bound="PlanningAgent")
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far an agent has come: real steps at the last fit and at the last imagination, updates made
+    offline, the first planned episode (None: none yet), and how its model was on new steps."""
+
+    fitted_on: int = 0
+    imagined_on: int = 0
+    offline_updates: int = 0
+    first_planned: int | None = None
+    health: tuple[tuple[str, float], ...] = ()
+
+    def with_health(self, found: Mapping[str, float]) -> Self:
+        """The same, with the last look at how things are."""
+        kept = {name: value for name, value in found.items() if name.startswith("health/")}
+        return replace(self, health=tuple(sorted(kept.items())))
+
+
+def save_agent(path: str | Path, agent: PlanningAgent) -> None:
+    """Write ``agent`` atomically. Raises InvalidInputError for a planner or a model that no file holds."""
+    model = agent.model
+    if model is not None and not isinstance(model, DynamicsModel):
+        raise InvalidInputError(
+            f"save: model is a {type(model).__name__}, and only a learned one fits in a file; "
+            "set model to None before"
+        )
+    kept, asked = storable(agent.algorithm_kwargs)
+    torch_state, numpy_state = agent._random.states
+    tensors: dict[str, Any] = {"generator": agent._generator.get_state(), "torch": torch_state}
+    config: dict[str, Any] = {
+        "settings": settings_to_json(agent.settings),
+        "algorithm_class": type(agent.algorithm).__name__,
+        "algorithm_kwargs": kept,
+        "asked_again": asked,
+        "spaces": asdict(spaces_of(agent.env)),
+        "rules": [name for name in ("termination", "reward") if getattr(agent, name)],
+        "seed": agent.seed,
+        "numpy": numpy_state,
+        "noise": dict(agent._noise.bit_generator.state),
+        "model": None,
+        "value": None,
+        "episodes": agent.experience.episodes,
+        "real_share": agent.experience.real_share,
+        "progress": asdict(agent.progress) | {"health": dict(agent.progress.health)},
+    }
+    for name, ring in _rings(agent.experience).items():
+        config[f"{name}_written"] = ring.written
+        tensors |= {f"{name}.{key}": value for key, value in ring.stored().items()}
+    parts: dict[str, Any] = {"algorithm": algorithm_to_checkpoint(agent.algorithm)}
+    if model is not None:
+        parts["model"] = model_to_checkpoint(model)
+    if agent.value is not None:
+        parts["value"] = value_to_checkpoint(agent.value)
+    normalised = agent.get_vec_normalize_env()
+    if normalised is not None:
+        parts["vec_normalize"] = vec_normalize_to_checkpoint(normalised)
+    for name, (own, facts) in parts.items():
+        config[name] = dict(facts)
+        tensors |= {f"{name}.{key}": value for key, value in own.items()}
+    save_checkpoint(path, PLANNING_AGENT, tensors, config)
+
+
+def load_agent(
+    kind: type[A],
+    path: str | Path,
+    env: VecEnv,
+    algorithm: type[OffPolicyAlgorithm] | None,
+    algorithm_kwargs: Mapping[str, Any],
+    given: Mapping[str, Any],
+) -> A:
+    """The agent of class ``kind`` in ``path``; ``given``: rules and device.
+
+    Raises CheckpointError if the file is damaged, of other spaces, or something is missing.
+    """
+    checkpoint = load_checkpoint(path, PLANNING_AGENT, *kind._reads)
+    spaces = spaces_of(env)
+    rules: dict[str, Any] = {name: given.get(name) for name in ("termination", "reward")}
+    rules_of(checkpoint, **rules)
+    check_spaces(checkpoint, spaces)
+    if checkpoint.kind == MPC_AGENT:
+        return read_mpc(kind, checkpoint, env, spaces, given)
+    made = _made(kind, checkpoint, algorithm, algorithm_kwargs)
+    agent = kind(env, **made, **given)
+    fill_algorithm(checkpoint, "algorithm", agent.algorithm)
+    agent.model = read_model(checkpoint, spaces, **rules)
+    agent.value = _value(checkpoint, spaces)
+    agent.progress = _progress(checkpoint)
+    _fill_replay(checkpoint, agent.experience)
+    _fill_states(checkpoint, agent)
+    fill_vec_normalize(checkpoint, "vec_normalize", agent.get_vec_normalize_env())
+    return agent
+
+
+def read_for_planning(
+    path: str | Path, env: VecEnv, *, termination: Rule | None, reward: Rule | None
+) -> tuple[DynamicsModel | None, Value | None, PlanningSettings]:
+    """The model, the fitted value and the settings in any agent's file; the model is None where there was
+    none (a learner alone has none).
+
+    Raises CheckpointError as ``load_agent`` does, but asks for no class and no objects.
+    """
+    checkpoint = load_checkpoint(path, PLANNING_AGENT, MPC_AGENT, MBPO_AGENT)
+    spaces = spaces_of(env)
+    rules_of(checkpoint, termination, reward)
+    check_spaces(checkpoint, spaces)
+    config = with_old_defaults(checkpoint.kind, checkpoint.setting("settings", dict))
+    settings = settings_from_json(checkpoint.path, PlanningSettings, config)
+    model = read_model(checkpoint, spaces, termination, reward)
+    return model, _value(checkpoint, spaces), settings
+
+
+def read_model(
+    checkpoint: Checkpoint, spaces: Spaces, termination: Rule | None, reward: Rule | None
+) -> DynamicsModel | None:
+    """The model, if there was one. Raises CheckpointError if it is damaged or does not fit."""
+    if checkpoint.config.get("model") is None:
+        return None
+    model = model_from_checkpoint(checkpoint, "model", termination, reward)
+    check_widths(checkpoint, spaces, model.obs_dim, model.policy.inputs - model.obs_dim)
+    return model
+
+
+def _value(checkpoint: Checkpoint, spaces: Spaces) -> Value | None:
+    if checkpoint.config.get("value") is None:
+        return None
+    return value_from_checkpoint(checkpoint, "value", spaces.obs_dim)
+
+
+def _made(
+    kind: type[PlanningAgent],
+    checkpoint: Checkpoint,
+    algorithm: type[OffPolicyAlgorithm] | None,
+    algorithm_kwargs: Mapping[str, Any],
+) -> dict[str, Any]:
+    """What the agent was made with, and what of it has to be given again."""
+    for name in checkpoint.setting("asked_again", list):
+        if name not in algorithm_kwargs:
+            raise CheckpointError(
+                f"checkpoint {checkpoint.path}: the agent was made with an object as {name!r}, which no "
+                "file holds; pass it to load() in algorithm_kwargs="
+            )
+    name = checkpoint.setting("algorithm_class", str)
+    held = algorithm_class(checkpoint.path, name, algorithm)
+    if kind._algorithm is not None and held is not kind._algorithm:
+        raise CheckpointError(
+            f"checkpoint {checkpoint.path}: the agent holds a {name}, which {kind.__name__} does not; "
+            "load it with agents.PlanningAgent.load"
+        )
+    config = with_old_defaults(checkpoint.kind, checkpoint.setting("settings", dict))
+    return {
+        "settings": settings_from_json(checkpoint.path, kind._settings, config),
+        "algorithm": held,
+        "algorithm_kwargs": {**checkpoint.setting("algorithm_kwargs", dict), **algorithm_kwargs},
+        "seed": count_of(checkpoint, "seed"),
+    }
+
+
+def _progress(checkpoint: Checkpoint) -> Progress:
+    """Raises CheckpointError for counts that cannot be."""
+    found: dict[str, Any] = checkpoint.config
+    if checkpoint.kind == PLANNING_AGENT:
+        found = checkpoint.setting("progress", dict)
+    counts = {name: found.get(name) for name in ("fitted_on", "imagined_on", "offline_updates")}
+    first, health = found.get("first_planned"), found.get("health", {})
+    numbers = [*counts.values(), 0 if first is None else first]
+    sound = all(type(value) is int and 0 <= value < 2**62 for value in numbers)
+    if not sound or not isinstance(health, dict):
+        raise CheckpointError(
+            f"checkpoint {checkpoint.path}: its progress is damaged; restore a good copy or save it again"
+        )
+    pairs: Any = tuple(sorted((str(name), float(value)) for name, value in health.items()))
+    return Progress(**counts, first_planned=first, health=pairs)  # type: ignore[arg-type]
+
+
+def _rings(experience: MixedReplay) -> dict[str, Ring]:
+    return {"real": experience.real, "imagined": experience.imagined}
+
+
+def _fill_replay(checkpoint: Checkpoint, experience: MixedReplay) -> None:
+    """Give a fresh replay the rows of the file. Raises CheckpointError for a misfit."""
+    experience.episodes = count_of(checkpoint, "episodes")
+    share = checkpoint.config.get("real_share", experience.real_share)
+    if type(share) not in (int, float) or not 0.0 <= share <= 1.0:
+        raise CheckpointError(
+            f"checkpoint {checkpoint.path}: its real_share is {share!r}; restore a good copy"
+        )
+    experience.real_share = float(share)
+    for name, ring in _rings(experience).items():
+        ring.written = count_of(checkpoint, f"{name}_written")
+        for key, column in ring.columns.items():
+            if key == "planned" and checkpoint.kind == MBPO_AGENT:
+                continue  # version 0.1 had no plans beside a policy
+            shape = (len(ring), *column.shape[1:])
+            column[: len(ring)] = checkpoint.require(f"{name}.{key}", shape, column.dtype)
+
+
+def _fill_states(checkpoint: Checkpoint, agent: PlanningAgent) -> None:
+    own, others = (checkpoint.require(name, dtype=torch.uint8) for name in ("generator", "torch"))
+    try:
+        agent._generator.set_state(own)
+        agent._random.states = (others, checkpoint.setting("numpy", dict))
+        if checkpoint.kind == PLANNING_AGENT:
+            agent._noise.bit_generator.state = checkpoint.setting("noise", dict)
+    except (KeyError, TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise CheckpointError(
+            f"checkpoint {checkpoint.path}: its random states are damaged: {error}"
+        ) from None

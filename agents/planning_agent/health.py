@@ -1,0 +1,197 @@
+"""How the agent is: its model on steps that it has not seen, its critics against what came, its pace.
+
+Looked at before each fit, on the steps since the last one, and logged under ``health/`` and ``time/``.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from agents.planning_agent.replay import stored_action
+from mbrl_bilevel.dynamics import DynamicsModel
+from mbrl_bilevel.types import Transitions
+
+if TYPE_CHECKING:
+    from agents.planning_agent.agent import PlanningAgent
+
+#: Steps at most that are looked at: more tell no more.
+_MOST = 2000
+#: Steps ahead over which imagined and real rewards are added up.
+_AHEAD = 10
+
+Part = Literal["acting", "fitting", "updating"]
+
+
+class Clock:
+    """Seconds spent on acting, fitting and updating since ``start``."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[Part, float] = {"acting": 0.0, "fitting": 0.0, "updating": 0.0}
+        self._last = time.perf_counter()
+
+    def start(self) -> None:
+        """Time before now is not counted."""
+        self._last = time.perf_counter()
+
+    def lap(self, part: Part) -> None:
+        """The time since the last call was spent on ``part``."""
+        now = time.perf_counter()
+        self.seconds[part] += now - self._last
+        self._last = now
+
+
+def look(agent: PlanningAgent, clock: Clock) -> dict[str, float]:
+    """Log how ``agent`` is; warn where its model should not be planned with."""
+    found = pace(agent, clock)
+    since = agent.experience.newest(min(_MOST, len(agent.experience) - agent.progress.fitted_on))
+    model = agent.model
+    if isinstance(model, DynamicsModel) and since is not None and len(since):
+        found |= of_the_model(model, since)
+        if agent.held.exists:
+            found |= of_the_critics(agent, model, since)
+        _warn(agent, found)
+    for name, value in found.items():
+        agent.logger.record(name, value)
+    agent.progress = agent.progress.with_health(found)
+    return found
+
+
+def pace(agent: PlanningAgent, clock: Clock) -> dict[str, float]:
+    """Steps and updates a second, the part of the time that fits take, and the seconds left."""
+    algorithm, spent = agent.algorithm, clock.seconds
+    whole = sum(spent.values())
+    steps = algorithm.num_timesteps - algorithm._num_timesteps_at_start
+    if whole <= 0.0 or steps <= 0:
+        return {}
+    made = agent.settings.updates_per_step * steps
+    found = {
+        "time/steps_per_second": steps / whole,
+        "time/acting_per_second": steps / max(spent["acting"], 1e-9),
+        "time/fitting_share": spent["fitting"] / whole,
+        "time/left": (algorithm._total_timesteps - algorithm.num_timesteps) * whole / steps,
+    }
+    if agent.held.exists and spent["updating"] > 0.0:
+        found["time/updates_per_second"] = made / spent["updating"]
+    return found
+
+
+@torch.inference_mode()
+def of_the_model(model: DynamicsModel, since: Transitions) -> dict[str, float]:
+    """One step ahead: RMSE in spreads of the training targets and coverage of the 90 % interval; and over
+    ten steps under the recorded actions, imagined against real rewards."""
+    obs, action = torch.from_numpy(since.obs), torch.from_numpy(since.action)
+    said = model.predict(obs, action, 0.9)
+    truth = model.target_values(since)
+    active, scale = model.active, model.targets.scale[model.active]
+    error = (said.mean[:, active] - truth) / scale
+    inside = (said.low[:, active] <= truth) & (truth <= said.high[:, active])
+    found = {
+        "health/model_rmse": float(error.square().mean().sqrt()),
+        "health/model_coverage": float(inside.float().mean()),
+    }
+    starts = _stretches(since, _AHEAD)
+    if len(starts):
+        imagined, real = _open_loop(model, since, starts)
+        found["health/imagined_return"] = float(imagined.mean())
+        found["health/real_return"] = float(real.mean())
+        spread = float(real.std()) if len(real) > 1 else 0.0
+        if spread > 0.0:
+            found["health/return_error"] = float((imagined - real).square().mean().sqrt()) / spread
+    return found
+
+
+@torch.inference_mode()
+def of_the_critics(
+    agent: PlanningAgent, model: DynamicsModel, since: Transitions
+) -> dict[str, float]:
+    """Q against what came; what plans gain on the policy, by Q; and how far the model's targets are off.
+
+    ``target_error``: root mean square of (r̂ + γ V(ŝ′)) − (r + γ V(s′)), model against data, over that of
+    the temporal-difference error of the data itself: below 1 an imagined row is as good as a real one.
+    """
+    held, gamma = agent.held, agent.held.discount
+    obs, next_obs = torch.from_numpy(since.obs), torch.from_numpy(since.next_obs)
+    action = torch.from_numpy(since.action)
+    going = 1.0 - torch.from_numpy(since.terminated).float()
+    q = held.action_value(obs, stored_action(agent.action_space, action))
+    target = torch.from_numpy(since.reward) + gamma * going * held.value(next_obs)
+    rows = (model.members, -1, -1)
+    step = model.step(obs.expand(rows), action.expand(rows))
+    imagined = step.reward + gamma * (1.0 - step.terminated) * held.value(step.next_obs)
+    off = (imagined - target).square().mean().sqrt()
+    own = (q - target).square().mean().sqrt()
+    returns = _returns_to_go(since, held.value(next_obs).numpy(), gamma)
+    return {
+        "health/q": float(q.mean()),
+        "health/return_to_go": float(returns.mean()),
+        "health/plan_gain": float((q - held.value(obs)).mean()),
+        "health/target_error": float(off / own.clamp(min=1e-12)),
+    }
+
+
+def imagined_share(target_error: float) -> float:
+    """The share of imagined rows that a model of this ``target_error`` ρ deserves: 1 / (1 + ρ²).
+
+    Rows are weighed as measurements are, by the inverse of their variance: 1 that of a real target, ρ²
+    what the model's error adds.
+    """
+    return 1.0 / (1.0 + target_error**2)
+
+
+def _warn(agent: PlanningAgent, found: dict[str, float]) -> None:
+    rmse, coverage = found["health/model_rmse"], found["health/model_coverage"]
+    if rmse <= 1.0 and coverage >= 0.5:
+        return
+    warnings.warn(
+        f"after {agent.num_timesteps} steps the model is off by {rmse:.2f} standard deviations on new "
+        f"steps and its 90 % intervals hold {100 * coverage:.0f} % of them: plans in it are not to be "
+        "trusted; give it more data or longer fits, or act by policy (planner=None)",
+        stacklevel=2,
+    )
+
+
+def _stretches(since: Transitions, length: int) -> list[int]:
+    """Rows that begin ``length`` consecutive steps of an episode, one after another."""
+    starts, row = [], 0
+    while row + length <= len(since):
+        last = row + length - 1
+        whole = (
+            since.episode[row] == since.episode[last] and since.t[last] - since.t[row] == length - 1
+        )
+        starts += [row] if whole else []
+        row += length if whole else 1
+    return starts
+
+
+def _open_loop(
+    model: DynamicsModel, since: Transitions, starts: list[int]
+) -> tuple[Tensor, Tensor]:
+    """Sums of rewards over each stretch, by the members' mean and in truth, each [S]."""
+    index = np.asarray(starts)
+    state = torch.from_numpy(since.obs[index]).expand(model.members, -1, -1)
+    total, real = torch.zeros(len(index)), torch.zeros(len(index))
+    for k in range(_AHEAD):
+        action = torch.from_numpy(since.action[index + k]).expand(model.members, -1, -1)
+        step = model.step(state, action)
+        state, total = step.next_obs, total + step.reward.mean(0)
+        real = real + torch.from_numpy(since.reward[index + k])
+    return total, real
+
+
+def _returns_to_go(since: Transitions, tail: np.ndarray, gamma: float) -> np.ndarray:
+    """Σ γᵏ r to the end of what was recorded of each row's episode, and ``tail`` behind it, [N]."""
+    found = np.empty(len(since))
+    after = 0.0
+    for row in range(len(since) - 1, -1, -1):
+        last = row + 1 == len(since) or since.episode[row + 1] != since.episode[row]
+        if last:
+            after = 0.0 if since.terminated[row] else float(tail[row])
+        after = float(since.reward[row]) + gamma * after
+        found[row] = after
+    return found

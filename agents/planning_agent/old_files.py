@@ -1,0 +1,105 @@
+"""Files of version 0.1, when MPC and MBPO were two classes: read, never written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from stable_baselines3.common.vec_env import VecEnv
+
+from agents.common.saved import Spaces, check_widths, count_of
+from agents.learners.no_learner import NoLearner
+from agents.planning_agent.settings import RolloutLength
+from agents.planning_agent.settings_file import settings_from_json
+from agents.planning_agent.terminal_value import value_from_checkpoint
+from mbrl_bilevel.branches import Branching
+from mbrl_bilevel.checkpoint import Checkpoint
+from mbrl_bilevel.dynamics_checkpoint import model_from_checkpoint
+from mbrl_bilevel.errors import CheckpointError, InvalidInputError
+from mbrl_bilevel.model_env import Imagination
+from mbrl_bilevel.types import Transitions
+
+if TYPE_CHECKING:
+    from agents.planning_agent.agent import PlanningAgent
+
+#: What such a file says it holds.
+MPC_AGENT, MBPO_AGENT = "mpc agent", "mbpo agent"
+
+#: What every agent of that version did, where its file does not say so.
+_SHARED: dict[str, Any] = {"proposals": 0}
+_OLD_DEFAULTS: dict[str, dict[str, Any]] = {
+    MPC_AGENT: _SHARED
+    | {
+        "updates_per_step": 1,
+        "real_share": 1.0,
+        "rollout": asdict(RolloutLength()),
+        "branching": asdict(Branching()),
+    },
+    MBPO_AGENT: _SHARED | {"planner": None, "value": None, "imagination": asdict(Imagination())},
+}
+
+A = TypeVar("A", bound="PlanningAgent")
+
+
+def with_old_defaults(kind: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings in a file of this ``kind``, completed where version 0.1 had nothing to say."""
+    return _OLD_DEFAULTS.get(kind, {}) | dict(settings)
+
+
+def read_mpc(
+    kind: type[A], checkpoint: Checkpoint, env: VecEnv, spaces: Spaces, given: Mapping[str, Any]
+) -> A:
+    """The MPC agent in ``checkpoint``, as an agent of class ``kind`` without a learner."""
+    config = with_old_defaults(MPC_AGENT, checkpoint.setting("settings", dict))
+    agent = kind(
+        env,
+        settings_from_json(checkpoint.path, kind._settings, config),
+        algorithm=NoLearner,
+        seed=count_of(checkpoint, "seed"),
+        **given,
+    )
+    rules = (given.get("termination"), given.get("reward"))
+    if checkpoint.config.get("model") is not None:
+        model = model_from_checkpoint(checkpoint, "model", *rules)
+        check_widths(checkpoint, spaces, model.obs_dim, model.policy.inputs - model.obs_dim)
+        agent.model = model
+    if checkpoint.config.get("value") is not None:
+        agent.value = value_from_checkpoint(checkpoint, "value", spaces.obs_dim)
+    if checkpoint.setting("has_experience", bool):
+        _fill_experience(checkpoint, spaces, agent)
+    agent.experience.episodes = count_of(checkpoint, "episodes")
+    agent.algorithm.num_timesteps = count_of(checkpoint, "num_timesteps")
+    first = checkpoint.config.get("first_planned")
+    agent.note(
+        fitted_on=count_of(checkpoint, "fitted_on"),
+        first_planned=None if first is None else count_of(checkpoint, "first_planned"),
+    )
+    try:
+        agent._generator.set_state(checkpoint.require("generator", dtype=torch.uint8))
+        agent._noise.bit_generator.state = checkpoint.setting("noise", dict)
+    except (KeyError, TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise CheckpointError(
+            f"checkpoint {checkpoint.path}: its random states are damaged: {error}"
+        ) from None
+    return agent
+
+
+def _fill_experience(checkpoint: Checkpoint, spaces: Spaces, agent: PlanningAgent) -> None:
+    columns = {
+        name.removeprefix("experience."): tensor.numpy()
+        for name, tensor in checkpoint.tensors.items()
+        if name.startswith("experience.")
+    }
+    try:
+        found = Transitions(**columns)
+    except (TypeError, InvalidInputError) as error:
+        raise CheckpointError(
+            f"checkpoint {checkpoint.path}: its experience is damaged: {error}"
+        ) from None
+    check_widths(checkpoint, spaces, found.obs.shape[1], found.action.shape[1])
+    agent.experience.extend(found)
+    # Under the numbers they had: which of them were planned goes by these.
+    stored = agent.experience.real.columns["episode"]
+    stored[: len(found)] = torch.from_numpy(found.episode.copy())

@@ -1,0 +1,132 @@
+"""What a planner asks of the learner that the agent holds: actions to try, and what a state is worth.
+
+Both in raw units, whatever the learner sees: SAC, TQC and CrossQ (a squashed Gaussian actor), TD3 and
+DDPG (a deterministic one), DQN (Q-values of discrete actions).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.vec_env import VecNormalize
+from torch import Tensor
+
+from agents.common.spaces import ActionSpace
+from agents.learners.no_learner import NoLearner
+from agents.planning_agent.replay import model_action
+
+#: Noise on a deterministic actor's proposals, in half-ranges: TD3's own exploration noise (Fujimoto et al.
+#: 2018, arXiv 1802.09477, table 3).
+_NOISE = 0.1
+
+
+class HeldPolicy:
+    """The policy and the critics of ``algorithm``, asked at raw observations; actions are vectors [A]."""
+
+    def __init__(
+        self,
+        algorithm: OffPolicyAlgorithm,
+        action_space: ActionSpace,
+        normalised: VecNormalize | None,
+    ) -> None:
+        self._algorithm, self._actions, self._normalised = algorithm, action_space, normalised
+        self.exists = not isinstance(algorithm, NoLearner)
+
+    @property
+    def discount(self) -> float:
+        """γ of the critics."""
+        return float(self._algorithm.gamma)
+
+    @torch.inference_mode()
+    def act(self, obs: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Actions [B, A] at obs [B, O]: drawn by ``generator``, or without one the policy's best guess."""
+        policy = self._evaluating()
+        seen = self._seen(obs)
+        if hasattr(policy, "q_net"):
+            return self._choice(policy.q_net(seen), generator)
+        return model_action(self._actions, _squashed(policy.actor, seen, generator)).to(obs)
+
+    @torch.inference_mode()
+    def value(self, obs: Tensor) -> Tensor:
+        """What obs [..., O] are worth, [...]: min over critics of Q(s, π(s)), or max over a of Q(s, a)."""
+        policy = self._evaluating()
+        seen = self._seen(obs.reshape(-1, obs.shape[-1]))
+        if hasattr(policy, "q_net"):
+            found = policy.q_net(seen).amax(1)
+        else:
+            found = _least(policy.critic(seen, _squashed(policy.actor, seen, None)))
+        worth: Tensor = found * self._reward_scale()
+        return worth.reshape(obs.shape[:-1]).to(obs)
+
+    @torch.inference_mode()
+    def action_value(self, obs: Tensor, stored: Tensor) -> Tensor:
+        """Q [B] at obs [B, O] and actions [B, ·] as the replay stores them."""
+        policy, seen = self._evaluating(), self._seen(obs)
+        if hasattr(policy, "q_net"):
+            start = int(getattr(self._actions, "start", 0))
+            found = policy.q_net(seen).gather(1, stored.long() - start).squeeze(1)
+        else:
+            found = _least(policy.critic(seen, stored.to(seen)))
+        worth: Tensor = found * self._reward_scale()
+        return worth.to(obs)
+
+    def _choice(self, q: Tensor, generator: torch.Generator | None) -> Tensor:
+        """One-hot [B, A]: the best, or a draw from softmax(Q) in units of Q's spread over actions."""
+        if generator is None:
+            index = q.argmax(1)
+        else:
+            spread = q.std(1, keepdim=True, correction=0).clamp(min=1e-8)
+            index = torch.multinomial((q / spread).softmax(1).cpu(), 1, generator=generator)[:, 0]
+        return torch.nn.functional.one_hot(index, q.shape[1]).float()
+
+    def _evaluating(self) -> Any:
+        policy = self._algorithm.policy
+        if policy.training:
+            policy.set_training_mode(False)
+        return policy
+
+    def _seen(self, obs: Tensor) -> Tensor:
+        """As the algorithm sees it: normalised where a VecNormalize stands around the environment."""
+        moments = self._normalised
+        obs = obs.to(self._algorithm.device, torch.float32)
+        if moments is None or not moments.norm_obs:
+            return obs
+        statistics: Any = moments.obs_rms
+        mean, var = (torch.as_tensor(v).to(obs) for v in (statistics.mean, statistics.var))
+        scaled = (obs - mean) / (var + moments.epsilon).sqrt()
+        return scaled.clamp(-moments.clip_obs, moments.clip_obs)
+
+    def _reward_scale(self) -> float:
+        """Raw reward for one of the critics' units."""
+        scale = float(getattr(self._algorithm, "reward_scale", 1.0))
+        moments = self._normalised
+        if moments is not None and moments.norm_reward:
+            scale *= float((moments.ret_rms.var + moments.epsilon) ** 0.5)
+        return scale
+
+
+def _squashed(actor: Any, seen: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Actions in [−1, 1], [B, A]."""
+    if hasattr(actor, "get_action_dist_params"):
+        mean, log_std, _ = actor.get_action_dist_params(seen)
+        if generator is not None:
+            mean = mean + log_std.exp() * _normal(mean, generator)
+        found: Tensor = mean.tanh()
+        return found
+    guess: Tensor = actor(seen)
+    if generator is None:
+        return guess
+    return (guess + _NOISE * _normal(guess, generator)).clamp(-1.0, 1.0)
+
+
+def _normal(like: Tensor, generator: torch.Generator) -> Tensor:
+    return torch.randn(like.shape, generator=generator, device=generator.device).to(like)
+
+
+def _least(q: Any) -> Tensor:
+    """[B] of the critics' answers: a tuple of [B, 1], or TQC's quantiles [B, critics, quantiles]."""
+    if isinstance(q, Tensor) and q.ndim == 3:
+        return q.mean((1, 2))
+    return torch.cat(tuple(q), dim=1).amin(1)

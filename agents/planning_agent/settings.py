@@ -1,0 +1,161 @@
+"""What a planning agent is made of: a model, a planner, imagined rows, and a pace."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from agents.planners import Planner
+from agents.planners.mppi import MPPI
+from agents.planning_agent.terminal_value import ValueSettings
+from mbrl_bilevel.branches import Branching
+from mbrl_bilevel.errors import InvalidInputError, require_count
+from mbrl_bilevel.fit import Schedule
+from mbrl_bilevel.methods import get_method
+from mbrl_bilevel.model_env import Imagination
+
+
+@dataclass(frozen=True)
+class RolloutLength:
+    """Steps of an imagined branch: ``first`` until real step ``begin``, growing linearly to ``last`` at
+    ``end`` (Janner et al. 2019, appendix C: x → y over steps a → b)."""
+
+    first: int = 1
+    last: int = 1
+    begin: int = 0
+    end: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("first", "last"):
+            require_count(f"RolloutLength: {name}", getattr(self, name), 1000)
+        require_count("RolloutLength: end", self.end)
+        if type(self.begin) is not int or not 0 <= self.begin < self.end:
+            raise InvalidInputError(
+                f"RolloutLength: begin must be an int from 0 to below end ({self.end}); got {self.begin!r}"
+            )
+
+    def at(self, step: int) -> int:
+        """The length at a real step."""
+        share = (step - self.begin) / (self.end - self.begin)
+        return round(self.first + min(max(share, 0.0), 1.0) * (self.last - self.first))
+
+
+@dataclass(frozen=True)
+class PlanningSettings:
+    """The choices behind a planning agent; each has a default.
+
+    The model: ``method`` (how it is trained, ``mbrl_bilevel.methods``), an ensemble of ``members``
+    networks of ``hidden`` layers, fitted by ``schedule`` after ``learning_starts`` random steps and then
+    every ``refit_every`` steps, to all experience. ``elites``: use this many of the members alone, those
+    of the lowest held-out criterion; None uses all.
+
+    Acting by plan: ``planner`` (None: the policy acts), in candidates imagined as ``imagination`` says;
+    ``replan_every`` steps lie between two plans. ``proposals`` action sequences drawn from the policy
+    compete with the planner's own, one of them without noise. ``value``: what a plan is worth behind its
+    horizon: the learner's "critic", a value function fitted to experience (``ValueSettings``), or None.
+    While learning, Gaussian noise of ``exploration`` half-ranges is added to planned actions, a discrete
+    action is replaced by a uniform one with that probability; ``plan_share`` is the part of the
+    episodes that are acted by plan, in the others the policy explores as its algorithm does.
+
+    Learning from imagined rows: every ``imagine_every`` steps, and after each fit, ``rollouts_per_step``
+    branches for each of these steps are begun in real states, each ``rollout`` long, and join a ring of
+    ``imagined_rows``. Of each batch ``real_share`` is real; "auto" lets the share follow how good the
+    model is on new steps (``imagined_share``), never below ``least_real_share``. With 1 nothing is imagined.
+
+    The learner makes ``updates_per_step`` updates after each real step, on a replay of ``real_rows``, with
+    returns of ``n_steps``.
+    """
+
+    method: str = "bilevel"
+    members: int = 5
+    hidden: tuple[int, ...] = (200, 200)
+    schedule: Schedule = Schedule(steps=3000)
+    elites: int | None = None
+    learning_starts: int = 1000
+    refit_every: int = 1000
+
+    planner: Planner | None = MPPI(
+        horizon=4, population=128, iterations=2, std=0.3, elite_fraction=0.1, temperature=0.5
+    )
+    imagination: Imagination = Imagination(sample=False, pessimism=0.5)
+    replan_every: int = 1
+    proposals: int = 33
+    value: ValueSettings | Literal["critic"] | None = "critic"
+    exploration: float = 0.1
+    plan_share: float = 1.0
+
+    imagine_every: int = 50
+    rollouts_per_step: int = 100
+    rollout: RolloutLength = RolloutLength()
+    branching: Branching = Branching()
+    imagined_rows: int = 100_000
+    real_share: float | Literal["auto"] = 1.0
+    least_real_share: float = 0.05
+
+    updates_per_step: int = 10
+    real_rows: int = 1_000_000
+    n_steps: int = 1
+
+    def __post_init__(self) -> None:
+        get_method(self.method)
+        # Written down, and saved with the agent: it goes on as it began.
+        object.__setattr__(self, "imagination", self.imagination.settled())
+        for name in (
+            *("members", "learning_starts", "refit_every", "replan_every", "imagine_every"),
+            *("rollouts_per_step", "updates_per_step", "real_rows", "imagined_rows", "n_steps"),
+        ):
+            require_count(name, getattr(self, name))
+        for width in self.hidden:
+            require_count("hidden", width)
+        if self.elites is not None:
+            require_count("elites", self.elites)
+        self._check_shares()
+        if self.planner is not None:
+            self._check_plan(self.planner)
+
+    @property
+    def imagines(self) -> bool:
+        """Whether the learner also gets imagined rows."""
+        return self.real_share != 1.0
+
+    @property
+    def uses_model(self) -> bool:
+        """Whether a model is fitted at all."""
+        return self.imagines or self.planner is not None
+
+    def _check_shares(self) -> None:
+        if self.real_share != "auto" and not 0.0 <= self.real_share <= 1.0:
+            raise InvalidInputError(
+                f'real_share must be from 0 to 1, or "auto"; got {self.real_share!r}'
+            )
+        for name in ("least_real_share", "plan_share"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise InvalidInputError(f"{name} must be from 0 to 1; got {getattr(self, name)}")
+        if not 0.0 <= self.exploration <= 1000.0:
+            raise InvalidInputError(f"exploration must be from 0 to 1000; got {self.exploration}")
+
+    def _check_plan(self, planner: Planner) -> None:
+        if self.replan_every > planner.horizon:
+            raise InvalidInputError(
+                f"replan_every must be at most the planner's horizon ({planner.horizon}); "
+                f"got {self.replan_every}"
+            )
+        if type(self.proposals) is not int or not 0 <= self.proposals <= 100_000:
+            raise InvalidInputError(
+                f"proposals must be an int from 0 to 100,000; got {self.proposals!r}"
+            )
+        if isinstance(self.value, str) and self.value != "critic":
+            raise InvalidInputError(
+                f'value must be "critic", ValueSettings or None; got {self.value!r}'
+            )
+        planning = "members" if self.elites is None else "elites"
+        count = self.members if self.elites is None else self.elites
+        if count > self.members:
+            raise InvalidInputError(
+                f"elites must be at most the {self.members} members; got {count}"
+            )
+        if self.imagination.particles % count:
+            raise InvalidInputError(
+                f"{planning} must divide the {self.imagination.particles} particles of imagination; "
+                f"got {count}"
+            )

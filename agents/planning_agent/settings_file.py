@@ -1,0 +1,52 @@
+"""The settings of an agent to and from JSON: what a file of an agent holds of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from agents.planners import PLANNERS, Planner
+from agents.planning_agent.settings import PlanningSettings, RolloutLength
+from agents.planning_agent.terminal_value import ValueSettings
+from mbrl_bilevel.branches import Branching
+from mbrl_bilevel.errors import CheckpointError, InvalidInputError
+from mbrl_bilevel.fit import Schedule
+from mbrl_bilevel.model_env import Imagination
+
+_PLANNERS: dict[str, type[Planner]] = {kind.__name__: kind for kind in PLANNERS.values()}
+
+
+def settings_to_json(settings: PlanningSettings) -> dict[str, Any]:
+    """Raises InvalidInputError for a planner that ``settings_from_json`` cannot make."""
+    if settings.planner is None:
+        return asdict(settings)
+    kind = type(settings.planner)
+    if kind not in _PLANNERS.values():
+        raise InvalidInputError(
+            f"an agent with a planner of type {kind.__name__} cannot be saved; "
+            f"use one of {', '.join(sorted(_PLANNERS))}"
+        )
+    return asdict(settings) | {"planner_kind": kind.__name__}
+
+
+def settings_from_json(
+    path: object, kind: type[PlanningSettings], config: Mapping[str, Any]
+) -> PlanningSettings:
+    """Settings of class ``kind``. Raises CheckpointError for what cannot be any."""
+    config = dict(config)
+    try:
+        planner, planner_kind = config.pop("planner"), config.pop("planner_kind", None)
+        value = config.pop("value")
+        return kind(
+            planner=None if planner is None else _PLANNERS[planner_kind](**planner),
+            imagination=Imagination(**config.pop("imagination")),
+            schedule=Schedule(**config.pop("schedule")),
+            hidden=tuple(config.pop("hidden")),
+            rollout=RolloutLength(**config.pop("rollout")),
+            branching=Branching(**config.pop("branching")),
+            value=ValueSettings(**value) if isinstance(value, dict) else value,
+            **config,
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"checkpoint {path}: its settings are damaged: {error}") from None

@@ -1,0 +1,68 @@
+"""What is done between acting and updating: fits, imagined rows, and a look at how things are."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from stable_baselines3.common.callbacks import BaseCallback
+from tqdm.auto import tqdm
+
+from agents.planning_agent.health import Clock, look
+
+if TYPE_CHECKING:
+    from agents.planning_agent.agent import PlanningAgent
+
+
+class Upkeep(BaseCallback):
+    """Called by SB3's loop; does for ``agent`` what is due, and moves its progress bar."""
+
+    def __init__(self, agent: PlanningAgent) -> None:
+        super().__init__()
+        self._agent, self._bar = agent, tqdm(disable=True)
+        self.clock = Clock()
+
+    def with_bar(self, show: bool) -> Upkeep:
+        """Itself, with a new progress bar for the steps to come, on stderr."""
+        self._bar = tqdm(desc="learn", disable=not show)
+        return self
+
+    def _on_training_start(self) -> None:
+        algorithm = self._agent.algorithm
+        self._bar.total, self._bar.n = algorithm._total_timesteps, algorithm.num_timesteps
+        self._bar.refresh()
+        self.clock.start()
+        # A fit that was interrupted is made up for.
+        self._keep_up()
+
+    def _on_rollout_start(self) -> None:
+        self.clock.lap("updating")
+
+    def _on_step(self) -> bool:
+        self._bar.update(self._agent.n_envs)
+        return True
+
+    def _on_rollout_end(self) -> None:
+        self.clock.lap("acting")
+        self._keep_up()
+        self.clock.lap("fitting")
+
+    def _on_training_end(self) -> None:
+        self.clock.lap("updating")
+        self._bar.close()
+
+    def _keep_up(self) -> None:
+        agent, settings = self._agent, self._agent.settings
+        steps, first = len(agent.experience), settings.learning_starts
+        if not settings.uses_model or steps < first:
+            return
+
+        def due(last: int, every: int) -> bool:
+            # With several environments the count moves in strides: a multiple may be crossed.
+            return (steps - first) // every > (last - first) // every
+
+        refit = agent.model is None or due(agent.progress.fitted_on, settings.refit_every)
+        if refit:
+            look(agent, self.clock)
+            agent.refit()
+        if settings.imagines and (refit or due(agent.progress.imagined_on, settings.imagine_every)):
+            agent.imagine()
