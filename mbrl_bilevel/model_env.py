@@ -117,10 +117,11 @@ def imagined_returns(
     imagination: Imagination,
     generator: torch.Generator,
     value: Callable[[Tensor], Tensor] | None = None,
+    discount: float = 1.0,
 ) -> Tensor:
     """Score of each candidate, [S, N], from obs [S, O] and actions [S, N, H, A].
 
-    The mean imagined return over particles, less ``imagination.pessimism`` standard deviations of
+    The mean imagined return over particles, rewards ``discount``-ed step by step, less ``imagination.pessimism`` standard deviations of
     the members' mean returns (over E, not E − 1).
 
     A reward counts with the probability that the episode has not ended before it, and so does the
@@ -147,6 +148,8 @@ def imagined_returns(
             state = step.next_obs
             total = total + alive * step.reward
             alive = alive * (1.0 - step.terminated)
+            if discount != 1.0:
+                alive = alive * discount
     if value is not None:
         total = total + alive * value(state)
     # A known reward may not look at the state; one that stopped being finite still counts.

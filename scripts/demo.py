@@ -148,6 +148,7 @@ def _reference_lines(args: Args, run: RunFolder) -> None:
         ),
     }
     planner = MPCSettings().planner
+    assert planner is not None
     oracle, generator = Oracle(env, threads=1), torch.Generator().manual_seed(args.seed)
     total = []
     for episode in range(args.reference_episodes):

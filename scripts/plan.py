@@ -225,9 +225,10 @@ def _with_agent(args: Args, planner: Planner, env: Env, seed: int) -> tuple[Act,
 
 def _saved(path: Path, env: Env, termination: Rule | None, reward: Rule | None, device: str) -> MPC:
     """A planning agent around the model in the file of any agent, with its own fitted value, if any."""
-    rules = {"termination": termination, "reward": reward}
-    agent = MPC(env, device=device, **rules)
-    agent.model, agent.value, settings = read_for_planning(path, agent.env, **rules)
+    agent = MPC(env, termination=termination, reward=reward, device=device)
+    agent.model, agent.value, settings = read_for_planning(
+        path, agent.env, termination=termination, reward=reward
+    )
     if settings.planner is not None:
         agent.settings = settings
     elif agent.model is not None:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from agents.planners import Planner
-from agents.planners.mppi import MPPI
+from agents.planners import MPPI, Planner
 from agents.planning_agent.terminal_value import ValueSettings
 from mbrl_bilevel.branches import Branching
 from mbrl_bilevel.errors import InvalidInputError, require_count
