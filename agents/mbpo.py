@@ -35,5 +35,6 @@ class MBPOSettings(PlanningSettings):
 class MBPO(PlanningAgent):
     """A planning agent that holds no planner: constructor and methods are those of ``PlanningAgent``."""
 
+    _from_preset: ClassVar[bool] = False
     _settings: ClassVar[type[PlanningSettings]] = MBPOSettings
     _reads: ClassVar[tuple[str, ...]] = (MBPO_AGENT,)

@@ -40,6 +40,7 @@ class MPCSettings(PlanningSettings):
 class MPC(PlanningAgent):
     """A planning agent that holds no learner: constructor and methods are those of ``PlanningAgent``."""
 
+    _from_preset: ClassVar[bool] = False
     _settings: ClassVar[type[PlanningSettings]] = MPCSettings
     _algorithm: ClassVar[type[OffPolicyAlgorithm] | None] = NoLearner
     _reads: ClassVar[tuple[str, ...]] = (MPC_AGENT,)

@@ -124,6 +124,12 @@ class RunFolder:
         text = json.dumps(strict(document), indent=2, allow_nan=False)
         write_atomically(self.path / name, text.encode() + b"\n")
 
+    def note_config(self, name: str, document: Mapping[str, object]) -> None:
+        """Add to config.json what the options came to; the same again on a resume."""
+        config = _read_json(self.path / "config.json")
+        if config.get(name) != strict(document):
+            self.write_json("config.json", {**config, name: document})
+
     def finish(
         self, metrics: Mapping[str, object], summary: Mapping[str, object]
     ) -> dict[str, Any]:

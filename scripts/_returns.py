@@ -14,6 +14,17 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from mbrl_bilevel.errors import InvalidInputError
 
 
+class PolicyAlone:
+    """An agent that also plans, acting by its policy."""
+
+    def __init__(self, agent: Any) -> None:
+        self._agent = agent
+
+    def predict(self, *args: Any, **kwargs: Any) -> Any:
+        """As the agent's, without a plan."""
+        return self._agent.predict(*args, **kwargs, plan=False)
+
+
 def episode_returns(
     policy: Any, make: Callable[[], gym.Env[Any, Any]], episodes: int, seed: int, env_id: str
 ) -> dict[str, Any]:

@@ -1,72 +1,88 @@
-"""The options of train, and the agents' settings made of them."""
+"""The options of train, and the agents made of them: preset first, explicit options over it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal, cast
 
+import gymnasium as gym
 from _args import RunArgs, naming, option_name
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
 from agents.common.device import planning_device
-from agents.mbpo import MBPOSettings, RolloutLength
-from agents.mpc import MPCSettings
-from agents.planners import PLANNERS
-from agents.planning_agent.terminal_value import ValueSettings
-from mbrl_bilevel.branches import Branching
-from mbrl_bilevel.data import rows_needed
-from mbrl_bilevel.errors import InvalidInputError
-from mbrl_bilevel.fit import Schedule
+from agents.common.first_model import require_enough_for_a_model
+from agents.learners.fast_sac import FastSAC
+from agents.learners.named import learner_class
+from agents.learners.no_learner import NoLearner
+from agents.mbpo import MBPO, MBPOSettings
+from agents.mpc import MPC, MPCSettings
+from agents.planning_agent.agent import PlanningAgent
+from agents.planning_agent.settings import PlanningSettings
+from agents.presets import NAMES, Preset, named_preset, preset_for
+from agents.presets.preset import as_values, learner_defaults, merged, with_values
+from envs.make import Env
+from mbrl_bilevel.errors import InvalidInputError, look_up
+from mbrl_bilevel.inference import fastest_precision
 from mbrl_bilevel.methods import get_method
-from mbrl_bilevel.model_env import Imagination
 
-#: Who uses an option, where not all agents do; the help says so too.
-USED_BY: dict[str, tuple[str, ...]] = {
-    **dict.fromkeys(
-        (
-            *("exploration", "planner", "horizon", "population", "iterations", "noise_beta"),
-            *("add_middle", "replan_every", "no_value", "particles", "propagation", "pessimism"),
-            *("precision", "elites", "device"),
-        ),
-        ("mpc",),
-    ),
-    **dict.fromkeys(
-        (
-            *("model", "termination", "reward", "refit_every", "members", "hidden"),
-            *("train_steps", "learning_rate"),
-        ),
-        ("mpc", "mbpo"),
-    ),
-    **dict.fromkeys(
-        (
-            *("updates_per_step", "policy_hidden", "policy_learning_rate", "tau", "batch_size"),
-            *("initial_temperature", "fixed_temperature"),
-        ),
-        ("mbpo", "sac"),
-    ),
-    **dict.fromkeys(
-        (
-            *("real_share", "rollout_length", "rollout_growth", "rollouts_per_step"),
-            *("imagine_every", "penalty"),
-        ),
-        ("mbpo",),
-    ),
-}
+Part = Literal["model", "plan", "imagined", "learner"]
 
-#: Likewise of planners.
-USED_BY_PLANNERS: dict[str, tuple[str, ...]] = {
-    "noise_beta": ("icem",),
-    **dict.fromkeys(("add_middle", "elite_fraction"), ("icem", "cem")),
+#: What an agent without that part would say to an option of it.
+_WITHOUT: dict[Part, str] = {
+    "model": "has no model",
+    "plan": "makes no plans",
+    "imagined": "imagines no rows",
+    "learner": "has no learner",
 }
 
 
-def label_of(agent: str, model: str) -> str:
+def _of(part: Part, *place: str) -> Any:
+    """An option of that part of an agent: None takes the preset's value. ``place``: where its value goes
+    in the settings, or behind "learner" among the learner's arguments."""
+    return field(default=None, metadata={"part": part, "place": place})
+
+
+def label_of(agent: str, model: str | None) -> str:
     """What acts, in a figure."""
-    return agent if agent == "sac" else f"{agent}, {model}"
+    return agent if agent == "sac" else f"{agent}, {model or 'bilevel'}"
+
+
+@dataclass(frozen=True)
+class Built:
+    """What the options come to on one environment."""
+
+    kind: type[PlanningAgent]
+    settings: PlanningSettings
+    learner: type[OffPolicyAlgorithm]
+    learner_kwargs: Mapping[str, Any]
+    reward: str
+    preset: Preset
+
+    def resolved(self) -> dict[str, Any]:
+        """All values that the run goes by, for its config.json."""
+        return {
+            "preset": self.preset.name,
+            "settings": as_values(self.settings),
+            "learner_class": self.learner.__name__,
+            "learner": dict(self.learner_kwargs),
+            "reward": self.reward,
+        }
+
+    def make(self, env: Env, **given: Any) -> PlanningAgent:
+        """A new agent for ``env``; ``given``: seed, device, rules."""
+        return self.kind(
+            env,
+            self.settings,
+            algorithm=self.learner,
+            algorithm_kwargs=self.learner_kwargs,
+            **given,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Args(RunArgs):
-    """Options of train."""
+    """Options of train. Where "none" is the default, the value is the preset's, or the agent's own."""
 
     env_id: str = "Reacher-v5"
     """Gymnasium environment with Box observations and bounded Box or Discrete actions."""
@@ -74,97 +90,130 @@ class Args(RunArgs):
     """Module to import first; it registers an environment of your own."""
     env_timeout: float | None = None
     """Seconds that one call of the environment may take; none: no limit."""
-    agent: Literal["mpc", "mbpo", "sac"] = "mpc"
-    """What acts: mpc plans in the learned model at every step; mbpo is Stable-Baselines3's SAC trained on
-    real and imagined steps; sac the same on real ones alone, without a model."""
-    model: str = "bilevel"
-    """Of mpc and mbpo: how the model is trained: bilevel, bilevel-temperature, bilevel-constant,
-    bilevel-k-step, bilevel-mixture, nll,
-    mse, mse-network, beta-nll, beta-nll-1, faithful, nll-mixture, k-step, paper, paper-exponential."""
+    agent: Literal["planning", "mpc", "mbpo", "sac"] = "planning"
+    """What acts: planning plans with its policy in the learned model; mpc plans without a policy; mbpo has a
+    policy that learns from real and imagined steps; sac is the learner alone, without a model."""
+    preset: str = "auto"
+    """Settings to start from, of planning and sac: auto takes the file of the environment, or a default
+    chosen from its spaces and time limit; none takes the agent's own defaults; or the name of a file, such as
+    HalfCheetah-v5. Every option given wins over it."""
+    learner: Literal["fast-sac", "sac", "td3", "ddpg", "dqn", "tqc", "crossq"] | None = None
+    """The off-policy learner: fast-sac is ours, sac td3 ddpg dqn are Stable-Baselines3's, tqc and crossq
+    sb3-contrib's; none: fast-sac, of discrete actions dqn."""
     steps: int = 3000
     """Real environment steps."""
     eval_every: int = 500
     """Real steps between evaluations; the episode under way is cut there."""
     eval_episodes: int = 5
-    """Episodes of an evaluation."""
-    termination: str | None = None
-    """Of mpc and mbpo: your own rule, module:function of (obs, action, next_obs); standard tasks have
-    theirs."""
-    reward: str = "learned"
-    """Of mpc and mbpo: learned with the model; known: of a standard task whose observation shows it;
-    approximate: nearly that of HalfCheetah, Swimmer, Hopper, Walker2d and InvertedDoublePendulum as well; or
-    your own, module:function of (obs, action, next_obs)."""
-    learning_starts: int = 250
-    """Random steps before the first model, or of sac before the first update."""
-    refit_every: int = 250
-    """Of mpc and mbpo: real steps between two fits of the model, each from scratch on all experience."""
-    exploration: float = 0.2
-    """Of mpc: noise added to planned actions while learning, in half-ranges of the action space."""
-    updates_per_step: int | None = None
-    """Of mbpo and sac: updates after a real step; none: 10 of mbpo, 1 of sac."""
-    policy_hidden: tuple[int, ...] = (256, 256)
-    """Of mbpo and sac: width of each hidden layer of actor and critics."""
-    policy_learning_rate: float = 3e-4
-    """Of mbpo and sac: Adam's step size for actor, critics and temperature."""
-    tau: float = 0.005
-    """Of mbpo and sac: how far the target critics move at each update. A value reaches about tau times
-    the updates made so far steps ahead."""
-    initial_temperature: float = 1.0
-    """Of mbpo and sac: SAC's entropy weight at the start; from there on it is learned."""
-    fixed_temperature: bool = False
-    """Of mbpo and sac: keep the entropy weight at --initial-temperature."""
-    batch_size: int = 256
-    """Of mbpo and sac: rows of an update."""
-    real_share: float = 0.05
-    """Of mbpo: the share of real rows in an update."""
-    rollout_length: tuple[int, int] = (1, 1)
-    """Of mbpo: steps of an imagined branch, first and last."""
-    rollout_growth: tuple[int, int] = (0, 1)
-    """Of mbpo: the real steps between which the length grows from the first to the last."""
-    rollouts_per_step: int = 100
-    """Of mbpo: branches begun for each real step."""
-    imagine_every: int = 50
-    """Of mbpo: real steps between two imaginations."""
-    penalty: float = 0.0
-    """Of mbpo: what comes off an imagined reward, times the model's uncertainty there."""
-    planner: Literal["icem", "cem", "mppi", "random"] = "icem"
-    """Of mpc: which planner; random tries --population times --iterations sequences at once."""
-    horizon: int = 15
-    """Of mpc: steps planned ahead."""
-    population: int = 64
-    """Of mpc: candidate action sequences in a planner's first iteration."""
-    iterations: int = 3
-    """Of mpc: refinements of a plan."""
-    noise_beta: float = 0.25
-    """Of mpc: colour of icem's noise: 0 is white, 2 and more for slow systems."""
-    add_middle: bool = False
-    """Of mpc: let doing nothing compete among the plans of icem and cem: where control costs, as on
-    Pusher."""
-    replan_every: int = 1
-    """Of mpc: steps that a plan is followed before the next is made."""
-    no_value: bool = False
-    """Of mpc: plan without a terminal value; it is used only where episodes can terminate."""
-    particles: int = 5
-    """Of mpc: imagined trajectories of each candidate; a multiple of --members."""
-    propagation: Literal["ts1", "tsinf"] = "tsinf"
-    """Of mpc: whether a particle changes its ensemble member at every step (ts1) or never (tsinf)."""
-    pessimism: float = 0.0
-    """Of mpc: standard deviations of the members' returns taken off a plan's score; tsinf only."""
-    precision: Literal["float32", "bfloat16", "auto"] = "float32"
-    """Of mpc: what plans are imagined in; auto: bfloat16 where that is faster, measured on the CPU
-    at the start."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Of mpc: where plans are imagined; auto: on a CUDA device where there is one. Fits stay on the CPU."""
-    members: int = 5
-    """Of mpc and mbpo: ensemble members."""
-    elites: int | None = None
-    """Of mpc: plan with this many members, the best on held-out data; none: all."""
-    hidden: tuple[int, ...] = (200, 200)
-    """Of mpc and mbpo: width of each hidden layer of the model."""
-    train_steps: int = 1500
-    """Of mpc and mbpo: gradient steps of a fit at most."""
-    learning_rate: float = 1e-3
-    """Of mpc and mbpo: Adam's step size at the start of the cosine of a fit."""
+    """Episodes of an evaluation, by plan and again by policy where an agent has both."""
+
+    model: str | None = _of("model", "method")
+    """How the model is trained: bilevel, bilevel-temperature, bilevel-constant, bilevel-k-step,
+    bilevel-mixture, nll, mse, mse-network, beta-nll, beta-nll-1, faithful, nll-mixture, k-step, paper,
+    paper-exponential."""
+    members: int | None = _of("model", "members")
+    """Ensemble members."""
+    hidden: tuple[int, ...] | None = _of("model", "hidden")
+    """Width of each hidden layer of the model."""
+    train_steps: int | None = _of("model", "schedule", "steps")
+    """Gradient steps of a fit at most; early stopping ends it sooner."""
+    learning_rate: float | None = _of("model", "schedule", "learning_rate")
+    """Adam's step size at the start of the cosine of a fit."""
+    refit_every: int | None = _of("model", "refit_every")
+    """Real steps between two fits of the model, each on all experience."""
+    termination: str | None = _of("model")
+    """Your own rule, module:function of (obs, action, next_obs); standard tasks have theirs."""
+    reward: str | None = _of("model")
+    """learned with the model; known: of a standard task whose observation shows it; approximate: nearly that
+    of HalfCheetah, Swimmer, Hopper, Walker2d and InvertedDoublePendulum as well; or your own,
+    module:function of (obs, action, next_obs). None: the preset's."""
+    learning_starts: int | None = None
+    """Random steps before the first model and the first update; none: the preset's."""
+
+    planner: Literal["icem", "cem", "mppi", "random"] | None = _of("plan", "planner", "kind")
+    """Which planner; random tries all its sequences at once."""
+    horizon: int | None = _of("plan", "planner", "horizon")
+    """Steps planned ahead."""
+    population: int | None = _of("plan", "planner", "population")
+    """Candidate action sequences in a planner's first iteration."""
+    iterations: int | None = _of("plan", "planner", "iterations")
+    """Refinements of a plan."""
+    noise_beta: float | None = _of("plan", "planner", "noise_beta")
+    """Colour of the candidates' noise in time: 0 is white, 2 and more for slow systems."""
+    add_middle: bool = field(default=False, metadata={"part": "plan"})
+    """Let doing nothing compete among the plans of icem and cem: where control costs, as on Pusher."""
+    proposals: int | None = _of("plan", "proposals")
+    """Action sequences of the policy that compete with the planner's own."""
+    exploration: float | None = _of("plan", "exploration")
+    """Noise added to planned actions while learning, in half-ranges of the action space."""
+    plan_share: float | None = _of("plan", "plan_share")
+    """The part of the steps that are acted by plan while learning; in the others the policy explores."""
+    replan_every: int | None = _of("plan", "replan_every")
+    """Steps that a plan is followed before the next is made."""
+    no_value: bool = field(default=False, metadata={"part": "plan"})
+    """Plan without a value behind the horizon."""
+    particles: int | None = _of("plan", "imagination", "particles")
+    """Imagined trajectories of each candidate; a multiple of --members."""
+    propagation: Literal["ts1", "tsinf"] | None = _of("plan", "imagination", "propagation")
+    """Whether a particle changes its ensemble member at every step (ts1) or never (tsinf)."""
+    pessimism: float | None = _of("plan", "imagination", "pessimism")
+    """Standard deviations of the members' returns taken off a plan's score; tsinf only."""
+    precision: Literal["float32", "bfloat16", "auto"] | None = _of(
+        "plan", "imagination", "precision"
+    )
+    """What plans are imagined in; auto: bfloat16 where that is faster, measured on the CPU at the
+    start."""
+    elites: int | None = _of("plan", "elites")
+    """Plan with this many members, the best on held-out data; none: all."""
+    device: Literal["auto", "cpu", "cuda"] = field(default="auto", metadata={"part": "plan"})
+    """Where plans are imagined; auto: on a CUDA device where there is one. Fits and updates stay on the
+    CPU."""
+
+    real_share: float | Literal["auto"] | None = None
+    """The share of real rows in an update; auto: as the model deserves on new steps; 1: none is imagined."""
+    rollout_length: tuple[int, int] | None = _of("imagined")
+    """Steps of an imagined branch, first and last."""
+    rollout_growth: tuple[int, int] | None = _of("imagined")
+    """The real steps between which the length grows from the first to the last."""
+    rollouts_per_step: int | None = _of("imagined", "rollouts_per_step")
+    """Branches begun for each real step."""
+    imagine_every: int | None = _of("imagined", "imagine_every")
+    """Real steps between two imaginations."""
+    penalty: float | None = _of("imagined", "branching", "penalty")
+    """What comes off an imagined reward, times the model's uncertainty there."""
+
+    updates_per_step: int | None = _of("learner", "updates_per_step")
+    """Updates of the learner after a real step."""
+    policy_hidden: tuple[int, ...] | None = _of("learner", "learner", "policy_kwargs", "net_arch")
+    """Width of each hidden layer of actor and critics."""
+    policy_learning_rate: float | None = _of("learner", "learner", "learning_rate")
+    """Adam's step size for actor, critics and temperature."""
+    batch_size: int | None = _of("learner", "learner", "batch_size")
+    """Rows of an update."""
+    gamma: float | None = _of("learner", "learner", "gamma")
+    """Discount."""
+    tau: float | None = _of("learner", "learner", "tau")
+    """How far the target critics move at each update. A value reaches about tau times the updates made so
+    far steps ahead."""
+    n_steps: int | None = _of("learner", "n_steps")
+    """Real rewards that a target adds up before it asks the critics."""
+    initial_temperature: float | None = _of("learner")
+    """SAC's entropy weight at the start; from there on it is learned."""
+    fixed_temperature: bool = field(default=False, metadata={"part": "learner"})
+    """Keep the entropy weight at --initial-temperature (1 where that is not given)."""
+    actor_every: int | None = _of("learner", "learner", "actor_every")
+    """Of fast-sac: updates of the critics for one of actor and temperature."""
+    critics: int | None = _of("learner", "learner", "policy_kwargs", "n_critics")
+    """Of fast-sac: how many critics."""
+    target_critics: int | None = _of("learner", "learner", "target_critics")
+    """Of fast-sac: critics, drawn at random, whose least value is the target (REDQ); none: all."""
+    layer_norm: bool | None = _of("learner", "learner", "policy_kwargs", "layer_norm")
+    """Of fast-sac: LayerNorm behind each hidden layer of the critics."""
+    dropout: float | None = _of("learner", "learner", "policy_kwargs", "dropout")
+    """Of fast-sac: part of the critics' units left out at random (DroQ)."""
+    imitation: float | None = _of("learner", "learner", "imitation")
+    """Of fast-sac: how strongly the policy is drawn to the planner's actions."""
+
     seeds: int = 1
     """Repeats: --seed, --seed + 1, …; each fills the folder seed-N inside --out."""
     jobs: int = 1
@@ -177,34 +226,22 @@ class Args(RunArgs):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.refuse_unused(USED_BY, "--agent", (self.agent,))
-        self.refuse_unused(USED_BY_PLANNERS, "--planner", (self.planner,))
-        with naming("--model"):
-            get_method(self.model)
         self.require_at_least(1, "steps", "eval_every", most=10**9)
         self.require_at_least(1, "seeds", "jobs", "keep_checkpoints", most=100_000)
-        self.require_at_least(1, "learning_starts", "refit_every", "train_steps")
-        self.require_at_least(1, "eval_episodes", "horizon", "iterations", most=10_000)
-        self.require_at_least(1, "particles", "members", "hidden", most=100_000)
-        self.require_at_least(2, "population", most=10**6)
-        self.require_positive("learning_rate")
+        self.require_at_least(1, "eval_episodes", most=10_000)
         if self.env_timeout is not None:
             self.require_positive("env_timeout")
         if self.save_minari is not None and self.seeds > 1:
             raise InvalidInputError("--save-minari: one id is for one seed; leave out --seeds")
-        if self.learning_starts >= self.steps:
-            raise InvalidInputError(
-                f"--learning-starts must be below --steps ({self.steps}), or nothing is learned; "
-                f"got {self.learning_starts}"
-            )
-        if self.agent in USED_BY["model"] and self.real_share < 1.0:
-            self.require_at_least(rows_needed(self.members), "learning_starts")
-        if self.agent == "mpc":
-            self._check_mpc()
-            self.mpc_settings()
-        else:
-            self._check_mbpo()
-            self.mbpo_settings()
+        if self.preset not in ("auto", "none"):
+            with naming("--preset"):
+                look_up(dict.fromkeys(("auto", "none", *NAMES)), self.preset, "unknown preset")
+        if self.model is not None:
+            with naming("--model"):
+                get_method(self.model)
+        with naming("--device"):
+            planning_device(self.device)
+        _check_ranges(self)
 
     @property
     def label(self) -> str:
@@ -213,118 +250,186 @@ class Args(RunArgs):
 
     def settled(self) -> Args:
         """The same with the precision measured, once for all that these options start."""
-        if self.agent != "mpc":
-            return self
-        return replace(self, precision=self.mpc_settings().imagination.precision)
+        return replace(self, precision=fastest_precision()) if self.precision == "auto" else self
 
-    def mpc_settings(self) -> MPCSettings:
-        """Of --agent mpc. Raises InvalidInputError for a number out of range."""
-        if self.planner == "random":
-            size: dict[str, Any] = {"population": self.population * self.iterations}
-        else:
-            size = {"population": self.population, "iterations": self.iterations}
-        if self.planner in ("icem", "cem"):
-            size |= {"elite_fraction": 0.15, "add_middle": self.add_middle}
-        if self.planner == "icem":
-            size["noise_beta"] = self.noise_beta
-        planner = PLANNERS[self.planner](horizon=self.horizon, **size)
-        return MPCSettings(
-            method=self.model,
-            planner=planner,
-            imagination=Imagination(
-                self.particles,
-                self.propagation,
-                pessimism=self.pessimism,
-                precision=self.precision,
-            ),
-            members=self.members,
-            hidden=self.hidden,
-            schedule=self._schedule(),
-            learning_starts=self.learning_starts,
-            refit_every=self.refit_every,
-            exploration=self.exploration,
-            replan_every=self.replan_every,
-            elites=self.elites,
-            value=None if self.no_value else ValueSettings(),
-        )
+    def built(self, env: Env) -> Built:
+        """What is made of these options on ``env``: the preset's values, and the given ones over them.
 
-    def mbpo_settings(self) -> MBPOSettings:
-        """Of --agent mbpo and sac. Raises InvalidInputError for a number out of range."""
-        alone = self.agent == "sac"
-        return MBPOSettings(
-            method=self.model,
-            members=self.members,
-            hidden=self.hidden,
-            schedule=self._schedule(),
-            learning_starts=self.learning_starts,
-            refit_every=self.refit_every,
-            imagine_every=self.imagine_every,
-            rollouts_per_step=self.rollouts_per_step,
-            rollout=RolloutLength(*self.rollout_length, *self.rollout_growth),
-            branching=Branching(penalty=self.penalty),
-            updates_per_step=self.updates_per_step or (1 if alone else 10),
-            real_share=1.0 if alone else self.real_share,
-        )
+        Raises InvalidInputError for values that do not go together, and options that the agent would
+        ignore.
+        """
+        preset = self._preset(env)
+        kind, base = self._agent()
+        learner = self._learner(env)
+        alone = {"planner": None, "real_share": 1.0, "value": None}
+        start = dict(preset.settings)
+        if self.agent == "sac":
+            start = {n: v for n, v in start.items() if n in _PACE} | alone
+        over, arguments = self._given()
+        settings = with_values(base, merged(start, over))
+        kwargs = merged(self._learner_start(learner, preset), arguments)
+        self._refuse_idle(settings, learner)
+        self._check_together(settings)
+        reward = self.reward or ("learned" if self.agent in ("mpc", "mbpo") else preset.reward)
+        return Built(kind, settings, learner, kwargs, reward, preset)
 
-    def algorithm_kwargs(self) -> dict[str, Any]:
-        """Stable-Baselines3's own arguments, of --agent mbpo and sac."""
-        temperature = self.initial_temperature
-        return {
-            "learning_rate": self.policy_learning_rate,
-            "batch_size": self.batch_size,
-            "tau": self.tau,
-            "ent_coef": temperature if self.fixed_temperature else f"auto_{temperature}",
-            "policy_kwargs": {"net_arch": list(self.policy_hidden)},
+    def _preset(self, env: Env) -> Preset:
+        if self.agent in ("mpc", "mbpo") or self.preset == "none":
+            return Preset("none")
+        return preset_for(env) if self.preset == "auto" else named_preset(self.preset)
+
+    def _agent(self) -> tuple[type[PlanningAgent], PlanningSettings]:
+        if self.agent == "mpc":
+            return MPC, MPCSettings()
+        if self.agent == "mbpo":
+            return MBPO, MBPOSettings(learning_starts=250)
+        if self.agent == "sac" and self.preset == "none":
+            return MBPO, MBPOSettings(real_share=1.0, learning_starts=250, updates_per_step=1)
+        return PlanningAgent, PlanningSettings()
+
+    def _learner(self, env: Env) -> type[OffPolicyAlgorithm]:
+        if self.agent == "mpc":
+            if self.learner is not None:
+                raise InvalidInputError("--learner: mpc has no learner; leave it out")
+            return NoLearner
+        discrete = isinstance(env.action_space, gym.spaces.Discrete)
+        if discrete and self.agent == "sac" and self.learner is None:
+            raise InvalidInputError(
+                f"--env-id {self.env_id!r}: sac is for continuous actions; give --learner dqn, or "
+                "--agent planning, mpc or mbpo"
+            )
+        with naming("--learner"):
+            kind = learner_class(self.learner or ("dqn" if discrete else "fast-sac"))
+        if discrete != (kind.__name__ == "DQN"):
+            raise InvalidInputError(
+                f"--learner {self.learner}: {kind.__name__} does not take the actions of "
+                f"{self.env_id!r}, {env.action_space}; leave it out"
+            )
+        return kind
+
+    def _learner_start(self, learner: type[OffPolicyAlgorithm], preset: Preset) -> dict[str, Any]:
+        """The learner's arguments before any option."""
+        if preset.name == "none" and self.agent != "planning":
+            return {} if learner is NoLearner else {"policy_kwargs": {"net_arch": [256, 256]}}
+        return learner_defaults(learner, preset)
+
+    def _given(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The options that were given, nested as the settings and as the learner's arguments are."""
+        found: dict[str, Any] = {}
+        for each in fields(self):
+            value, place = getattr(self, each.name), each.metadata.get("place")
+            if place and value is not None:
+                found = merged(found, _nested(place, value))
+        arguments: dict[str, Any] = found.pop("learner", {})
+        if self.planner == "random" and self.population is not None:
+            found["planner"]["population"] = self.population * (self.iterations or 1)
+            found["planner"].pop("iterations", None)
+        for name in ("learning_starts", "real_share"):
+            if getattr(self, name) is not None:
+                found[name] = getattr(self, name)
+        if self.rollout_length is not None or self.rollout_growth is not None:
+            first, last = self.rollout_length or (1, 1)
+            begin, end = self.rollout_growth or (0, 1)
+            found["rollout"] = {"first": first, "last": last, "begin": begin, "end": end}
+        if self.no_value:
+            found["value"] = None
+        if self.add_middle:
+            found = merged(found, {"planner": {"add_middle": True}})
+        start = self.initial_temperature
+        if self.fixed_temperature:
+            arguments["ent_coef"] = 1.0 if start is None else start
+        elif start is not None:
+            arguments["ent_coef"] = f"auto_{start}"
+        return found, arguments
+
+    def _refuse_idle(self, settings: PlanningSettings, learner: type[OffPolicyAlgorithm]) -> None:
+        """Raises InvalidInputError for an option of a part that the agent does not have."""
+        has: dict[Part, bool] = {
+            "model": settings.uses_model,
+            "plan": settings.planner is not None,
+            "imagined": settings.imagines,
+            "learner": learner is not NoLearner,
         }
-
-    def _schedule(self) -> Schedule:
-        return Schedule(steps=self.train_steps, learning_rate=self.learning_rate)
-
-    def _check_mpc(self) -> None:
-        self.require_positive("exploration", "pessimism", zero=True)
-        with naming("--device"):
-            planning_device(self.device)
-        at_once = self.population * (self.iterations if self.planner == "random" else 1)
-        for name, most in (("particles", 10**7), ("horizon", 10**8)):
-            if at_once * getattr(self, name) > most:
+        for each in fields(self):
+            part = cast("Part | None", each.metadata.get("part"))
+            if part and not has[part] and getattr(self, each.name) != each.default:
                 raise InvalidInputError(
-                    f"--population (of random times --iterations) times {option_name(name)} must be at "
-                    f"most {most:,}; got {at_once:,} x {getattr(self, name):,}"
+                    f"{option_name(each.name)}: --agent {self.agent} {_WITHOUT[part]} and would ignore "
+                    "it; leave it out"
                 )
-        if self.elites is not None and not 1 <= self.elites <= self.members:
+        if self.real_share is not None and learner is NoLearner:
             raise InvalidInputError(
-                f"--elites must be at least 1 and at most --members ({self.members}); got {self.elites}"
+                f"--real-share: --agent {self.agent} has no learner and would ignore it; leave it out"
             )
-        planning = self.elites or self.members
-        if self.particles % planning:
-            raise InvalidInputError(
-                "--particles must be a multiple of --members, or of --elites where these are given "
-                f"({planning}); got {self.particles}"
-            )
+        own = ("actor_every", "critics", "target_critics", "layer_norm", "dropout", "imitation")
+        for name in own if learner is not FastSAC else ():
+            if getattr(self, name) is not None:
+                raise InvalidInputError(
+                    f"{option_name(name)} is of --learner fast-sac, {learner.__name__} would ignore it: "
+                    "leave it out"
+                )
 
-    def _check_mbpo(self) -> None:
-        self.require_at_least(1, "policy_hidden", "batch_size", most=100_000)
-        self.require_at_least(1, "rollouts_per_step", "imagine_every", most=10_000)
-        begun = self.rollouts_per_step * self.imagine_every
-        if begun > 10**7:
+    def _check_together(self, settings: PlanningSettings) -> None:
+        if settings.learning_starts >= self.steps:
             raise InvalidInputError(
-                f"--rollouts-per-step times --imagine-every must be at most {10**7:,}; got {begun:,}"
+                f"--learning-starts must be below --steps ({self.steps}), or nothing is learned; "
+                f"got {settings.learning_starts}"
             )
-        self.require_at_least(1, "rollout_length", most=1000)
-        self.require_at_least(0, "rollout_growth")
-        begin, end = self.rollout_growth
-        if begin >= end:
+        if settings.uses_model:
+            with naming("--learning-starts"):
+                require_enough_for_a_model(settings.members, settings.learning_starts, 0)
+
+
+#: What the learner alone takes of a preset's settings.
+_PACE = ("learning_starts", "updates_per_step", "n_steps", "real_rows")
+
+
+def _nested(place: tuple[str, ...], value: Any) -> dict[str, Any]:
+    for name in reversed(place):
+        value = {name: list(value) if isinstance(value, tuple) else value}
+    return cast(dict[str, Any], value)
+
+
+def _check_ranges(args: Args) -> None:
+    """Raises InvalidInputError for the first option given that is out of its range."""
+
+    def given(*names: str) -> list[str]:
+        return [name for name in names if getattr(args, name) is not None]
+
+    args.require_at_least(1, *given("learning_starts", "refit_every", "train_steps"))
+    args.require_at_least(1, *given("horizon", "iterations", "n_steps"), most=10_000)
+    args.require_at_least(1, *given("particles", "members", "hidden"), most=100_000)
+    args.require_at_least(0, *given("proposals"), most=100_000)
+    args.require_at_least(2, *given("population"), most=10**6)
+    args.require_at_least(1, *given("policy_hidden", "batch_size", "critics"), most=100_000)
+    args.require_at_least(1, *given("rollouts_per_step", "imagine_every"), most=10_000)
+    args.require_at_least(1, *given("rollout_length", "updates_per_step", "actor_every"), most=1000)
+    args.require_at_least(0, *given("rollout_growth"))
+    args.require_positive(*given("learning_rate", "policy_learning_rate", "initial_temperature"))
+    args.require_positive(*given("exploration", "pessimism", "penalty", "imitation"), zero=True)
+    args.require_positive(*given("tau"), most=1.0)
+    args.require_positive(*given("plan_share", "gamma", "dropout"), zero=True, most=1.0)
+    if isinstance(args.real_share, float):
+        args.require_positive("real_share", zero=True, most=1.0)
+    # What is learned is its logarithm, in single precision.
+    if args.initial_temperature is not None and args.initial_temperature < 1e-8:
+        raise InvalidInputError(
+            f"--initial-temperature must be at least 1e-8; got {args.initial_temperature}"
+        )
+    if args.rollout_growth is not None and args.rollout_growth[0] >= args.rollout_growth[1]:
+        begin, end = args.rollout_growth
+        raise InvalidInputError(
+            f"--rollout-growth must be a step and a later one; got {begin} {end}"
+        )
+    begun = (args.rollouts_per_step or 100) * (args.imagine_every or 50)
+    if begun > 10**7:
+        raise InvalidInputError(
+            f"--rollouts-per-step times --imagine-every must be at most {10**7:,}; got {begun:,}"
+        )
+    at_once = (args.population or 1) * (args.iterations or 1 if args.planner == "random" else 1)
+    for name, most in (("particles", 10**7), ("horizon", 10**8)):
+        if at_once * (getattr(args, name) or 1) > most:
             raise InvalidInputError(
-                f"--rollout-growth must be a step and a later one; got {begin} {end}"
+                f"--population (of random times --iterations) times {option_name(name)} must be at "
+                f"most {most:,}; got {at_once:,} x {getattr(args, name):,}"
             )
-        if self.updates_per_step is not None:
-            self.require_at_least(1, "updates_per_step", most=1000)
-        self.require_positive("policy_learning_rate", "initial_temperature")
-        # What is learned is its logarithm, in single precision.
-        if self.initial_temperature < 1e-8:
-            raise InvalidInputError(
-                f"--initial-temperature must be at least 1e-8; got {self.initial_temperature}"
-            )
-        self.require_positive("tau", most=1.0)
-        self.require_positive("penalty", zero=True)
-        self.require_positive("real_share", zero=True, most=1.0)

@@ -23,7 +23,6 @@ from _pool import Cells, Done, run_cells
 from _rows import Row
 from _rules import named_reward, named_termination
 from _run import Result, RunArgs, RunFolder, launch
-from _train_args import USED_BY_PLANNERS
 
 from agents.common.device import planning_device
 from agents.mpc import MPC, MPCSettings
@@ -41,6 +40,12 @@ Array = npt.NDArray[Any]
 
 #: ``act(observation [O]) -> action``, once a step from the first of an episode on.
 Act = Callable[[Array], Array]
+
+#: Who uses an option, where not all planners do.
+USED_BY_PLANNERS: dict[str, tuple[str, ...]] = {
+    "noise_beta": ("icem",),
+    **dict.fromkeys(("add_middle", "elite_fraction"), ("icem", "cem")),
+}
 
 _BASELINES = ("nothing", "random-actions")
 

@@ -18,17 +18,16 @@ import gymnasium as gym
 import numpy as np
 from _figures import draw_returns
 from _pool import Cells, Done, run_cells
-from _returns import episode_returns
+from _returns import PolicyAlone, episode_returns
 from _rows import Row
 from _rules import named_reward, named_termination
-from _run import Result, RunFolder, launch, run_inside
+from _run import Bar, Result, RunFolder, launch, run_inside
 from _shelf import Shelf
-from _train_args import Args
+from _train_args import Args, Built
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.monitor import Monitor
 
-from agents.mbpo import MBPO
-from agents.mpc import MPC
+from agents.planning_agent.agent import PlanningAgent
 from envs.make import make_env
 from envs.offline import load_minari, require_new_minari, save_minari
 from mbrl_bilevel.errors import CheckpointError, InvalidInputError
@@ -91,31 +90,26 @@ def _one(args: Args, run: RunFolder) -> Result:
     """Learn in stretches; evaluate and save after each."""
     started = time.perf_counter()
     env = _make(args)
-    if args.agent != "mpc" and isinstance(env.action_space, gym.spaces.Discrete):
-        raise InvalidInputError(f"--env-id {args.env_id!r}: discrete actions are for --agent mpc")
+    built = args.built(env)
+    run.note_config("resolved", built.resolved())
     rule = named_termination(args.termination, env)
     if args.save_minari is not None and not _is_written(args):
         require_new_minari(args.save_minari)
     shelf = Shelf(run.checkpoints, args.keep_checkpoints)
-    agent = _agent(args, run, env, rule, named_reward(args.reward, env), shelf)
+    agent = _agent(args, built, run, env, rule, named_reward(built.reward, env), shelf)
     for row in run.rows:
         run.rows.require(row, "step", "mean", "std", "returns")
     bar = run.bar(args.steps, "train", initial=agent.num_timesteps)
+    seconds = 0.0
     while True:
         if agent.num_timesteps and run.rows.find(step=agent.num_timesteps) is None:
-            found = episode_returns(
-                agent, partial(_make, args), args.eval_episodes, args.seed, args.env_id
-            )
-            row = run.rows.append({"step": agent.num_timesteps} | found)
+            row = run.rows.append(_evaluated(args, agent) | {"cpu_seconds": round(seconds, 1)})
             _log(run, agent, row)
             bar.set_postfix_str(f"return {row['mean']:.1f}")
         shelf.tidy({row["step"]: row["mean"] for row in run.rows if row["mean"] is not None})
         if agent.num_timesteps >= args.steps:
             break
-        with warnings.catch_warnings():
-            # A stretch may end before --learning-starts: the next one goes on.
-            warnings.filterwarnings("ignore", message="learn\\(\\) ended")
-            agent.learn(min(args.eval_every, args.steps - agent.num_timesteps), _Tick(bar.update))
+        seconds = _learn(args, agent, bar)
         agent.save(shelf.place(agent.num_timesteps))
     returns = list(run.rows)
     figure = draw_returns(
@@ -127,9 +121,9 @@ def _one(args: Args, run: RunFolder) -> Result:
         "final_return": final,
         "env_steps": agent.num_timesteps,
         "wall_seconds": time.perf_counter() - started,
+        "peak_memory_mb": _peak_memory(),
+        "device": str(agent.device),
     }
-    if isinstance(agent, MPC):
-        metrics["device"] = str(agent.device)
     if args.save_minari is not None and not _is_written(args):
         save_minari(
             agent.experience.transitions(),
@@ -140,6 +134,39 @@ def _one(args: Args, run: RunFolder) -> Result:
         )
     files = {"agent": str(shelf.place(args.steps)), "best": str(shelf.best)}
     return Result(metrics, {"final_return": final, **files, "figure": str(figure)})
+
+
+def _learn(args: Args, agent: PlanningAgent, bar: Bar) -> float:
+    """One stretch, to the next evaluation; the processor seconds it took."""
+    before = time.process_time()
+    with warnings.catch_warnings():
+        # A stretch may end before --learning-starts: the next one goes on.
+        warnings.filterwarnings("ignore", message="learn\\(\\) ended")
+        steps = min(args.eval_every, args.steps - agent.num_timesteps)
+        agent.learn(steps, _Tick(bar.update))
+    return time.process_time() - before
+
+
+def _evaluated(args: Args, agent: PlanningAgent) -> Row:
+    """Returns of episodes as the agent acts, and of its policy alone where it also plans; how it is."""
+    where = (partial(_make, args), args.eval_episodes, args.seed, args.env_id)
+    found: Row = {"step": agent.num_timesteps, **episode_returns(agent, *where)}
+    if agent.settings.planner is not None and agent.held.exists:
+        alone = episode_returns(PolicyAlone(agent), *where)
+        found |= {f"policy_{name}": value for name, value in alone.items()}
+    health = {name.removeprefix("health/"): value for name, value in agent.progress.health}
+    return found | ({"health": health} if health else {})
+
+
+def _peak_memory() -> float | None:
+    """Of this process, in MB; None where the system does not say."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    # Linux counts kilobytes, macOS bytes.
+    unit = 1e6 if sys.platform == "darwin" else 1e3
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit, 1)
 
 
 def _is_written(args: Args) -> bool:
@@ -157,21 +184,20 @@ def _make(args: Args) -> gym.Env[Any, Any]:
 
 def _agent(
     args: Args,
+    built: Built,
     run: RunFolder,
     env: gym.Env[Any, Any],
     rule: Rule | None,
     reward: Rule | None,
     shelf: Shelf,
-) -> MPC | MBPO:
+) -> PlanningAgent:
     """The newest saved agent that is whole, or a new one."""
-    monitored, kind = Monitor(env), MPC if args.agent == "mpc" else MBPO
-    given: dict[str, Any] = {"termination": rule, "reward": reward}
-    if kind is MPC:
-        given["device"] = args.device
+    monitored = Monitor(env)
+    given: dict[str, Any] = {"termination": rule, "reward": reward, "device": args.device}
     damaged: CheckpointError | None = None
     for path in shelf.newest_first() if args.resume else []:
         try:
-            agent = kind.load(path, monitored, **given)
+            agent = built.kind.load(path, monitored, **given)
         except CheckpointError as error:
             damaged = error
             print(f"passed over: {error}", file=sys.stderr, flush=True)
@@ -184,14 +210,15 @@ def _agent(
             f"--resume: {shelf.folder} holds no agent although evaluations were made; start anew "
             "with another --out"
         )
-    given["seed"] = args.seed
-    if args.agent == "mpc":
-        return MPC(monitored, args.mpc_settings(), **given)
-    return MBPO(monitored, args.mbpo_settings(), algorithm_kwargs=args.algorithm_kwargs(), **given)
+    return built.make(monitored, seed=args.seed, **given)
 
 
-def _log(run: RunFolder, agent: MPC | MBPO, row: dict[str, Any]) -> None:
+def _log(run: RunFolder, agent: PlanningAgent, row: dict[str, Any]) -> None:
     run.tensorboard.add_scalar("eval/return", row["mean"], row["step"])
+    if "policy_mean" in row:
+        run.tensorboard.add_scalar("eval/policy_return", row["policy_mean"], row["step"])
+    for name, value in agent.progress.health:
+        run.tensorboard.add_scalar(name, value, row["step"])
     fitted = agent.last_fit
     if fitted is not None:
         held_out = float(np.mean(fitted.criterion))

@@ -16,22 +16,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from stable_baselines3 import DDPG, DQN, SAC, TD3
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.save_util import recursive_getattr
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 from torch import Tensor
 
-from agents.learners.fast_sac import FastSAC
-from agents.learners.no_learner import NoLearner
+from agents.learners.named import class_in_file
 from mbrl_bilevel.checkpoint import Checkpoint
-from mbrl_bilevel.errors import CheckpointError, DivergedError, InvalidInputError, look_up
+from mbrl_bilevel.errors import CheckpointError, DivergedError, InvalidInputError
 from mbrl_bilevel.types import Transitions
-
-#: What a file may name: Stable-Baselines3's own, and ours.
-ALGORITHMS: dict[str, type[OffPolicyAlgorithm]] = {
-    kind.__name__: kind for kind in (SAC, TD3, DDPG, DQN, FastSAC, NoLearner)
-}
 
 #: Arguments of an algorithm that its holder decides on.
 HELD = frozenset(
@@ -148,12 +141,16 @@ def algorithm_class(
                 f"pass algorithm={name}"
             )
         return given
-    if name not in ALGORITHMS:
+    try:
+        found = class_in_file(name)
+    except InvalidInputError as error:
+        raise CheckpointError(f"checkpoint {path}: {error}") from None
+    if found is None:
         raise CheckpointError(
             f"checkpoint {path}: the agent holds a {name[:60]!r}, which is none of Stable-Baselines3's "
             "own; pass its class to load() as algorithm="
         )
-    return look_up(ALGORITHMS, name, "algorithm")
+    return found
 
 
 def algorithm_to_checkpoint(

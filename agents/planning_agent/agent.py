@@ -51,6 +51,7 @@ from agents.planning_agent.replay import MixedReplay
 from agents.planning_agent.settings import PlanningSettings
 from agents.planning_agent.terminal_value import Value, ValueSettings, fit_value
 from agents.planning_agent.upkeep import Upkeep
+from agents.presets.preset import learner_defaults, preset_for, with_values
 from mbrl_bilevel.dynamics import DynamicsModel, fit_dynamics
 from mbrl_bilevel.errors import InvalidInputError, require_count
 from mbrl_bilevel.methods import get_method
@@ -69,7 +70,8 @@ class PlanningAgent:
     ``env`` is a Gymnasium environment or an SB3 vector environment, with Box observations [O] and Box
     actions [A] of finite bounds or Discrete ones, which models and rules see one-hot; around a
     VecNormalize the model and the planner see raw observations and rewards, the learner normalised ones.
-    ``settings`` say what it is made of. ``algorithm`` is the learner's class (by default a fast SAC, of
+    ``settings`` say what it is made of; without them, and without ``algorithm_kwargs``, the values are those
+    of the environment's preset (``agents.presets``). ``algorithm`` is the learner's class (by default a fast SAC, of
     discrete actions DQN), ``algorithm_kwargs`` are its own arguments. ``termination`` and ``reward`` are
     known rules, batched over (obs, action, next_obs); without one the model learns it. SB3's callbacks
     see this agent as their ``model``, and SB3's own locals.
@@ -81,6 +83,8 @@ class PlanningAgent:
     """
 
     _settings: ClassVar[type[PlanningSettings]] = PlanningSettings
+    #: Whether what is not given comes from the environment's preset, or is the class's own default.
+    _from_preset: ClassVar[bool] = True
     #: The learner's class where there is no choice.
     _algorithm: ClassVar[type[OffPolicyAlgorithm] | None] = None
     #: Files of version 0.1 that ``load`` reads.
@@ -102,13 +106,13 @@ class PlanningAgent:
     ) -> None:
         require_seed(seed)
         require_rules(termination, reward)
-        self.settings = self._settings() if settings is None else settings
         self.env = vector_env(env)
         self.action_space = require_actions(self.env.action_space)
         self.observation_space = require_box(self.env.observation_space, "observation")
         self.termination, self.reward, self.seed = termination, reward, seed
         self.device, self.verbose = planning_device(device), verbose
-        self.algorithm_kwargs = dict(algorithm_kwargs or {})
+        kind = algorithm or self._algorithm or self._fitting_learner()
+        self.settings, self.algorithm_kwargs = self._chosen(kind, settings, algorithm_kwargs)
         self.model: StepModel | None = None
         self.value: Value | None = None
         self.last_fit: FitResult | None = None
@@ -116,16 +120,30 @@ class PlanningAgent:
         self._generator = torch.Generator().manual_seed(seed)
         self._noise = np.random.default_rng([seed, 1])
         self._random = OwnRandomness(seed)
-        self._hold(algorithm or self._algorithm or self._fitting_learner())
+        self._hold(kind)
         self.algorithm.set_logger(open_logger(tensorboard_log, verbose))
         self.upkeep = Upkeep(self)
+
+    def _chosen(
+        self,
+        kind: type[OffPolicyAlgorithm],
+        settings: PlanningSettings | None,
+        kwargs: Mapping[str, Any] | None,
+    ) -> tuple[PlanningSettings, dict[str, Any]]:
+        """What was given; for what was not, the preset of the environment (``agents.presets``)."""
+        if not self._from_preset:
+            return self._settings() if settings is None else settings, dict(kwargs or {})
+        preset = preset_for(self.env)
+        if settings is None:
+            settings = with_values(self._settings(), preset.settings)
+        return settings, learner_defaults(kind, preset) if kwargs is None else dict(kwargs)
 
     def _fitting_learner(self) -> type[OffPolicyAlgorithm]:
         return DQN if isinstance(self.action_space, gym.spaces.Discrete) else FastSAC
 
     def _hold(self, kind: type[OffPolicyAlgorithm]) -> None:
         """Make the learner, give it the replay, and let plans act in its place where they should."""
-        settings, normalised = self.settings, self.get_vec_normalize_env()
+        settings = self.settings
         with self._random:
             self.algorithm = make_algorithm(
                 kind,
@@ -145,10 +163,11 @@ class PlanningAgent:
             generator=self._generator,
             n_steps=settings.n_steps,
             gamma=float(self.algorithm.gamma),
-            normalised=normalised,
         )
         self.algorithm.replay_buffer = self.experience  # type: ignore[assignment]
-        self.held = HeldPolicy(self.algorithm, self.action_space, normalised)
+        self.held = HeldPolicy(
+            self.algorithm, self.action_space, self.get_vec_normalize_env()
+        )
         self._plans = Plans(action_set(self.action_space), self.held, self.device)
         if settings.planner is not None:
             # SB3's collection loop asks this for every action.

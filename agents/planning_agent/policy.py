@@ -110,9 +110,14 @@ class HeldPolicy:
 def _squashed(actor: Any, seen: Tensor, generator: torch.Generator | None) -> Tensor:
     """Actions in [−1, 1], [B, A]."""
     if hasattr(actor, "get_action_dist_params"):
-        mean, log_std, _ = actor.get_action_dist_params(seen)
+        mean, log_std, features = actor.get_action_dist_params(seen)
         if generator is not None:
-            mean = mean + log_std.exp() * _normal(mean, generator)
+            std = log_std.exp()
+            if actor.use_sde:
+                # There log_std is that of the exploration matrix, not of the actions.
+                made = actor.action_dist.proba_distribution(mean, log_std, **features)
+                std = made.distribution.stddev
+            mean = mean + std * _normal(mean, generator)
         found: Tensor = mean.tanh()
         return found
     guess: Tensor = actor(seen)

@@ -6,7 +6,7 @@ rings are never put together: each batch is gathered from both.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import gymnasium as gym
@@ -102,11 +102,10 @@ class MixedReplay(BaseBuffer):
         generator: torch.Generator,
         n_steps: int = 1,
         gamma: float = 0.99,
-        normalised: VecNormalize | None = None,
     ) -> None:
         super().__init__(real_rows, observation_space, action_space, device="cpu", n_envs=n_envs)
         self.real_share, self.generator, self._actions = real_share, generator, action_space
-        self.n_steps, self.gamma, self._normalised = n_steps, gamma, normalised
+        self.n_steps, self.gamma = n_steps, gamma
         #: Whether the next step of each environment is acted by plan; whoever acts says so.
         self.by_plan = torch.zeros(n_envs)
         obs, action = torch.zeros(observation_space.shape), torch.zeros(self.action_dim)
@@ -116,8 +115,9 @@ class MixedReplay(BaseBuffer):
         record = {"truncated": number.bool(), "episode": integer, "t": integer, "planned": number}
         self.real = Ring(real_rows, step | record)
         self.imagined = Ring(imagined_rows, step)
-        self.episodes = 0
-        self.start_episodes()
+        self.episodes, self._begun = 0, False
+        self._episode = torch.arange(n_envs)
+        self._t = torch.zeros(n_envs, dtype=torch.int64)
 
     def size(self) -> int:
         """Real rows."""
@@ -138,14 +138,9 @@ class MixedReplay(BaseBuffer):
         return list(zip(self._episode.tolist(), self._t.tolist(), strict=True))
 
     def standardising_rows(self) -> tuple[Array, Array]:
-        """Observations [N, O] and rewards [N] as the learner sees them, to find their scales by."""
+        """Raw observations [N, O] and rewards [N], for a learner that finds their scales by them."""
         rows = self.real.stored()
-        obs, reward = rows["obs"].numpy(), rows["reward"].numpy()
-        if self._normalised is None:
-            return obs, reward
-        return np.asarray(self._normalised.normalize_obs(obs)), np.asarray(
-            self._normalised.normalize_reward(reward)
-        )
+        return rows["obs"].numpy(), rows["reward"].numpy()
 
     def reset(self) -> None:
         """Forget all rows."""
@@ -157,6 +152,7 @@ class MixedReplay(BaseBuffer):
         self._episode = self.episodes + torch.arange(self.n_envs)
         self._t = torch.zeros(self.n_envs, dtype=torch.int64)
         self.episodes += self.n_envs
+        self._begun = True
 
     def add(
         self,
@@ -168,6 +164,8 @@ class MixedReplay(BaseBuffer):
         infos: list[dict[str, Any]],
     ) -> None:
         """A step of every environment. Raises InvalidInputError for NaN or infinity in it."""
+        if not self._begun:
+            self.start_episodes()
         for i in range(self.n_envs):
             where = (int(self._episode[i]), int(self._t[i]))
             require_finite("observation", np.stack([obs[i], next_obs[i]]), *where)
@@ -226,34 +224,39 @@ class MixedReplay(BaseBuffer):
         imagined = 0
         if len(self.imagined) and self.real_share < 1.0:
             imagined = batch_size - round(self.real_share * batch_size)
-        parts = [self._real(batch_size - imagined)] if imagined < batch_size else []
+
+        def worth(reward: Tensor) -> Tensor:
+            return reward if env is None else _float(env.normalize_reward(reward.numpy()))
+
+        parts = [self._real(batch_size - imagined, worth)] if imagined < batch_size else []
         if imagined:
-            rows = self.imagined.draw(imagined, self.generator)
-            discount = torch.full((imagined,), self.gamma)
-            parts.append([*rows, discount, torch.zeros(imagined)])
+            obs, action, next_obs, reward, ended = self.imagined.draw(imagined, self.generator)
+            discount, planned = torch.full((imagined,), self.gamma), torch.zeros(imagined)
+            parts.append([obs, action, next_obs, worth(reward), ended, discount, planned])
         obs, action, next_obs, reward, ended, discount, planned = (
             torch.cat(column) for column in zip(*parts, strict=True)
         )
         if env is not None:
             obs, next_obs = (_float(env.normalize_obs(part.numpy())) for part in (obs, next_obs))
-            reward = _float(env.normalize_reward(reward.numpy()))
         columns = (column.unsqueeze(1) for column in (ended, reward, discount, planned))
         ended, reward, discount, planned = columns
         discounts = None if self.n_steps == 1 else discount
         return Samples(obs, action, next_obs, ended, reward, discounts, planned)
 
-    def _real(self, count: int) -> list[Tensor]:
+    def _real(self, count: int, worth: Callable[[Tensor], Tensor]) -> list[Tensor]:
         """Real rows, each the start of at most ``n_steps`` steps of its episode (Sutton 1988): the
-        columns of ``STEP``, the discount of what follows, and whether the first step was planned."""
+        columns of ``STEP``, the discount of what follows, and whether the first step was planned.
+
+        ``worth`` turns raw rewards into the learner's, each by itself: they may be clipped."""
         index = self.real.places(count, self.generator)
         obs, action, next_obs, reward, ended, planned = self.real.at(index, (*STEP, "planned"))
-        discount = torch.full((count,), self.gamma)
+        discount, reward = torch.full((count,), self.gamma), worth(reward)
         going = ended == 0.0
         for _ in range(self.n_steps - 1):
             index, going = self._after(index, going)
             further, payment, end = self.real.at(index, ("next_obs", "reward", "ended"))
             next_obs = torch.where(going[:, None], further, next_obs)
-            reward = reward + torch.where(going, discount * payment, 0.0)
+            reward = reward + torch.where(going, discount * worth(payment), 0.0)
             ended = torch.where(going, end, ended)
             discount = torch.where(going, discount * self.gamma, discount)
             going = going & (end == 0.0)
