@@ -165,9 +165,7 @@ class PlanningAgent:
             gamma=float(self.algorithm.gamma),
         )
         self.algorithm.replay_buffer = self.experience  # type: ignore[assignment]
-        self.held = HeldPolicy(
-            self.algorithm, self.action_space, self.get_vec_normalize_env()
-        )
+        self.held = HeldPolicy(self.algorithm, self.action_space, self.get_vec_normalize_env())
         self._plans = Plans(action_set(self.action_space), self.held, self.device)
         if settings.planner is not None:
             # SB3's collection loop asks this for every action.

@@ -17,6 +17,7 @@ import torch
 from agents.common.device import planning_device
 from agents.mpc import MPC, MPCSettings
 from agents.planners import ICEM
+from agents.planning_agent.plans import Plans
 from agents.planning_agent.terminal_value import ValueSettings, fit_value
 from mbrl_bilevel.dynamics import DynamicsModel, fit_dynamics
 from mbrl_bilevel.errors import InvalidInputError
@@ -133,24 +134,24 @@ def test_model_and_value_are_copied_once_and_stay_where_they_are(
     model: DynamicsModel, rows: Transitions
 ) -> None:
     agent = agent_with(model, rows)
-    agent.device = torch.device("meta")
-    there, value = agent._on_device(model)
+    agent._plans = Plans(agent._plans.actions, agent.held, torch.device("meta"))
+    there, value = agent._plans.on_device(model, agent.value)
     assert there.device.type == "meta"
     assert value is not None
     assert value.low.device.type == "meta"
-    assert agent._on_device(model)[0] is there
+    assert agent._plans.on_device(model, agent.value)[0] is there
     assert model.device.type == "cpu"
     assert next(model.policy.parameters()).device.type == "cpu"
     agent.value = None
-    assert agent._on_device(model)[1] is None
+    assert agent._plans.on_device(model, agent.value)[1] is None
     agent.model = other = model.elites([0.0, 1.0], 1)
-    found = agent._on_device(other)[0]
+    found = agent._plans.on_device(other, agent.value)[0]
     assert found.members == 1
 
 
 def test_on_the_cpu_the_model_itself_is_planned_in(model: DynamicsModel, rows: Transitions) -> None:
     agent = agent_with(model, rows)
-    there, value = agent._on_device(model)
+    there, value = agent._plans.on_device(model, agent.value)
     assert there is model
     assert value is agent.value
 
