@@ -1,4 +1,4 @@
-"""The critics of SAC side by side: one batched product a layer for all of them.
+"""The critics of SAC in one module: a tensor a layer holds the weights of all of them.
 
 They take the place of Stable-Baselines3's, start from the same draws, and may have LayerNorm and dropout.
 """
@@ -6,6 +6,7 @@ They take the place of Stable-Baselines3's, start from the same draws, and may h
 from __future__ import annotations
 
 import math
+from itertools import zip_longest
 from typing import Any
 
 import gymnasium as gym
@@ -24,6 +25,8 @@ from stable_baselines3.sac.policies import Actor, SACPolicy
 from torch import Tensor, nn
 from torch.nn import functional
 
+from agents.learners.adam import DirectAdam
+from agents.learners.perceptrons import Layer, values
 from mbrl_bilevel.errors import InvalidInputError, require_count
 
 #: Standardised observations stay within this many spreads of their mean.
@@ -82,29 +85,50 @@ class EnsembleCritic(ContinuousCritic):
         """The Q-values [B, 1] of the first critic."""
         return self.values(obs, actions, torch.zeros(1, dtype=torch.int64)).squeeze(0).unsqueeze(1)
 
-    def values(self, obs: PyTorchObs, actions: Tensor, subset: Tensor | None = None) -> Tensor:
-        """The Q-values [n, B] of all critics, or of those in ``subset`` (indices [m]): [m, B]."""
+    def values(
+        self,
+        obs: PyTorchObs,
+        actions: Tensor,
+        subset: Tensor | None = None,
+        *,
+        fixed: bool = False,
+    ) -> Tensor:
+        """The Q-values [n, B] of all critics, or of those in ``subset`` (indices [m]): [m, B].
+
+        ``fixed`` takes the weights for constants: the values can be differentiated in ``actions`` alone.
+        """
         # As in SB3: what is shared with the actor learns from the actor's loss alone.
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.share_features_extractor):
             features = self.extract_features(obs, self.features_extractor)
         x = torch.cat([features, actions], dim=1)
 
-        def of(parameters: nn.ParameterList) -> list[Tensor]:
-            every = list(parameters)
-            return every if subset is None else [tensor[subset] for tensor in every]
+        layers = self._layers(subset, fixed)
+        if self.dropout == 0.0 and isinstance(self.activation, nn.ReLU):
+            return values(x, layers).squeeze(2)
+        return self._chain(x, layers).squeeze(2)
 
-        weights, biases = of(self.weights), of(self.biases)
-        x = x.expand(len(weights[0]), -1, -1)
-        norms = list(zip(of(self.norm_weights), of(self.norm_biases), strict=True))
-        for index, (weight, bias) in enumerate(zip(weights[:-1], biases[:-1], strict=True)):
-            x = torch.baddbmm(bias, x, weight)
+    def _layers(self, subset: Tensor | None, fixed: bool) -> list[Layer]:
+        def chosen_of(tensor: Tensor) -> Tensor:
+            tensor = tensor.detach() if fixed else tensor
+            return tensor if subset is None else tensor[subset]
+
+        columns = (self.weights, self.biases, self.norm_weights, self.norm_biases)
+        chosen = [[chosen_of(tensor) for tensor in column] for column in columns]
+        # The last layer has no LayerNorm, and the others may have none.
+        return [Layer(*(part for part in row if part is not None)) for row in zip_longest(*chosen)]
+
+    def _chain(self, x: Tensor, layers: list[Layer]) -> Tensor:
+        """As ``values``, for any activation and with dropout: [n, B, 1]."""
+        x = x.expand(len(layers[0].weight), -1, -1)
+        for layer in layers[:-1]:
+            x = torch.baddbmm(layer.bias, x, layer.weight)
             if self.dropout > 0.0:
                 x = functional.dropout(x, self.dropout, self.training)
-            if norms:
-                scale, shift = norms[index]
-                x = torch.addcmul(shift, functional.layer_norm(x, x.shape[-1:]), scale)
+            if layer.scale is not None and layer.shift is not None:
+                normal = functional.layer_norm(x, x.shape[-1:])
+                x = torch.addcmul(layer.shift, normal, layer.scale)
             x = self.activation(x)
-        return torch.baddbmm(biases[-1], x, weights[-1]).squeeze(2)
+        return torch.baddbmm(layers[-1].bias, x, layers[-1].weight)
 
     def copy_from(self, critic: ContinuousCritic) -> None:
         """Take over the weights of SB3's critic of the same sizes."""
@@ -139,9 +163,7 @@ class FastSACPolicy(SACPolicy):
         if not isinstance(dropout, float | int) or not 0.0 <= dropout < 1.0:
             raise InvalidInputError(f"dropout must be from 0 to below 1; got {dropout!r}")
         self.layer_norm, self.dropout = layer_norm, float(dropout)
-        if "optimizer_class" not in kwargs and kwargs.get("optimizer_kwargs") is None:
-            kwargs["optimizer_kwargs"] = {"fused": True}
-        super().__init__(*args, **kwargs)
+        super().__init__(*args, **{"optimizer_class": DirectAdam, **kwargs})
 
     def make_actor(self, features_extractor: BaseFeaturesExtractor | None = None) -> Actor:
         kwargs = self._update_features_extractor(self.actor_kwargs, features_extractor)

@@ -19,6 +19,7 @@ from stable_baselines3.common.type_aliases import GymEnv, ReplayBufferSamples
 from stable_baselines3.sac.policies import SACPolicy
 from torch import Tensor
 
+from agents.learners.adam import DirectAdam
 from agents.learners.critics import (
     EnsembleCritic,
     FastCnnPolicy,
@@ -99,7 +100,7 @@ class FastSAC(SAC):
             )
         if self.ent_coef_optimizer is not None and self.log_ent_coef is not None:
             rate = self.lr_schedule(1)
-            self.ent_coef_optimizer = torch.optim.Adam([self.log_ent_coef], lr=rate, fused=True)
+            self.ent_coef_optimizer = DirectAdam([self.log_ent_coef], lr=rate)
 
     def _prepare_policy(self) -> None:
         if not self.standardise:
@@ -212,7 +213,7 @@ class FastSAC(SAC):
         """A step on α log π − Q (arXiv 1812.05905, equation 9); the loss before it."""
         critic = self.critic
         assert isinstance(critic, EnsembleCritic)
-        q = critic.values(batch.observations, actions)
+        q = critic.values(batch.observations, actions, fixed=True)
         # Where critics agree amin would share the gradient, and SB3 does not.
         climbed = q.min(dim=0).values if self.actor_q == "min" else q.mean(dim=0)
         loss = (ent_coef * log_prob - climbed).mean()
@@ -221,7 +222,6 @@ class FastSAC(SAC):
             spread = climbed.detach().std(correction=0)
             loss = loss + self.imitation * spread * _distance(actions, batch.actions, planned)
         parameters = _parameters(self.actor.optimizer)
-        # With respect to the actor's parameters alone: the critics' are not needed here.
         gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
         _step(self.actor.optimizer, parameters, gradients)
         return loss.detach()
@@ -278,9 +278,17 @@ def _step(
     parameters: list[Tensor],
     gradients: tuple[Tensor | None, ...],
 ) -> None:
-    for parameter, gradient in zip(parameters, gradients, strict=True):
-        if gradient is not None and gradient.stride() != parameter.stride():
-            # The fused Adam reads memory as it lies.
-            gradient = torch.empty_like(parameter).copy_(gradient)
+    alike = [_laid_as(*pair) for pair in zip(gradients, parameters, strict=True)]
+    if isinstance(optimizer, DirectAdam):
+        optimizer.step_along(alike)
+        return
+    for parameter, gradient in zip(parameters, alike, strict=True):
         parameter.grad = gradient
     optimizer.step()
+
+
+def _laid_as(gradient: Tensor | None, parameter: Tensor) -> Tensor | None:
+    # The fused Adam reads memory as it lies.
+    if gradient is None or gradient.stride() == parameter.stride():
+        return gradient
+    return torch.empty_like(parameter).copy_(gradient)
