@@ -175,6 +175,8 @@ class Args(RunArgs):
     """Steps of an imagined branch, first and last."""
     rollout_growth: tuple[int, int] | None = _of("imagined")
     """The real steps between which the length grows from the first to the last."""
+    rollout_cut: float | None = _of("imagined", "rollout_cut")
+    """A branch ends where the members disagree more than at this quantile of all first steps; none: never."""
     rollouts_per_step: int | None = _of("imagined", "rollouts_per_step")
     """Branches begun for each real step."""
     imagine_every: int | None = _of("imagined", "imagine_every")
@@ -407,7 +409,7 @@ def _check_ranges(args: Args) -> None:
     args.require_at_least(0, *given("rollout_growth"))
     args.require_positive(*given("learning_rate", "policy_learning_rate", "initial_temperature"))
     args.require_positive(*given("exploration", "pessimism", "penalty", "imitation"), zero=True)
-    args.require_positive(*given("tau"), most=1.0)
+    args.require_positive(*given("tau", "rollout_cut"), most=1.0)
     args.require_positive(*given("plan_share", "gamma", "dropout"), zero=True, most=1.0)
     if isinstance(args.real_share, float):
         args.require_positive("real_share", zero=True, most=1.0)

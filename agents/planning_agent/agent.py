@@ -378,6 +378,7 @@ class PlanningAgent:
             settings.branching,
             self._generator,
             within=(torch.from_numpy(space.low).float(), torch.from_numpy(space.high).float()),
+            cut=settings.rollout_cut,
         )
         count = len(rows["reward"])
         if not count:

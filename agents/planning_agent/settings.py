@@ -58,7 +58,8 @@ class PlanningSettings:
 
     Learning from imagined rows: every ``imagine_every`` steps, and after each fit, ``rollouts_per_step``
     branches for each of these steps are begun in real states, each ``rollout`` long, and join a ring of
-    ``imagined_rows``. Of each batch ``real_share`` is real; "auto" lets the share follow how good the
+    ``imagined_rows``; with ``rollout_cut`` q, a branch ends where the members disagree more than at the
+    quantile q of all first steps. Of each batch ``real_share`` is real; "auto" lets the share follow how good the
     model is on new steps (``imagined_share``), never below ``least_real_share``. With 1 nothing is imagined.
 
     The learner makes ``updates_per_step`` updates after each real step, on a replay of ``real_rows``, with
@@ -86,6 +87,7 @@ class PlanningSettings:
     imagine_every: int = 50
     rollouts_per_step: int = 100
     rollout: RolloutLength = RolloutLength()
+    rollout_cut: float | None = None
     branching: Branching = Branching()
     imagined_rows: int = 100_000
     real_share: float | Literal["auto"] = 1.0
@@ -130,6 +132,10 @@ class PlanningSettings:
         for name in ("least_real_share", "plan_share"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise InvalidInputError(f"{name} must be from 0 to 1; got {getattr(self, name)}")
+        if self.rollout_cut is not None and not 0.0 < self.rollout_cut <= 1.0:
+            raise InvalidInputError(
+                f"rollout_cut must be above 0 and at most 1, or None; got {self.rollout_cut}"
+            )
         if not 0.0 <= self.exploration <= 1000.0:
             raise InvalidInputError(f"exploration must be from 0 to 1000; got {self.exploration}")
 

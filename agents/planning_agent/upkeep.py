@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from stable_baselines3.common.callbacks import BaseCallback
 from tqdm.auto import tqdm
 
-from agents.planning_agent.health import Clock, look
+from agents.planning_agent.health import Clock, imagined_share, look
 
 if TYPE_CHECKING:
     from agents.planning_agent.agent import PlanningAgent
@@ -62,7 +62,11 @@ class Upkeep(BaseCallback):
 
         refit = agent.model is None or due(agent.progress.fitted_on, settings.refit_every)
         if refit:
-            look(agent, self.clock)
+            found = look(agent, self.clock)
+            if settings.real_share == "auto" and "health/target_error" in found:
+                deserved = imagined_share(found["health/target_error"])
+                agent.experience.real_share = max(settings.least_real_share, 1.0 - deserved)
+                agent.logger.record("model/imagined_share", 1.0 - agent.experience.real_share)
             agent.refit()
         if settings.imagines and (refit or due(agent.progress.imagined_on, settings.imagine_every)):
             agent.imagine()
