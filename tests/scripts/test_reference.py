@@ -1,8 +1,9 @@
 """The rows of compare and continual, and the returns of train, are those of commit b042254.
 
 ``tests/data/reference/make.py`` made them. Rounding differs between processors: with vectors of 128,
-256 and 512 bits these numbers agreed to 2e-5, returns to 1e-7. The tolerance of 1e-3 leaves room for
-other machines, and any other draw, split, step or formula is far outside.
+256 and 512 bits these numbers agreed to 1e-4, returns to 1e-7. The tolerance of 1e-3 leaves room for
+other machines, and any other draw, split, step or formula is far outside. Shares of rows (coverage,
+accuracy) jump where a row at the edge falls to the other side: they have room for one or two such rows.
 
 Trajectories of train are chaotic in principle: one plan or one clipped action that comes out otherwise
 moves all that follows. Should a machine differ in the returns of train alone, look there first; steps and
@@ -34,6 +35,8 @@ SCRIPTS: dict[str, Any] = {"compare": compare, "continual": continual, "train": 
 RUNS: dict[str, dict[str, Any]] = {
     name: json.loads((REFERENCE / f"{name}.json").read_text()) for name in SCRIPTS
 }
+#: Names of shares of rows.
+COUNTED = ("coverage", "calibration", "accuracy", "ece")
 
 
 @pytest.fixture(autouse=True)
@@ -55,17 +58,38 @@ def require_alike(found: Any, stored: Any, where: str) -> None:
         for i, value in enumerate(stored):
             require_alike(found[i], value, f"{where}/{i}")
     elif isinstance(stored, float):
-        assert found == pytest.approx(stored, rel=1e-3, abs=1e-4), where
+        counted = any(name in where for name in COUNTED)
+        assert found == pytest.approx(stored, rel=1e-3, abs=2e-2 if counted else 1e-4), where
     else:
         assert found == stored, where
 
 
+def ran(script: str, name: str, folder: Path) -> Any:
+    """The metrics of the stored run, run again."""
+    module, options = SCRIPTS[script], RUNS[script][name]["options"]
+    launch(module.Args, module.main, [*options, "--out", str(folder / "run")])
+    return json.loads((folder / "run" / "metrics.json").read_text())
+
+
 @pytest.mark.parametrize(
-    ("script", "name"), [(script, name) for script, runs in RUNS.items() for name in runs]
+    ("script", "name"),
+    [(script, name) for script in ("compare", "continual") for name in RUNS[script]],
 )
 def test_a_run_finds_the_stored_numbers(script: str, name: str, tmp_path: Path) -> None:
-    module, stored = SCRIPTS[script], RUNS[script][name]
-    launch(module.Args, module.main, [*stored["options"], "--out", str(tmp_path / "run")])
-    found = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    found, stored = ran(script, name, tmp_path), RUNS[script][name]
     for part in stored.keys() - {"options"}:
         require_alike(found[part], stored[part], f"{script} {name}: {part}")
+
+
+@pytest.mark.parametrize("name", RUNS["train"])
+def test_training_evaluates_at_the_stored_steps_and_finds_the_returns(
+    name: str, tmp_path: Path
+) -> None:
+    """The returns hold for agents that draw in the same order; steps and structure for any."""
+    found, stored = ran("train", name, tmp_path)["returns"], RUNS["train"][name]["returns"]
+    assert [row["step"] for row in found] == [row["step"] for row in stored]
+    for row, then in zip(found, stored, strict=True):
+        assert then.keys() <= row.keys()
+        assert len(row["returns"]) == len(then["returns"])
+    # Chaotic in principle; see above.
+    require_alike(found, stored, f"train {name}: returns")
