@@ -21,7 +21,7 @@ from _bench_oracle import oracle
 from _bench_outer import fisher_vector_product, outer_solve, train_bilevel_fisher
 from _bench_pair import ACTION, INPUTS, OBS, TARGETS, Pair, Sizes, make_data, make_policy
 from _bench_peers import BESIDE_ROWS, PeerMissingError
-from _bench_sac import sac_updates
+from _bench_sac import sac_updates, sac_updates_fast
 from _run import Result, RunArgs, RunFolder, launch
 from torch import Tensor, nn
 
@@ -165,6 +165,7 @@ ROWS: dict[str, Callable[[Sizes, int], Pair]] = {
     "outer-solve": outer_solve,
     **BESIDE_ROWS,
     "sac-updates": sac_updates,
+    "sac-updates-fast": sac_updates_fast,
     "continual-task": continual_task,
 }
 
