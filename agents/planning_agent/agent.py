@@ -42,6 +42,7 @@ from agents.common.spaces import (
 from agents.common.threads import few_threads
 from agents.learners.fast_sac import FastSAC
 from agents.learners.held import divergence_told, make_algorithm, update_vec_normalize
+from agents.learners.no_learner import NoLearner
 from agents.planning_agent.checkpoint import Progress, load_agent, save_agent
 from agents.planning_agent.imagined_rows import imagine
 from agents.planning_agent.old_files import MBPO_AGENT, MPC_AGENT
@@ -144,6 +145,11 @@ class PlanningAgent:
     def _hold(self, kind: type[OffPolicyAlgorithm]) -> None:
         """Make the learner, give it the replay, and let plans act in its place where they should."""
         settings = self.settings
+        if getattr(self.action_space, "start", 0) != 0 and kind is not NoLearner:
+            raise InvalidInputError(
+                f"the learners of SB3 count discrete actions from 0; got {self.action_space}: wrap the "
+                "environment with gymnasium.wrappers.TransformAction, or act by plan alone (agents.MPC)"
+            )
         with self._random:
             self.algorithm = make_algorithm(
                 kind,
