@@ -78,6 +78,7 @@ class _Perceptrons(torch.autograd.Function):
         learning = ctx.needs_input_grad[1]
         found = [_empty_like(layer) for layer in layers] if learning else []
         for_x = torch.zeros_like(x) if ctx.needs_input_grad[0] else None
+        scratch: dict[tuple[int, int], Tensor] = {}
         depth = len(layers) - 1
         for index, own in enumerate(gradient):
             _back(
@@ -87,6 +88,7 @@ class _Perceptrons(torch.autograd.Function):
                 own,
                 [_of_one(layer, index) for layer in found],
                 for_x,
+                scratch,
             )
         flat = [part for layer in found for part in layer]
         return (for_x, *(flat or [None] * (count - 1)))
@@ -99,9 +101,14 @@ def _back(
     gradient: Tensor,
     found: Sequence[Layer],
     for_x: Tensor | None,
+    scratch: dict[tuple[int, int], Tensor],
 ) -> None:
     """From the gradient [B, out] of one network's output write those of its layers into ``found``, unless
-    that is empty, and add that of its input to ``for_x``, unless that is None."""
+    that is empty, and add that of its input to ``for_x``, unless that is None.
+
+    ``scratch`` holds memory by width, for every other layer: what the last network wrote there is no more
+    needed, and is still in the cache.
+    """
     for index in range(len(layers) - 1, -1, -1):
         weight = layers[index].weight
         if found:
@@ -111,8 +118,11 @@ def _back(
         if index == 0:
             break
         # A product with one column is an outer product, and cheaper as such.
-        one = weight.shape[1] == 1
-        gradient = gradient * weight.t() if one else torch.mm(gradient, weight.t())
+        product = torch.mul if weight.shape[1] == 1 else torch.mm
+        place = (len(weight), index % 2)
+        if place not in scratch:
+            scratch[place] = gradient.new_empty(len(x), len(weight))
+        gradient = product(gradient, weight.t(), out=scratch[place])
         own = found[index - 1] if found else None
         gradient = _through_hidden(gradient, hidden[index - 1], layers[index - 1], own)
     if for_x is not None:
