@@ -137,15 +137,14 @@ def propose(
     state = obs.repeat_interleave(count, 0)
     first = torch.arange(len(state)) % count == 0
     taken = []
-    for _ in range(horizon):
-        action = policy.act(state, generator)
-        action[first] = policy.act(state[first])
-        taken.append(action)
-        rows = (model.members, -1, -1)
-        step = model.step(
-            state.to(device).expand(rows), action.to(device).expand(rows), None, "float32"
-        )
-        state = step.next_obs.mean(0).to(obs.device)
+    rows = (model.members, -1, -1)
+    with model.unchanged("float32"):
+        for _ in range(horizon):
+            action = policy.act(state, generator)
+            action[first] = policy.act(state[first])
+            taken.append(action)
+            here = (part.to(device).expand(rows) for part in (state, action))
+            state = model.step(*here, None, "float32").next_obs.mean(0).to(obs.device)
     return torch.stack(taken, dim=1).reshape(starts, count, horizon, -1)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from agents.planning_agent.replay import STEP, MixedReplay, Ring, model_action, stored_action
@@ -129,6 +129,127 @@ def test_normalised_as_sb3_does() -> None:
     np.testing.assert_allclose(drawn.observations.numpy(), expected, rtol=1e-6)
     np.testing.assert_allclose(drawn.rewards.numpy(), step["reward"][0] / 3.0, rtol=1e-5)
     np.testing.assert_array_equal(buffer.transitions().obs, np.ones((1, 4)))  # raw
+
+
+@pytest.mark.parametrize("normalise", [False, True])
+@pytest.mark.parametrize(
+    ("n_envs", "rows", "count"), [(1, 100, 31), (2, 100, 33), (2, 20, 47), (1, 9, 25)]
+)
+@pytest.mark.parametrize("n_steps", [2, 3, 7])
+def test_n_step_returns_are_those_of_sb3s_buffer(
+    n_steps: int, n_envs: int, rows: int, count: int, normalise: bool
+) -> None:
+    """Ends, time limits and a ring that went round among it; rewards are clipped one by one."""
+    env: Any = None
+    if normalise:
+        env = VecNormalize(
+            DummyVecEnv([lambda: gym.make("MountainCarContinuous-v0")]), clip_reward=0.7
+        )
+        env.obs_rms.mean, env.obs_rms.var = np.array([0.3, -1.0]), np.array([4.0, 0.25])
+        env.ret_rms.var = np.array(2.25)
+    ours = MixedReplay(
+        OBS,
+        ACT,
+        n_envs=n_envs,
+        real_rows=rows,
+        imagined_rows=9,
+        real_share=1.0,
+        generator=torch.Generator().manual_seed(1),
+        n_steps=n_steps,
+        gamma=0.9,
+    )
+    theirs = NStepReplayBuffer(
+        rows, OBS, ACT, device="cpu", n_envs=n_envs, n_steps=n_steps, gamma=0.9
+    )
+    for step in steps(count, n_envs):
+        ours.add(**step)
+        theirs.add(**step)
+
+    def table(buffer: Any) -> Array:
+        drawn = buffer.sample(4000, env)
+        columns = (drawn.observations, drawn.actions, drawn.next_observations)
+        more = (drawn.dones, drawn.rewards, drawn.discounts)
+        found = torch.cat([*columns, *more], 1).double().numpy()
+        return np.unique(found.round(5), axis=0)
+
+    np.random.seed(0)  # noqa: NPY002 - what SB3 draws from
+    found, expected = table(ours), table(theirs)
+    assert len(expected) == min(rows, n_envs * count)
+    np.testing.assert_allclose(found, expected, atol=2.1e-5)
+    lengths = np.log(found[:, -1]) / np.log(0.9)
+    assert lengths.max() == pytest.approx(min(n_steps, 5), abs=1e-3)
+    assert lengths.min() == pytest.approx(1.0, abs=1e-3)
+    ends = found[:, 5]
+    assert 0 < ends.sum() < len(ends)
+
+
+def test_n_step_rows_by_hand() -> None:
+    """Two environments in turn, of rewards 1, 2, 4, …: the first ends after three steps, the second is cut
+    after four; imagined rows stay rows of one step."""
+    buffer = MixedReplay(
+        OBS,
+        ACT,
+        n_envs=2,
+        real_rows=50,
+        imagined_rows=9,
+        real_share=0.5,
+        generator=torch.Generator().manual_seed(1),
+        n_steps=3,
+        gamma=0.5,
+    )
+    for t, step in enumerate(steps(4)):
+        spots = np.array([[0.0, t], [1.0, t]])
+        given = {
+            "obs": spots,
+            "next_obs": spots + np.array([0.0, 0.5]),
+            "reward": np.full(2, 2.0**t),
+        }
+        buffer.add(**{**step, **given})
+    drawn = buffer.sample(500)
+    columns = (drawn.observations, drawn.rewards, drawn.discounts, drawn.dones)
+    last = drawn.next_observations[:, 1:]
+    rows = {tuple(row) for row in torch.cat([*columns, last], 1).tolist()}  # type: ignore[arg-type]
+    assert rows == {
+        # environment, t: 3 steps of 2ᵗ·(1, γ·2, γ²·4), γ³, no end, and where that leads
+        (0.0, 0.0, 3.0, 0.125, 1.0, 2.5),
+        (0.0, 1.0, 4.0, 0.25, 1.0, 2.5),
+        (0.0, 2.0, 4.0, 0.5, 1.0, 2.5),
+        (0.0, 3.0, 8.0, 0.5, 0.0, 3.5),
+        (1.0, 0.0, 3.0, 0.125, 0.0, 2.5),
+        (1.0, 1.0, 6.0, 0.125, 0.0, 3.5),
+        (1.0, 2.0, 8.0, 0.25, 0.0, 3.5),
+        (1.0, 3.0, 8.0, 0.5, 0.0, 3.5),
+    }
+    buffer.imagined.add(imagined(9, 77.0))
+    mixed = buffer.sample(40)
+    dreamt = mixed.rewards == 77.0
+    assert int(dreamt.sum()) == 20
+    assert mixed.discounts is not None
+    assert set(mixed.discounts[dreamt].tolist()) == {0.5}
+    assert len(set(mixed.discounts.flatten().tolist())) == 3
+
+
+def test_which_rows_were_planned_is_kept() -> None:
+    buffer = replay()
+    for t, step in enumerate(steps(6)):
+        buffer.by_plan = torch.tensor([1.0, float(t % 2)])
+        buffer.add(**{**step, "reward": np.array([0.0, 1.0 + t % 2])})
+    drawn = buffer.sample(300)
+    told = {tuple(row) for row in torch.cat([drawn.rewards, drawn.planned], 1).tolist()}
+    assert told == {(0.0, 1.0), (1.0, 0.0), (2.0, 1.0)}
+
+
+def test_scales_are_found_by_raw_rows() -> None:
+    """Who asks normalises them: they are not to be normalised twice."""
+    buffer = replay()
+    given = steps(8)
+    for step in given:
+        buffer.add(**step)
+    obs, reward = buffer.standardising_rows()
+    np.testing.assert_allclose(obs, np.concatenate([step["obs"] for step in given]), rtol=1e-6)
+    np.testing.assert_allclose(
+        reward, np.concatenate([step["reward"] for step in given]), rtol=1e-6
+    )
 
 
 def test_transitions_are_in_raw_units_and_by_episode() -> None:

@@ -264,6 +264,56 @@ def test_no_value_lies_beyond_a_certain_end(linear_model: LinearModel) -> None:
     assert found.tolist() == [[3.0, 6.0, 8.0 + 20.0]]
 
 
+@pytest.mark.parametrize("discount", [0.0, 0.8, 0.99, 1.0])
+def test_a_constant_reward_and_value_are_discounted_as_a_geometric_series(
+    linear_model: LinearModel, discount: float
+) -> None:
+    """Reward 1 a step and V = 10 behind: (1 − γⁿ) / (1 − γ) + 10 γⁿ over n steps without an end; where
+    the third step is an end, 1 + γ + γ² alone."""
+    model = linear_model(
+        torch.tensor([[[0.0, 0.0], [1.0, 0.0]]]),
+        torch.tensor([[0.0, 1.0]]),
+        torch.ones(1, 2),
+        1,
+        termination=lambda obs, action, next_obs: next_obs[..., 0] > 2.5,
+    )
+    follow, gamma = Imagination(1, sample=False), discount
+    for horizon in (1, 5, 12):
+        actions = torch.tensor([0.0, 1.0]).view(1, 2, 1, 1).expand(1, 2, horizon, 1)
+        found = imagined_returns(
+            model,
+            torch.zeros(1, 1),
+            actions,
+            follow,
+            seeded(),
+            lambda obs: torch.full_like(obs[..., 0], 10.0),
+            gamma,
+        )
+        series = horizon if gamma == 1.0 else (1.0 - gamma**horizon) / (1.0 - gamma)
+        lasting = series + 10.0 * gamma**horizon
+        ended = 1.0 + gamma + gamma**2 if horizon > 3 else lasting
+        assert found.flatten().tolist() == pytest.approx([lasting, ended], rel=1e-5)
+
+
+def test_discounting_is_an_end_by_chance_that_the_value_shares(
+    three_members: DynamicsModel, plans: tuple[Tensor, Tensor]
+) -> None:
+    """γ beside a soft end is a survival of γ(1 − p): the same as a rule that says 1 − γ(1 − p)."""
+
+    def sooner(obs: Tensor, action: Tensor, next_obs: Tensor) -> Tensor:
+        return 1.0 - 0.7 * (1.0 - ends_softly(obs, action, next_obs))
+
+    def value(obs: Tensor) -> Tensor:
+        return 2.0 + obs[..., 0]
+
+    follow, model = Imagination(3, sample=False), replace(three_members, terminal_jump=0.0)
+    found = imagined_returns(model, *plans, follow, seeded(), value, 0.7)
+    other = replace(model, termination=sooner)
+    expected = imagined_returns(other, *plans, follow, seeded(), value)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    assert (found - imagined_returns(model, *plans, follow, seeded(), value)).abs().min() > 1e-3
+
+
 @pytest.mark.parametrize("propagation", ["ts1", "tsinf"])
 @pytest.mark.parametrize("sample", [True, False])
 def test_starts_side_by_side_are_starts_one_by_one(
