@@ -13,10 +13,20 @@ from torch import Tensor
 
 
 class DirectAdam(torch.optim.Adam):
-    """Adam (Kingma & Ba 2015, arXiv 1412.6980), fused, of one group of parameters."""
+    """Adam (Kingma & Ba 2015, arXiv 1412.6980), fused, of one group of parameters.
 
-    def __init__(self, params: Iterable[Tensor], lr: float = 1e-3, **kwargs: Any) -> None:
-        super().__init__(params, lr=lr, **{"fused": True, **kwargs})
+    It has no other arguments; for more, torch.optim.Adam itself will do as ``optimizer_class``.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Tensor],
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+    ) -> None:
+        super().__init__(params, lr, betas, eps, weight_decay, fused=True)
 
     @torch.no_grad()
     def step_along(self, gradients: Sequence[Tensor | None]) -> None:
@@ -47,7 +57,7 @@ class DirectAdam(torch.optim.Adam):
             weight_decay=group["weight_decay"],
             eps=group["eps"],
             amsgrad=False,
-            maximize=group["maximize"],
+            maximize=False,
         )
 
     def _start(self, parameter: Tensor) -> dict[str, Any]:

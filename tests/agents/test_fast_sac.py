@@ -102,6 +102,8 @@ def by_sequential(critic: EnsembleCritic, index: int, norm: bool) -> nn.Sequenti
         {"policy_kwargs": {"activation_fn": nn.Tanh}, "ent_coef": 0.2},
         {"use_sde": True, "learning_rate": lambda left: 1e-3 * left},
         {"policy_kwargs": {"share_features_extractor": True}, "ent_coef": "auto_0.5"},
+        {"policy_kwargs": {"optimizer_class": torch.optim.RMSprop}},
+        {"policy_kwargs": {"optimizer_kwargs": {"eps": 1e-5, "weight_decay": 0.1}}},
     ],
 )
 def test_with_sb3s_values_it_is_sb3s_sac(kwargs: dict[str, Any]) -> None:
@@ -422,7 +424,7 @@ def test_it_finds_the_best_action(kwargs: dict[str, Any]) -> None:
         policy_kwargs=networks,
         **kwargs,
     )
-    agent.learn(700)
+    agent.learn(600)
     obs = np.random.default_rng(0).standard_normal((50, OBS)).astype(np.float32)
     actions, _ = agent.predict(obs, deterministic=True)
     assert np.abs(actions - 0.5).mean() < 0.15
