@@ -130,8 +130,11 @@ class Args(RunArgs):
     learning_starts: int | None = None
     """Random steps before the first model and the first update; none: the preset's."""
 
-    planner: Literal["icem", "cem", "mppi", "random"] | None = _of("plan", "planner", "kind")
-    """Which planner; random tries all its sequences at once."""
+    planner: Literal["icem", "cem", "mppi", "random", "none"] | None = _of(
+        "plan", "planner", "kind"
+    )
+    """Which planner; random tries all its sequences at once; none, of planning: the policy acts alone, and
+    learns as before."""
     horizon: int | None = _of("plan", "planner", "horizon")
     """Steps planned ahead."""
     population: int | None = _of("plan", "planner", "population")
@@ -337,6 +340,8 @@ class Args(RunArgs):
             found["value"] = None
         if self.add_middle:
             found = merged(found, {"planner": {"add_middle": True}})
+        if self.planner == "none":
+            found |= {"planner": None, "value": None}
         start = self.initial_temperature
         if self.fixed_temperature:
             arguments["ent_coef"] = 1.0 if start is None else start
@@ -346,22 +351,30 @@ class Args(RunArgs):
 
     def _refuse_idle(self, settings: PlanningSettings, learner: type[OffPolicyAlgorithm]) -> None:
         """Raises InvalidInputError for an option of a part that the agent does not have."""
+        if self.agent == "mpc" and self.planner == "none":
+            raise InvalidInputError(
+                "--planner none: mpc has nothing else to act by; give a planner, or --agent planning"
+            )
         has: dict[Part, bool] = {
-            "model": settings.uses_model,
-            "plan": settings.planner is not None,
-            "imagined": settings.imagines,
+            "model": settings.uses_model and self.agent != "sac",
+            "plan": settings.planner is not None and self.agent in ("planning", "mpc"),
+            "imagined": settings.imagines and self.agent != "sac",
             "learner": learner is not NoLearner,
         }
+        off = "planner" if self.agent == "planning" and self.planner == "none" else None
         for each in fields(self):
             part = cast("Part | None", each.metadata.get("part"))
-            if part and not has[part] and getattr(self, each.name) != each.default:
+            if each.name == off or part is None or has[part]:
+                continue
+            if getattr(self, each.name) != each.default:
                 raise InvalidInputError(
                     f"{option_name(each.name)}: --agent {self.agent} {_WITHOUT[part]} and would ignore "
                     "it; leave it out"
                 )
-        if self.real_share is not None and learner is NoLearner:
+        if self.real_share is not None and (learner is NoLearner or self.agent == "sac"):
+            without = _WITHOUT["imagined" if self.agent == "sac" else "learner"]
             raise InvalidInputError(
-                f"--real-share: --agent {self.agent} has no learner and would ignore it; leave it out"
+                f"--real-share: --agent {self.agent} {without} and would ignore it; leave it out"
             )
         own = ("actor_every", "critics", "target_critics", "layer_norm", "dropout", "imitation")
         for name in own if learner is not FastSAC else ():
