@@ -22,6 +22,7 @@ from agents.planning_agent.policy import HeldPolicy
 from agents.planning_agent.settings import PlanningSettings
 from agents.planning_agent.terminal_value import Value
 from mbrl_bilevel.errors import InvalidInputError
+from mbrl_bilevel.inference import Precision
 from mbrl_bilevel.model_env import StepModel, imagined_returns
 
 #: What the planner remembers from step to step, as arrays: its μ [S, H, A], kept elites and which of them
@@ -76,9 +77,11 @@ class Plans:
         if model is None:
             action = self.actions.uniform((len(obs),), generator)
         else:
-            task = self._task(settings, model, value, obs, generator)
+            there, fitted = self.on_device(model, value)
+            task = self._task(settings, there, fitted, obs, generator)
             every = settings.replan_every
-            action, state, age = replan(planner, every, task, state, age, generator)
+            with there.unchanged(settings.imagination.chosen_precision):
+                action, state, age = replan(planner, every, task, state, age, generator)
         if explore:
             action = self.actions.explored(action, settings.exploration, generator)
         return action, _as_arrays(state, age, generator)
@@ -92,13 +95,12 @@ class Plans:
     def _task(
         self,
         settings: PlanningSettings,
-        model: StepModel,
-        value: Value | None,
+        there: StepModel,
+        fitted: Value | None,
         obs: Tensor,
         generator: torch.Generator,
     ) -> Callable[[Tensor], tuple[Score, Tensor | None]]:
         """Of some of the starts: how their plans are scored, and the policy's proposals for them."""
-        there, fitted = self.on_device(model, value)
         critic = settings.value == "critic" and self._policy.exists
         behind = self._policy.value if critic else fitted
         discount = self._policy.discount if critic else 1.0
@@ -115,7 +117,8 @@ class Plans:
             if not settings.proposals or not self._policy.exists:
                 return score, None
             count = settings.proposals
-            return score, propose(there, self._policy, here, count, horizon, generator)
+            precision = imagination.chosen_precision
+            return score, propose(there, self._policy, here, count, horizon, generator, precision)
 
         return task
 
@@ -128,6 +131,7 @@ def propose(
     count: int,
     horizon: int,
     generator: torch.Generator,
+    precision: Precision = "float32",
 ) -> Tensor:
     """Action sequences [S, count, H, A] that the policy takes from obs [S, O], in the members' mean.
 
@@ -143,8 +147,9 @@ def propose(
             action = policy.act(state, generator)
             action[first] = policy.act(state[first])
             taken.append(action)
-            here = (part.to(device).expand(rows) for part in (state, action))
-            state = model.step(*here, None, "float32").next_obs.mean(0).to(obs.device)
+            here, taking = (part.to(device).expand(rows) for part in (state, action))
+            step = model.step(here, taking, None, "float32")
+            state = step.next_obs.mean(0).to(obs.device)
     return torch.stack(taken, dim=1).reshape(starts, count, horizon, -1)
 
 
