@@ -19,6 +19,7 @@ import numpy.typing as npt
 import torch
 from stable_baselines3 import DQN
 from stable_baselines3.common.logger import Logger
+from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import MaybeCallback
@@ -173,9 +174,9 @@ class PlanningAgent:
         self.algorithm.replay_buffer = self.experience  # type: ignore[assignment]
         self.held = HeldPolicy(self.algorithm, self.action_space, self.get_vec_normalize_env())
         self._plans = Plans(action_set(self.action_space), self.held, self.device)
-        if settings.planner is not None:
-            # SB3's collection loop asks this for every action.
-            self.algorithm._sample_action = self._sample_action  # type: ignore[method-assign]
+        # SB3's collection loop asks this for every action.
+        self._act_as_learner = self.algorithm._sample_action
+        self.algorithm._sample_action = self._sample_action  # type: ignore[method-assign]
 
     def get_env(self) -> VecEnv:
         """The training environment, as a vector environment (SB3's callbacks ask for it)."""
@@ -428,8 +429,9 @@ class PlanningAgent:
     @property
     def widest(self) -> int:
         """Units of the widest layer, by which the number of threads is chosen."""
-        layers = self.algorithm_kwargs.get("policy_kwargs", {}).get("net_arch", [256])
-        widths = layers if isinstance(layers, list | tuple) else [256]
+        layers = (self.algorithm_kwargs.get("policy_kwargs") or {}).get("net_arch", [256])
+        nets = layers.values() if isinstance(layers, Mapping) else [layers]
+        widths = [width for net in nets if isinstance(net, list | tuple) for width in net]
         return max(*self.settings.hidden, 1, *(w for w in widths if isinstance(w, int)))
 
     def note(self, **counts: int | float | None) -> None:
@@ -472,7 +474,7 @@ class PlanningAgent:
         self._by_plan = np.ones(self.n_envs, dtype=np.bool_)
 
     def _sample_action(
-        self, learning_starts: int, action_noise: object = None, n_envs: int = 1
+        self, learning_starts: int, action_noise: ActionNoise | None = None, n_envs: int = 1
     ) -> tuple[Array, Array]:
         """What SB3's loop asks for: the environments' actions, and as the replay stores them."""
         seen: Any = self.algorithm._last_obs
@@ -481,6 +483,8 @@ class PlanningAgent:
         raw = np.array(raw, dtype=np.float32)
         for i in np.flatnonzero(self.experience.starting):
             require_finite("observation", raw[i], self.experience.next_places[i][0], -1)
+        if self.settings.planner is None:
+            return self._act_as_learner(learning_starts, action_noise, n_envs)
         if self.model is None:
             places = zip(self._behaviours, raw, self.experience.next_places, strict=True)
             action = np.stack([behave(obs, t) for behave, obs, (_, t) in places])

@@ -125,7 +125,8 @@ class PlanningSettings:
         return self.imagines or self.planner is not None
 
     def _check_shares(self) -> None:
-        if self.real_share != "auto" and not 0.0 <= self.real_share <= 1.0:
+        share: object = self.real_share
+        if share != "auto" and not (isinstance(share, int | float) and 0.0 <= share <= 1.0):
             raise InvalidInputError(
                 f'real_share must be from 0 to 1, or "auto"; got {self.real_share!r}'
             )
