@@ -209,7 +209,8 @@ def _progress(checkpoint: Checkpoint) -> Progress:
     first, health = found.get("first_planned"), found.get("health", {})
     numbers = [*counts.values(), 0 if first is None else first]
     sound = all(type(value) is int and 0 <= value < 2**62 for value in numbers)
-    if not sound or not isinstance(health, dict):
+    said = list(health.values()) if isinstance(health, dict) else [None]
+    if not sound or not all(type(value) in (int, float) for value in said):
         raise CheckpointError(
             f"checkpoint {checkpoint.path}: its progress is damaged; restore a good copy or save it again"
         )

@@ -150,7 +150,7 @@ class PlanningSettings:
             raise InvalidInputError(
                 f"proposals must be an int from 0 to 100,000; got {self.proposals!r}"
             )
-        if isinstance(self.value, str) and self.value != "critic":
+        if not (self.value in (None, "critic") or isinstance(self.value, ValueSettings)):
             raise InvalidInputError(
                 f'value must be "critic", ValueSettings or None; got {self.value!r}'
             )
