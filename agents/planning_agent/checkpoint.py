@@ -6,6 +6,7 @@ of the replay, settings, progress, random states.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -56,8 +57,12 @@ class Progress:
     health: tuple[tuple[str, float], ...] = ()
 
     def with_health(self, found: Mapping[str, float]) -> Self:
-        """The same, with the last look at how things are."""
-        kept = {name: value for name, value in found.items() if name.startswith("health/")}
+        """The same, with what is finite of the last look at how things are: a file holds nothing else."""
+        kept = {
+            name: value
+            for name, value in found.items()
+            if name.startswith("health/") and math.isfinite(value)
+        }
         return replace(self, health=tuple(sorted(kept.items())))
 
 
@@ -210,7 +215,8 @@ def _progress(checkpoint: Checkpoint) -> Progress:
     numbers = [*counts.values(), 0 if first is None else first]
     sound = all(type(value) is int and 0 <= value < 2**62 for value in numbers)
     said = list(health.values()) if isinstance(health, dict) else [None]
-    if not sound or not all(type(value) in (int, float) for value in said):
+    numeric = all(type(value) in (int, float) and abs(value) < 1e300 for value in said)
+    if not sound or not numeric:
         raise CheckpointError(
             f"checkpoint {checkpoint.path}: its progress is damaged; restore a good copy or save it again"
         )

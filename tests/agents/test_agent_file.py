@@ -149,7 +149,9 @@ def rich() -> PlanningAgent:
     agent.experience.imagined.add(draws)
     agent.value = terminal_value()
     agent.note(fitted_on=6, imagined_on=5, offline_updates=8, first_planned=2)
-    agent.progress = agent.progress.with_health({"health/q": 1.5, "time/left": 3.0})
+    # What is not finite is no number of a file.
+    found = {"health/q": 1.5, "time/left": 3.0, "health/target_error": np.inf, "health/x": np.nan}
+    agent.progress = agent.progress.with_health(found)
     agent.algorithm.num_timesteps = 7
     agent._noise.random(3)
     return agent
@@ -276,6 +278,7 @@ def without(name: str) -> Damage:
         within("progress", "health", 3),
         within("progress", "health", {"health/q": "high"}),
         within("progress", "health", {"health/q": None}),
+        within("progress", "health", {"health/q": 10**400}),
         lambda config, tensors: config["progress"].pop("fitted_on"),
         edited("episodes", -1),
         edited("episodes", None),
