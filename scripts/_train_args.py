@@ -271,9 +271,13 @@ class Args(RunArgs):
         if self.agent == "sac":
             start = {n: v for n, v in start.items() if n in _PACE} | alone
         over, arguments = self._given()
+        # What decides which parts there are, before the options of parts that are not there.
+        parts = {name: over[name] for name in ("real_share",) if name in over}
+        if "planner" in over and over["planner"] is None:
+            parts["planner"] = None
+        self._refuse_idle(with_values(base, merged(start, parts)), learner)
         settings = with_values(base, merged(start, over))
         kwargs = merged(self._learner_start(learner, preset), arguments)
-        self._refuse_idle(settings, learner)
         self._check_together(settings)
         reward = self.reward or ("learned" if self.agent in ("mpc", "mbpo") else preset.reward)
         return Built(kind, settings, learner, kwargs, reward, preset)

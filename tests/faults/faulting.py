@@ -23,13 +23,32 @@ TASKS = ROOT / "tests" / "scripts"  # where my_task.py is
 
 OWN = ["--import-module", "my_task", "--env-id", "Line-v0", "--members", "2", "--hidden", "16"]
 _TRAIN = [
-    *[*OWN, "--particles", "2", "--steps", "120", "--eval-every", "40", "--eval-episodes", "1"],
+    *[
+        "--agent",
+        "mpc",
+        *OWN,
+        "--particles",
+        "2",
+        "--steps",
+        "120",
+        "--eval-every",
+        "40",
+        "--eval-episodes",
+        "1",
+    ],
     *["--learning-starts", "50", "--refit-every", "40", "--train-steps", "40"],
     *["--horizon", "4", "--population", "12", "--iterations", "2"],
 ]
 #: One tiny run of each script that resumes, the script's name first; a new one is one more entry.
 RUNS: dict[str, list[str]] = {
     "train": ["train", *_TRAIN],
+    "train, planning": [
+        *["train", *OWN, "--steps", "120", "--eval-every", "40", "--eval-episodes", "1"],
+        *["--learning-starts", "50", "--refit-every", "40", "--train-steps", "40"],
+        *["--horizon", "2", "--population", "8", "--proposals", "3", "--real-share", "auto"],
+        *["--rollouts-per-step", "4", "--imagine-every", "20", "--updates-per-step", "2"],
+        *["--policy-hidden", "8", "--batch-size", "16", "--particles", "2"],
+    ],
     "compare": [
         *["compare", *OWN, "--n-train", "200", "--seeds", "2", "--train-steps", "40"],
         *["--n-test", "200", "--methods", "bilevel-constant", "nll", "mse"],
@@ -63,8 +82,8 @@ POOLS: dict[str, list[str]] = {
         *["--train-steps", "40", "--methods", "bilevel", "nll", "--jobs", "2"],
     ],
 }
-#: Times differ from run to run; nothing else may.
-_FREE = ("train_seconds", "wall_seconds")
+#: Times and memory differ from run to run; nothing else may.
+_FREE = ("train_seconds", "wall_seconds", "cpu_seconds", "peak_memory_mb")
 
 
 def start(script: str, *options: str, cwd: Path, **more: Any) -> subprocess.Popen[str]:

@@ -32,12 +32,12 @@ OWN = ["--import-module", "my_task", "--env-id", "Line-v0", "--quiet"]
 NET = ["--members", "2", "--hidden", "16"]
 COMPARE = [*OWN, *NET, "--n-train", "200", "--seeds", "2", "--train-steps", "60", "--n-test", "200"]
 TRAIN = [
-    *[*OWN, *NET, "--particles", "2", "--steps", "160", "--eval-every", "80"],
+    *["--agent", "mpc", *OWN, *NET, "--particles", "2", "--steps", "160", "--eval-every", "80"],
     *["--eval-episodes", "2", "--learning-starts", "60", "--refit-every", "50"],
     *["--train-steps", "60", "--horizon", "4", "--population", "12", "--iterations", "2"],
 ]
-#: Times differ from run to run; nothing else may.
-TIMES = ("train_seconds", "wall_seconds")
+#: Times and memory differ from run to run; nothing else may.
+TIMES = ("train_seconds", "wall_seconds", "cpu_seconds", "peak_memory_mb")
 
 
 def metrics(out: Path) -> Any:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import ast
-import itertools
 import json
-import re
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +13,7 @@ import pytest
 
 from agents.common.experience import RandomBehaviour, collect
 from agents.mbpo import MBPO
+from agents.planning_agent.settings import PlanningSettings
 from envs.make import make_env
 from envs.offline import save_minari
 from mbrl_bilevel.errors import InvalidInputError
@@ -27,7 +25,6 @@ sys.path.append(str(Path(__file__).resolve().parent))  # where my_task.py is
 import offline  # noqa: E402
 import train  # noqa: E402
 from _run import launch  # noqa: E402
-from _train_args import USED_BY  # noqa: E402
 
 OWN = ["--import-module", "my_task", "--env-id", "Line-v0", "--quiet"]
 NET = ["--members", "2", "--hidden", "16", "--policy-hidden", "8", "--train-steps", "40"]
@@ -45,6 +42,9 @@ def metrics(out: Path) -> Any:
     found = json.loads((out / "metrics.json").read_text())
     for row in [found, *found.get("rows", [])]:
         del row["wall_seconds" if "wall_seconds" in row else "data"]
+    found.pop("peak_memory_mb", None)
+    for row in found.get("returns", []):
+        del row["cpu_seconds"]
     return found
 
 
@@ -93,64 +93,74 @@ def test_a_policy_is_learned_from_a_data_set_alone(
     assert metrics(tmp_path / "b") == metrics(tmp_path / "a")
 
 
-def test_the_help_of_an_option_says_which_agents_use_it() -> None:
-    """The table that refuses an option is the one that users read."""
-    source = (SCRIPTS / "_train_args.py").read_text()
-    (found,) = (n for n in ast.parse(source).body if isinstance(n, ast.ClassDef))
-    said = {}
-    for field, text in itertools.pairwise(found.body):
-        if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr):
-            assert isinstance(field.target, ast.Name)
-            users = re.match(
-                r"Of (mpc|mbpo|sac)(?: and (mpc|mbpo|sac))?: ", ast.literal_eval(text.value)
-            )
-            if users:
-                said[field.target.id] = tuple(name for name in users.groups() if name)
-    assert said == USED_BY
+#: Another value than the default of every option that is not a number of which 13 would do.
+OTHERS: dict[str, Any] = {
+    **{"model": "nll", "termination": "a:b", "reward": "known", "planner": "cem", "device": "cpu"},
+    **{"propagation": "ts1", "pessimism": 0.25, "precision": "bfloat16", "elites": 1, "members": 1},
+    **{"rollout_length": (2, 3), "rollout_growth": (4, 5), "rollout_cut": 0.5, "penalty": 1.0},
+    **{"hidden": (7,), "policy_hidden": (7,), "add_middle": True, "no_value": True, "n_steps": 3},
+    **{"fixed_temperature": True, "initial_temperature": 0.5, "noise_beta": 1.0, "tau": 0.5},
+    **{"exploration": 0.5, "plan_share": 0.5, "learning_rate": 0.5, "policy_learning_rate": 0.5},
+    **{"particles": 10, "replan_every": 2, "layer_norm": False, "dropout": 0.5, "gamma": 0.5},
+    **{"critics": 3, "target_critics": 1, "imitation": 0.5, "horizon": 7},
+}
 
 
-@pytest.mark.parametrize("agent", ["mpc", "mbpo", "sac"])
+@pytest.mark.parametrize("agent", ["planning", "mpc", "mbpo", "sac"])
 def test_every_option_of_an_agent_reaches_it_and_no_other_is_taken(agent: Any) -> None:
-    """Whatever its table says: an option that is taken changes what the agent is made of."""
-    others: dict[str, Any] = {
-        **{"model": "nll", "termination": "a:b", "reward": "known", "planner": "cem"},
-        **{"propagation": "ts1", "precision": "bfloat16", "elites": 1, "updates_per_step": 3},
-        **{
-            "rollout_length": (2, 3),
-            "rollout_growth": (4, 5),
-            "hidden": (7,),
-            "policy_hidden": (7,),
-        },
-        **{"add_middle": True, "no_value": True, "fixed_temperature": True, "members": 1},
-        **{"noise_beta": 1.0, "pessimism": 1.0, "penalty": 1.0, "exploration": 0.5, "tau": 0.5},
-        **{"real_share": 0.5, "initial_temperature": 0.5, "learning_rate": 0.5, "particles": 10},
-        **{"policy_learning_rate": 0.5, "device": "cpu"},
-    }
+    """An option that is taken changes what the agent is made of; every other is refused."""
+    env = make_env("Line-v0", import_module="my_task")
+    # Presets have nothing imagined; "auto" lets the options of imagined rows count.
+    more = {"real_share": "auto"} if agent == "planning" else {}
+    plain = train.Args(agent=agent, env_id="Line-v0", **more)
+    taken = {"planning": {"model", "plan", "imagined", "learner"}, "mpc": {"model", "plan"}}
+    taken |= {"mbpo": {"model", "imagined", "learner"}, "sac": {"learner"}}
 
     def made(args: train.Args) -> Any:
-        parts = [args.termination, args.reward]
-        if agent == "mpc":
-            return [*parts, args.device, args.mpc_settings()]
-        return [*parts, args.mbpo_settings(), args.algorithm_kwargs()]
+        return [args.termination, args.device, args.built(env).resolved()]
 
-    plain = train.Args(agent=agent)
-    for name, users in USED_BY.items():
-        changed: Any = {name: others.get(name, 13)}
-        if agent in users:
-            assert made(replace(plain, **changed)) != made(plain), name
+    optional = [field for field in fields(train.Args) if "part" in field.metadata]
+    assert len(optional) > 40
+    for field in optional:
+        changed: Any = {field.name: OTHERS.get(field.name, 13)}
+        if field.name == "add_middle" and agent == "planning":
+            changed["planner"] = "icem"
+        if field.name == "propagation":
+            changed["pessimism"] = 0.0
+        if field.metadata["part"] in taken[agent]:
+            assert made(replace(plain, **changed)) != made(plain), field.name
         else:
             with pytest.raises(
-                InvalidInputError, match=f"--{name.replace('_', '-')} is of --agent"
+                InvalidInputError, match=f"--{field.name.replace('_', '-')}: --agent"
             ):
-                replace(plain, **changed)
+                replace(plain, **changed).built(env)
+
+
+def test_an_option_wins_over_the_preset_even_where_it_is_the_default() -> None:
+    env = make_env("Pendulum-v1")
+    own = train.Args(env_id="Pendulum-v1").built(env)
+    defaults = PlanningSettings()
+    assert own.settings.learning_starts != defaults.learning_starts  # the preset says otherwise
+    asked = train.Args(env_id="Pendulum-v1", learning_starts=defaults.learning_starts)
+    assert asked.built(env).settings.learning_starts == defaults.learning_starts
+    assert replace(asked, preset="none").built(env).settings == defaults
+
+
+def test_what_the_run_went_by_stands_in_its_config(tmp_path: Path) -> None:
+    options = [*SAC, "--agent", "planning", *NET[:4], "--train-steps", "40", "--refit-every", "60"]
+    launch(train.Args, train.main, [*options, "--particles", "2", "--out", str(tmp_path / "a")])
+    found = json.loads((tmp_path / "a" / "config.json").read_text())["resolved"]
+    assert found["learner_class"] == "FastSAC"
+    assert found["settings"]["updates_per_step"] == 2
+    assert found["settings"]["planner"]["kind"] == "mppi"
+    assert found["learner"]["policy_kwargs"]["net_arch"] == [8]
 
 
 def test_the_temperature_is_learned_or_fixed() -> None:
-    learned = train.Args(agent="sac", initial_temperature=0.1)
-    assert learned.algorithm_kwargs()["ent_coef"] == "auto_0.1"
-    fixed = replace(learned, fixed_temperature=True)
     env = make_env("Line-v0", import_module="my_task")
-    agent = MBPO(env, fixed.mbpo_settings(), algorithm_kwargs=fixed.algorithm_kwargs())
+    learned = train.Args(agent="sac", initial_temperature=0.1)
+    assert learned.built(env).learner_kwargs["ent_coef"] == "auto_0.1"
+    agent = replace(learned, fixed_temperature=True).built(env).make(env)
     assert agent.algorithm.ent_coef_optimizer is None  # type: ignore[attr-defined]
     assert float(agent.algorithm.ent_coef_tensor) == pytest.approx(0.1)  # type: ignore[attr-defined]
 
@@ -196,29 +206,41 @@ def test_offline_tells_before_it_learns_what_does_not_fit_the_data(
         (
             train,
             ["--agent", "mbpo", "--learning-starts", "39"],
-            "--learning-starts must be at least 40",
+            "--learning-starts: learning_starts must be at least 40",
         ),
         (train, ["--agent", "mbpo", "--model", "bilvel"], "--model: unknown method 'bilvel'"),
-        (train, ["--agent", "sac", "--penalty", "3"], "--penalty is of --agent mbpo, sac would"),
-        (train, ["--agent", "mbpo", "--planner", "cem"], "--planner is of --agent mpc, mbpo would"),
+        (
+            train,
+            ["--agent", "sac", "--penalty", "3"],
+            "--penalty: --agent sac imagines no rows and would ignore it",
+        ),
+        (
+            train,
+            ["--agent", "mbpo", "--planner", "cem"],
+            "--planner: --agent mbpo makes no plans and would ignore it",
+        ),
         (
             train,
             ["--agent", "sac", "--model", "nll"],
-            "--model is of --agent mpc and mbpo, sac would",
+            "--model: --agent sac has no model and would ignore it",
         ),
         (
             train,
-            ["--fixed-temperature"],
-            "--fixed-temperature is of --agent mbpo and sac, mpc would",
+            ["--agent", "mpc", "--fixed-temperature"],
+            "--fixed-temperature: --agent mpc has no learner and would",
         ),
-        (train, ["--rollout-growth", "0", "9"], "--rollout-growth is of --agent mbpo, mpc would"),
+        (
+            train,
+            ["--agent", "mpc", "--rollout-growth", "0", "9"],
+            "--rollout-growth: --agent mpc imagines no rows and would",
+        ),
         (train, ["--agent", "sac", "--policy-learning-rate", "nan"], "--policy-learning-rate"),
         (
             train,
             ["--agent", "sac", "--env-id", "CartPole-v1"],
-            "--env-id 'CartPole-v1': discrete actions are for --agent mpc",
+            "--env-id 'CartPole-v1': sac is for continuous actions; give --learner dqn",
         ),
-        (train, ["--agent", "sac", "--steps", "250"], "(250), or nothing is learned; got 250"),
+        (train, ["--agent", "sac", "--steps", "250"], "(250), or nothing is learned; got 500"),
         (train, ["--agent", "sac", "--initial-temperature", "1e-9"], "must be at least 1e-8"),
         (
             train,
@@ -227,13 +249,13 @@ def test_offline_tells_before_it_learns_what_does_not_fit_the_data(
         ),
         (
             train,
-            ["--planner", "mppi", "--noise-beta", "1"],
-            "--noise-beta is of --planner icem, mppi would ignore it",
+            ["--planner", "mppi", "--add-middle"],
+            "planner MPPI has no 'add_middle'",
         ),
         (
             train,
             ["--planner", "random", "--add-middle"],
-            "--add-middle is of --planner icem and cem, random would ignore it",
+            "planner RandomShooting has no 'add_middle'",
         ),
         (offline, ["--minari", "none-v0"], "error: --minari: Minari data set 'none-v0'"),
         (offline, ["--minari", "no name"], "error: --minari: Minari data set 'no name'"),
