@@ -214,7 +214,7 @@ def _progress(checkpoint: Checkpoint) -> Progress:
     first, health = found.get("first_planned"), found.get("health", {})
     numbers = [*counts.values(), 0 if first is None else first]
     sound = all(type(value) is int and 0 <= value < 2**62 for value in numbers)
-    said = list(health.values()) if isinstance(health, dict) else [None]
+    said: list[Any] = list(health.values()) if isinstance(health, dict) else [None]
     numeric = all(type(value) in (int, float) and abs(value) < 1e300 for value in said)
     if not sound or not numeric:
         raise CheckpointError(
@@ -253,7 +253,7 @@ def _fill_states(checkpoint: Checkpoint, agent: PlanningAgent) -> None:
         agent._random.states = (others, checkpoint.setting("numpy", dict))
         if checkpoint.kind == PLANNING_AGENT:
             agent._noise.bit_generator.state = checkpoint.setting("noise", dict)
-    except (KeyError, TypeError, ValueError, RuntimeError, OverflowError) as error:
+    except (LookupError, TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise CheckpointError(
             f"checkpoint {checkpoint.path}: its random states are damaged: {error}"
         ) from None

@@ -17,8 +17,7 @@ import pytest
 import torch
 from faulting import ROOT, tiny_agent
 
-from agents.mbpo import MBPO
-from agents.mpc import MPC
+from agents import MBPO, MPC, PlanningAgent
 from envs.make import make_env
 from envs.offline import load_minari
 from envs.tables import load_table
@@ -79,7 +78,8 @@ def test_pickles_are_refused_unopened_under_every_name(tmp_path: Path) -> None:
     loaders: list[Any] = [
         lambda path: MPC.load(path, env),
         lambda path: MBPO.load(path, env),
-        lambda path: load_checkpoint(path, "mpc agent"),
+        lambda path: PlanningAgent.load(path, env),
+        lambda path: load_checkpoint(path, "planning agent"),
         lambda path: load_table(path, "y"),
         lambda path: load_minari(path),
         lambda path: load_minari(path.parent),
