@@ -19,7 +19,11 @@ def read_rows(folder: Path, tests: Tests | None = None) -> list[Row]:
 
     Raises InvalidInputError, with the file and the line, for a row that is damaged or fails a test.
     """
-    path = folder / "rows.jsonl"
+    return read_file(folder / "rows.jsonl", tests)
+
+
+def read_file(path: Path, tests: Tests | None = None) -> list[Row]:
+    """Likewise of a file of any name."""
     try:
         lines = path.read_bytes().splitlines(keepends=True)
     except FileNotFoundError:

@@ -100,10 +100,10 @@ def _one(args: Args, run: RunFolder) -> Result:
     for row in run.rows:
         run.rows.require(row, "step", "mean", "std", "returns")
     bar = run.bar(args.steps, "train", initial=agent.num_timesteps)
-    seconds = 0.0
+    seconds: float | None = None  # not known of a stretch that ended before a stop
     while True:
         if agent.num_timesteps and run.rows.find(step=agent.num_timesteps) is None:
-            row = run.rows.append(_evaluated(args, agent) | {"cpu_seconds": round(seconds, 1)})
+            row = run.rows.append(_evaluated(args, agent) | {"cpu_seconds": seconds})
             _log(run, agent, row)
             bar.set_postfix_str(f"return {row['mean']:.1f}")
         shelf.tidy({row["step"]: row["mean"] for row in run.rows if row["mean"] is not None})
@@ -144,7 +144,7 @@ def _learn(args: Args, agent: PlanningAgent, bar: Bar) -> float:
         warnings.filterwarnings("ignore", message="learn\\(\\) ended")
         steps = min(args.eval_every, args.steps - agent.num_timesteps)
         agent.learn(steps, _Tick(bar.update))
-    return time.process_time() - before
+    return round(time.process_time() - before, 2)
 
 
 def _evaluated(args: Args, agent: PlanningAgent) -> Row:

@@ -1,0 +1,172 @@
+"""Run the cells of a study, each an ordinary run of train, and keep their rows as they come.
+
+FILE declares the study (docs/results/agents/grid.toml is one): its cells are run in its order, several at a
+time. Finished cells are skipped and half-done ones go on, so after any stop the same command goes on; a cell
+that fails is told and the others go on. What they returned is copied to --rows.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from _run import launch_tool
+from study_grid import Cell, read_grid
+from study_rows import evaluations, keep, kept
+
+from mbrl_bilevel.errors import BilevelError, InvalidInputError, look_up
+
+TRAIN = Path(__file__).resolve().parent / "train.py"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Args:
+    """Options of study."""
+
+    file: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="FILE")]]
+    """The study's declaration, a TOML file."""
+    out: Path = Path("runs/study")
+    """Folder of the cells' own run folders, TASK/COLUMN-SEED."""
+    rows: Path | None = None
+    """Folder that the cells' rows and settings are copied to; none: the folder rows beside FILE."""
+    jobs: int = 2
+    """Cells at a time, each with one thread."""
+    only: tuple[str, ...] = ()
+    """Run the cells of these tasks alone."""
+    list: bool = False
+    """Run nothing: say what is done and what is left."""
+    quiet: bool = False
+    """Do not tell each cell's start and end on stderr; failures are told."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.jobs <= 1000:
+            raise InvalidInputError(f"--jobs must be at least 1 and at most 1,000; got {self.jobs}")
+
+    @property
+    def store(self) -> Path:
+        """Where the rows are copied to."""
+        return self.file.parent / "rows" if self.rows is None else self.rows
+
+
+def main(args: Args) -> Mapping[str, object]:
+    """Run what is not finished yet."""
+    grid = read_grid(args.file)
+    tasks = {task.env_id: task for task in grid.tasks}
+    for name in args.only:
+        look_up(tasks, name, "--only: unknown task")
+    cells = [cell for cell in grid.cells() if not args.only or cell.task in args.only]
+    left = [cell for cell in cells if not _is_finished(args, cell)]
+    if args.list:
+        return _listed(args, cells, left)
+    failed = _run(args, left, len(cells))
+    if failed:
+        raise BilevelError(
+            f"{failed} of {len(cells)} cells failed; the same command tries them again"
+        )
+    return {"cells": len(cells), "finished": len(cells), "rows": args.store}
+
+
+def _is_finished(args: Args, cell: Cell) -> bool:
+    found = kept(args.store, cell)
+    return found is not None and found.finished
+
+
+def _listed(args: Args, cells: Iterable[Cell], left: Iterable[Cell]) -> Mapping[str, object]:
+    waiting = set(left)
+    done = 0
+    for cell in cells:
+        print(f"{_state(args, cell) if cell in waiting else 'done':24s} {cell.name}")
+        done += cell not in waiting
+    return {"cells": done + len(waiting), "finished": done, "rows": args.store}
+
+
+def _state(args: Args, cell: Cell) -> str:
+    """Of a cell that is not finished."""
+    rows = evaluations(args.out / cell.name / "rows.jsonl")
+    return f"half-done, {max(rows)} of {cell.steps}" if rows else "to do"
+
+
+def _run(args: Args, left: Iterable[Cell], total: int) -> int:
+    """Run the cells, ``args.jobs`` at a time; how many failed. However it ends, their rows are kept."""
+    waiting, running, failed = deque(left), dict[Cell, subprocess.Popen[bytes]](), 0
+    try:
+        while waiting or running:
+            while waiting and len(running) < args.jobs:
+                cell = waiting.popleft()
+                running[cell] = _start(args, cell)
+                _tell(args, f"started: {cell.name}")
+            time.sleep(0.1)
+            for cell in [c for c, r in running.items() if r.poll() is not None]:
+                failed += not _ended(args, cell, running.pop(cell).returncode)
+                done = total - len(waiting) - len(running) - failed
+                _tell(args, f"{done} of {total} done, {failed} failed: {cell.name} ended")
+    except BaseException as error:
+        _stop(running.values())
+        for cell in running:
+            keep(args.out / cell.name, args.store, cell)
+        if isinstance(error, KeyboardInterrupt):
+            raise KeyboardInterrupt(
+                f"{len(waiting) + len(running)} of {total} cells are left; the same command goes on"
+            ) from None
+        raise
+    return failed
+
+
+def _start(args: Args, cell: Cell) -> subprocess.Popen[bytes]:
+    own = ["--out", str(args.out / cell.name), "--resume", "--quiet", "--threads", "1"]
+    _log(args, cell).parent.mkdir(parents=True, exist_ok=True)
+    with _log(args, cell).open("wb") as log:
+        return subprocess.Popen(
+            [sys.executable, str(TRAIN), *cell.options, *own],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=log,
+            # NumPy's threads are not counted by --threads.
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+
+
+def _log(args: Args, cell: Cell) -> Path:
+    """Where a cell's warnings and complaints go."""
+    return args.out / f"{cell.name}.log"
+
+
+def _ended(args: Args, cell: Cell, code: int) -> bool:
+    """Keep the rows of a cell; whether all went well."""
+    lines = _log(args, cell).read_text(errors="replace").strip().splitlines()
+    last = " ".join(lines[-1].split()) if lines else "no message"
+    # What train will not go on with is a run with other options: not this cell's.
+    if not last.startswith("error: --resume"):
+        keep(args.out / cell.name, args.store, cell)
+    if code:
+        print(f"failed: {cell.name}: exit code {code}: {last}", file=sys.stderr, flush=True)
+    return code == 0
+
+
+def _stop(processes: Iterable[subprocess.Popen[bytes]]) -> None:
+    """Let each process end as after Ctrl-C, which by itself reaches them from a terminal alone."""
+    for process in processes:
+        process.terminate()
+    for process in processes:
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _tell(args: Args, line: str) -> None:
+    if not args.quiet:
+        print(line, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    launch_tool(Args, main)
