@@ -14,6 +14,7 @@ from study_grid import Grid, Task
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt  # after the backend is chosen
+from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
 _STYLES = (":", "--", "-.")
 _MARKERS = "sD^vP*"
@@ -33,7 +34,11 @@ def draw_against_steps(path: Path, grid: Grid, summary: Mapping[str, Any]) -> Pa
             mine = [(p.step, p.value) for p in task.published if p.name == name]
             steps, values = zip(*mine, strict=True)
             axis.plot(steps, values, marker, color="0.5", label=f"{name}, published")
-        axis.set_xlabel("real environment steps")
+        axis.set_xscale("log")
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+        axis.xaxis.set_minor_locator(NullLocator())
+        axis.set_xlabel("real environment steps (log)")
         _legend(axis)
     return save(figure, path)
 

@@ -54,7 +54,7 @@ def _compared(comparisons: Sequence[Mapping[str, Any]]) -> str:
                 ", ".join(each["missing"]) or "none",
             ]
         )
-    head = ["difference", "first", "second", "difference", "by task (seeds)", "missing"]
+    head = ["columns", "first", "second", "first − second", "by task (seeds)", "missing"]
     return f"## Over tasks\n\n{_COMPARED}\n{_table(head, rows)}"
 
 

@@ -221,6 +221,22 @@ def test_offline_tells_before_it_learns_what_does_not_fit_the_data(
         ),
         (
             train,
+            ["--agent", "sac", "--planner", "cem"],
+            "--planner: --agent sac makes no plans and would ignore it",
+        ),
+        (
+            train,
+            ["--agent", "sac", "--real-share", "0.5"],
+            "--real-share: --agent sac imagines no rows and would ignore it",
+        ),
+        (train, ["--agent", "mpc", "--planner", "none"], "--planner none: mpc has nothing else"),
+        (
+            train,
+            ["--planner", "none", "--horizon", "3", "--real-share", "0.5"],
+            "--horizon: --agent planning makes no plans and would ignore it",
+        ),
+        (
+            train,
             ["--agent", "sac", "--model", "nll"],
             "--model: --agent sac has no model and would ignore it",
         ),
