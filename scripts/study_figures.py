@@ -36,12 +36,7 @@ def draw_against_steps(path: Path, grid: Grid, summary: Mapping[str, Any]) -> Pa
             mine = [(p.step, p.value) for p in task.published if p.name == name]
             steps, values = zip(*mine, strict=True)
             axis.plot(steps, values, marker, color="0.5", label=f"{name}, published")
-        axis.set_xscale("log")
-        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axis.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
-        axis.xaxis.set_minor_locator(NullLocator())
-        axis.set_xlabel("real environment steps (log)")
-        _legend(axis)
+        _finish(axis, "real environment steps (log)")
     return save(figure, path)
 
 
@@ -51,9 +46,7 @@ def draw_against_cpu(path: Path, grid: Grid, summary: Mapping[str, Any]) -> Path
     for axis, task in zip(axes, grid.tasks, strict=True):
         _curves(axis, grid, summary["tasks"][task.env_id], lambda p: p["cpu_seconds"]["mean"])
         _lines(axis, task)
-        axis.set_xscale("log")
-        axis.set_xlabel("CPU seconds of learning (log)")
-        _legend(axis)
+        _finish(axis, "CPU seconds of learning (log)")
     return save(figure, path)
 
 
@@ -94,6 +87,11 @@ def _lines(axis: Any, task: Task) -> None:
         axis.axhline(value, color="0.3", linewidth=1, linestyle=style, label=name)
 
 
-def _legend(axis: Any) -> None:
+def _finish(axis: Any, label: str) -> None:
+    axis.set_xscale("log")
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.xaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
+    axis.xaxis.set_minor_locator(NullLocator())
+    axis.set_xlabel(label)
     if axis.get_legend_handles_labels()[0]:
         axis.legend(fontsize=6, framealpha=0.8, edgecolor="none")
