@@ -490,13 +490,13 @@ class PlanningAgent:
             action = np.stack([behave(obs, t) for behave, obs, (_, t) in places])
             self.experience.by_plan = torch.zeros(n_envs)
         else:
-            action = self._learning_action(raw, seen)
+            action = self._learning_action(raw, action_noise)
         if isinstance(self.action_space, gym.spaces.Box):
             # A copy: the environment may write into what it is given.
             return action, np.array(self.algorithm.policy.scale_action(action))
         return action, action.copy()
 
-    def _learning_action(self, raw: Array, seen: Array) -> Array:
+    def _learning_action(self, raw: Array, action_noise: ActionNoise | None) -> Array:
         """By plan, or where it is the policy's turn as its algorithm explores."""
         starting = self.experience.starting
         vectors, self._memory = self._plan(torch.from_numpy(raw), self._memory, starting, True)
@@ -506,7 +506,7 @@ class PlanningAgent:
             drawn = self._noise.random(self.n_envs) < self.settings.plan_share
             self._by_plan = np.where(turn, drawn, self._by_plan)
             if not self._by_plan.all():
-                own, _ = self.algorithm.predict(seen, deterministic=False)
+                own, _ = self._act_as_learner(0, action_noise, self.n_envs)
                 action[~self._by_plan] = own[~self._by_plan]
         self.experience.by_plan = torch.from_numpy(self._by_plan.astype(np.float32))
         return action

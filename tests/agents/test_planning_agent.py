@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from stable_baselines3 import DQN, SAC
+from stable_baselines3 import DQN, SAC, TD3
 from stable_baselines3.common.callbacks import (
     BaseCallback,
     CheckpointCallback,
@@ -22,6 +22,7 @@ from stable_baselines3.common.callbacks import (
 )
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.noise import NormalActionNoise
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from torch import Tensor
 
@@ -238,6 +239,33 @@ def test_who_acted_is_recorded() -> None:
     assert 4 <= int(by_episode[:, 0].sum()) <= 16
     always = agent(SMALL, seed=2).learn(75).experience.real.stored()["planned"]
     assert always.tolist() == [0.0] * 60 + [1.0] * 15
+
+
+def test_where_it_is_the_policys_turn_it_explores_as_its_algorithm_does() -> None:
+    """TD3 by its action noise, which no plan gets."""
+    noise = NormalActionNoise(np.zeros(1), np.full(1, 0.3))
+    kwargs = KWARGS | {"action_noise": noise, "learning_rate": 0.0}
+    settings = replace(SMALL, refit_every=1000, exploration=0.0, updates_per_step=1)
+    found = agent(replace(settings, plan_share=0.0), algorithm=TD3, algorithm_kwargs=kwargs)
+    rows = found.learn(360).experience.transitions()[60:]
+    guess, _ = found.predict(rows.obs, deterministic=True, plan=False)
+    off = rows.action - guess
+    inside = np.abs(guess) < 0.4
+    assert inside.sum() > 100
+    assert off[inside].std() == pytest.approx(0.3, rel=0.15)
+    planned = agent(settings, algorithm=TD3, algorithm_kwargs=kwargs).learn(80)
+    assert planned.experience.real.stored()["planned"].sum() == 20.0
+
+
+def test_a_planner_alone_is_given_a_model_offline() -> None:
+    """MPC has nothing to update: its model is fitted, and it plans."""
+    data = agent(replace(SMALL, planner=None)).learn(60).experience.transitions()
+    settings = replace(MPC_SMALL, schedule=replace(SMALL.schedule, steps=300))
+    found = MPC(PointMass(), settings, reward=pays).learn_offline(1, data)
+    assert found.model is not None
+    assert found.num_timesteps == 0
+    action, _ = found.predict(np.array([[0.9], [-0.9]], np.float32), deterministic=True)
+    assert action[0] < 0.0 < action[1]
 
 
 def test_proposals_and_critic_are_used_while_learning(monkeypatch: pytest.MonkeyPatch) -> None:
