@@ -1,7 +1,8 @@
-"""The main job in a few minutes: reward-trained against likelihood-trained models on Reacher-v5.
+"""The main job in a few minutes: an agent that plans with its policy, and what its model is worth.
 
-Runs compare and train for each method, two at a time, beside three reference policies: doing
-nothing, acting at random, and planning with the true simulator instead of a model.
+Trains the planning agent with a model by reward and with one by likelihood, and its learner alone, beside
+three reference policies: doing nothing, acting at random, and planning with the true simulator. Compares
+the models by themselves as well.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ from mbrl_bilevel.errors import BilevelError
 from mbrl_bilevel.methods import get_method
 
 SCRIPTS = Path(__file__).resolve().parent
+#: The learner of the planning agent without its model.
+ALONE = "learner alone"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,10 +45,12 @@ class Args(RunArgs):
     env_id: str = "Reacher-v5"
     """A Gymnasium MuJoCo environment."""
     methods: tuple[str, ...] = ("bilevel", "nll", "mse")
-    """How the models are trained."""
-    steps: int = 1000
-    """Real steps of each planning agent."""
-    eval_every: int = 250
+    """How the models of the comparison are trained."""
+    agents: tuple[str, ...] = ("bilevel", "nll", "learner alone")
+    """What is trained: the planning agent with a model of this method, or its learner without a model."""
+    steps: int = 1500
+    """Real steps of each agent."""
+    eval_every: int = 500
     """Real steps between evaluations."""
     eval_episodes: int = 10
     """Episodes of an evaluation."""
@@ -61,6 +66,10 @@ class Args(RunArgs):
         with naming("--methods"):
             for method in self.methods:
                 get_method(method)
+        with naming("--agents"):
+            for agent in self.agents:
+                if agent != ALONE:
+                    get_method(agent)
         self.require_at_least(
             1, "steps", "eval_every", "eval_episodes", "seeds", "reference_episodes"
         )
@@ -71,7 +80,8 @@ def main(args: Args, run: RunFolder) -> Result:
     started = time.perf_counter()
     Oracle(make_env(args.env_id), threads=1).close()
     parts = _parts(args, run)
-    rows_expected = len(args.methods) * (args.seeds + -(-args.steps // args.eval_every))
+    evaluations = -(-args.steps // args.eval_every)
+    rows_expected = len(args.methods) * args.seeds + len(args.agents) * evaluations
     bar = run.bar(rows_expected + 1, "demo (models fitted, agents evaluated)")
     with _watching(run, parts, bar), ThreadPoolExecutor(2) as pool:
         work: list[Callable[[], object]] = [
@@ -83,14 +93,14 @@ def main(args: Args, run: RunFolder) -> Result:
     lines = run.rows.find(name="references") or {}
     names = ("doing nothing", "random actions", "true simulator")
     references = {name: run.rows.require(lines, name)[name] for name in names}
-    curves = {m: [read_rows(run.path / f"train-{m}")] for m in args.methods}
+    curves = {name: [read_rows(run.path / _folder(name))] for name in args.agents}
     compared = read_rows(run.path / "compare")
-    title = f"{args.env_id}: planning with each model (one agent a method)"
+    title = f"{args.env_id}: the planning agent by its model, and its learner alone (one run each)"
     figures = [
         draw_returns(run.figures / "returns.png", curves, references, title),
         draw_overview(run.figures / "models.png", compared, args.methods),
     ]
-    finals = {m: curves[m][0][-1]["mean"] for m in args.methods}
+    finals = {name: curves[name][0][-1]["mean"] for name in args.agents}
     metrics = {
         "final_return": finals,
         "references": references,
@@ -104,19 +114,18 @@ def main(args: Args, run: RunFolder) -> Result:
 def _parts(args: Args, run: RunFolder) -> dict[str, list[str]]:
     """The command line of each part; every one goes on where it was stopped."""
     shared = [f"--env-id={args.env_id}", f"--seed={args.seed}"]
-    parts = {
-        f"train-{method}": [
-            "train.py",
-            *shared,
-            f"--model={method}",
-            f"--steps={args.steps}",
-            f"--eval-every={args.eval_every}",
-            f"--eval-episodes={args.eval_episodes}",
-        ]
-        for method in args.methods
-    }
+    pace = [f"--steps={args.steps}", f"--eval-every={args.eval_every}"]
+    pace.append(f"--eval-episodes={args.eval_episodes}")
+    parts = {}
+    for name in args.agents:
+        kind = ["--agent=sac"] if name == ALONE else ["--agent=planning", f"--model={name}"]
+        parts[_folder(name)] = ["train.py", *shared, *kind, *pace]
     sizes = [f"--n-train={args.n_train}", f"--seeds={args.seeds}"]
     return {"compare": ["compare.py", *shared, *sizes, "--methods", *args.methods], **parts}
+
+
+def _folder(agent: str) -> str:
+    return f"train-{agent.replace(' ', '-')}"
 
 
 def _run_part(run: RunFolder, name: str, command: list[str]) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 import warnings
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -144,14 +145,23 @@ def imagined_share(target_error: float) -> float:
     return 1.0 / (1.0 + target_error**2)
 
 
-def _warn(agent: PlanningAgent, found: dict[str, float]) -> None:
-    rmse, coverage = found["health/model_rmse"], found["health/model_coverage"]
-    if rmse <= 1.0 and coverage >= 0.5:
+def doubtful(health: Mapping[str, float]) -> bool:
+    """Whether the model should not be planned with: off by more than the spread of its own targets, or
+    sure of what does not happen."""
+    rmse, coverage = (health.get(f"health/model_{name}") for name in ("rmse", "coverage"))
+    return rmse is not None and coverage is not None and not (rmse <= 1.0 and coverage >= 0.5)
+
+
+def _warn(agent: PlanningAgent, found: Mapping[str, float]) -> None:
+    """Once, until the model is sound again."""
+    if not doubtful(found) or doubtful(dict(agent.progress.health)):
         return
+    rmse, coverage = found["health/model_rmse"], found["health/model_coverage"]
+    use = "plans" if agent.settings.planner is not None else "imagined rows"
     warnings.warn(
         f"after {agent.num_timesteps} steps the model is off by {rmse:.2f} standard deviations on new "
-        f"steps and its 90 % intervals hold {100 * coverage:.0f} % of them: plans in it are not to be "
-        "trusted; give it more data or longer fits, or act by policy (planner=None)",
+        f"steps and its 90 % intervals hold {100 * coverage:.0f} % of them: do not trust {use} of it; give "
+        "it more data (learning_starts), longer fits (schedule), or more of the policy (plan_share)",
         stacklevel=2,
     )
 
