@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -17,48 +16,34 @@ import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
 import torch
-from stable_baselines3 import DQN
-from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
-from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import MaybeCallback
-from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_normalize
+from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from agents.common.callbacks import Presented, as_callback, open_logger
-from agents.common.device import planning_device
+from agents.common.callbacks import Presented, as_callback
 from agents.common.experience import RandomBehaviour, require_finite
 from agents.common.first_model import require_enough_for_a_model
-from agents.common.randomness import OwnRandomness, require_seed
 from agents.common.spaces import (
-    action_set,
     checked_observation,
     from_vectors,
-    require_actions,
-    require_box,
     vector_env,
 )
 from agents.common.threads import few_threads
-from agents.learners.fast_sac import FastSAC
-from agents.learners.held import divergence_told, make_algorithm, update_vec_normalize
-from agents.learners.no_learner import NoLearner
-from agents.planning_agent.checkpoint import Progress, load_agent, save_agent
+from agents.learners.held import divergence_told, update_vec_normalize
+from agents.planning_agent.checkpoint import load_agent, save_agent
 from agents.planning_agent.imagined_rows import imagine
 from agents.planning_agent.old_files import MBPO_AGENT, MPC_AGENT
-from agents.planning_agent.plans import Memory, Plans
-from agents.planning_agent.policy import HeldPolicy
-from agents.planning_agent.replay import MixedReplay
-from agents.planning_agent.settings import PlanningSettings
+from agents.planning_agent.parts import AgentParts
+from agents.planning_agent.plans import Memory
 from agents.planning_agent.terminal_value import Value, ValueSettings, fit_value
 from agents.planning_agent.upkeep import Upkeep
-from agents.presets.preset import learner_defaults, preset_for, with_values
 from mbrl_bilevel.dynamics import DynamicsModel, fit_dynamics
 from mbrl_bilevel.errors import InvalidInputError, require_count
 from mbrl_bilevel.methods import get_method
-from mbrl_bilevel.model_env import StepModel
-from mbrl_bilevel.types import FitResult, Rule, Transitions, require_rules
+from mbrl_bilevel.types import FitResult, Rule, Transitions
 
 Array = npt.NDArray[Any]
 
@@ -66,7 +51,7 @@ Array = npt.NDArray[Any]
 _TURN = 50
 
 
-class PlanningAgent:
+class PlanningAgent(AgentParts):
     """An agent that plans with its policy, on a learner of SB3.
 
     ``env`` is a Gymnasium environment or an SB3 vector environment, with Box observations [O] and Box
@@ -84,144 +69,14 @@ class PlanningAgent:
     Raises InvalidInputError for spaces, settings or arguments that it cannot take.
     """
 
-    _settings: ClassVar[type[PlanningSettings]] = PlanningSettings
-    #: Whether what is not given comes from the environment's preset, or is the class's own default.
-    _from_preset: ClassVar[bool] = True
-    #: The learner's class where there is no choice.
-    _algorithm: ClassVar[type[OffPolicyAlgorithm] | None] = None
-    #: Files of version 0.1 that ``load`` reads.
     _reads: ClassVar[tuple[str, ...]] = (MPC_AGENT, MBPO_AGENT)
 
-    def __init__(
-        self,
-        env: gym.Env[Any, Any] | VecEnv,
-        settings: PlanningSettings | None = None,
-        *,
-        algorithm: type[OffPolicyAlgorithm] | None = None,
-        algorithm_kwargs: Mapping[str, Any] | None = None,
-        termination: Rule | None = None,
-        reward: Rule | None = None,
-        seed: int = 0,
-        device: torch.device | str = "auto",
-        tensorboard_log: str | Path | None = None,
-        verbose: int = 0,
-    ) -> None:
-        require_seed(seed)
-        require_rules(termination, reward)
-        self.env = vector_env(env)
-        self.action_space = require_actions(self.env.action_space)
-        self.observation_space = require_box(self.env.observation_space, "observation")
-        self.termination, self.reward, self.seed = termination, reward, seed
-        self.device, self.verbose = planning_device(device), verbose
-        kind = algorithm or self._algorithm or self._fitting_learner()
-        self.settings, self.algorithm_kwargs = self._chosen(kind, settings, algorithm_kwargs)
-        self.model: StepModel | None = None
-        self.value: Value | None = None
-        self.last_fit: FitResult | None = None
-        self.progress = Progress()
-        self._generator = torch.Generator().manual_seed(seed)
-        self._noise = np.random.default_rng([seed, 1])
-        self._random = OwnRandomness(seed)
-        self._hold(kind)
-        self.algorithm.set_logger(open_logger(tensorboard_log, verbose))
-        self.upkeep = Upkeep(self)
-
-    def _chosen(
-        self,
-        kind: type[OffPolicyAlgorithm],
-        settings: PlanningSettings | None,
-        kwargs: Mapping[str, Any] | None,
-    ) -> tuple[PlanningSettings, dict[str, Any]]:
-        """What was given; for what was not, the preset of the environment (``agents.presets``)."""
-        if not self._from_preset:
-            return self._settings() if settings is None else settings, dict(kwargs or {})
-        preset = preset_for(self.env)
-        if settings is None:
-            settings = with_values(self._settings(), preset.settings)
-        return settings, learner_defaults(kind, preset) if kwargs is None else dict(kwargs)
-
-    def _fitting_learner(self) -> type[OffPolicyAlgorithm]:
-        return DQN if isinstance(self.action_space, gym.spaces.Discrete) else FastSAC
-
     def _hold(self, kind: type[OffPolicyAlgorithm]) -> None:
-        """Make the learner, give it the replay, and let plans act in its place where they should."""
-        settings = self.settings
-        if getattr(self.action_space, "start", 0) != 0 and kind is not NoLearner:
-            raise InvalidInputError(
-                f"the learners of SB3 count discrete actions from 0; got {self.action_space}: wrap the "
-                "environment with gymnasium.wrappers.TransformAction, or act by plan alone (agents.MPC)"
-            )
-        with self._random:
-            self.algorithm = make_algorithm(
-                kind,
-                self.env,
-                self.algorithm_kwargs,
-                seed=self.seed,
-                learning_starts=settings.learning_starts,
-                gradient_steps=settings.updates_per_step * self.env.num_envs,
-            )
-        self.experience = MixedReplay(
-            self.observation_space,
-            self.action_space,
-            n_envs=self.env.num_envs,
-            real_rows=settings.real_rows,
-            imagined_rows=settings.imagined_rows,
-            real_share=1.0 if settings.real_share == "auto" else settings.real_share,
-            generator=self._generator,
-            n_steps=settings.n_steps,
-            gamma=float(self.algorithm.gamma),
-        )
-        self.algorithm.replay_buffer = self.experience  # type: ignore[assignment]
-        self.held = HeldPolicy(self.algorithm, self.action_space, self.get_vec_normalize_env())
-        self._plans = Plans(action_set(self.action_space), self.held, self.device)
+        super()._hold(kind)
         # SB3's collection loop asks this for every action.
         self._act_as_learner = self.algorithm._sample_action
         self.algorithm._sample_action = self._sample_action  # type: ignore[method-assign]
-
-    def get_env(self) -> VecEnv:
-        """The training environment, as a vector environment (SB3's callbacks ask for it)."""
-        return self.env
-
-    def get_vec_normalize_env(self) -> VecNormalize | None:
-        """The VecNormalize around the training environment, if any (SB3's callbacks ask for it)."""
-        return unwrap_vec_normalize(self.env)
-
-    @property
-    def n_envs(self) -> int:
-        """How many environments are stepped side by side."""
-        return self.env.num_envs
-
-    @property
-    def num_timesteps(self) -> int:
-        """Real steps taken by ``learn``."""
-        return int(self.algorithm.num_timesteps)
-
-    @property
-    def logger(self) -> Logger:
-        """SB3's logger."""
-        return self.algorithm.logger
-
-    @property
-    def policy(self) -> BasePolicy:
-        """The learner's policy."""
-        return self.algorithm.policy
-
-    @property
-    def ep_info_buffer(self) -> Any:
-        """Returns and lengths of the last episodes, as SB3 keeps them."""
-        return self.algorithm.ep_info_buffer
-
-    @property
-    def _total_timesteps(self) -> int:
-        return self.algorithm._total_timesteps
-
-    @property
-    def _num_timesteps_at_start(self) -> int:
-        return self.algorithm._num_timesteps_at_start
-
-    def dump_logs(self) -> None:
-        """Write out what was logged since the last time (SB3's callbacks ask for it)."""
-        self.algorithm.dump_logs()
+        self.upkeep = Upkeep(self, lambda: self.refit(), lambda: self.imagine())
 
     def learn(
         self,
@@ -425,18 +280,6 @@ class PlanningAgent:
         """
         given = {"termination": termination, "reward": reward, "device": device}
         return load_agent(cls, path, vector_env(env), algorithm, algorithm_kwargs or {}, given)
-
-    @property
-    def widest(self) -> int:
-        """Units of the widest layer, by which the number of threads is chosen."""
-        layers = (self.algorithm_kwargs.get("policy_kwargs") or {}).get("net_arch", [256])
-        nets = layers.values() if isinstance(layers, Mapping) else [layers]
-        widths = [width for net in nets if isinstance(net, list | tuple) for width in net]
-        return max(*self.settings.hidden, 1, *(w for w in widths if isinstance(w, int)))
-
-    def note(self, **counts: int | float | None) -> None:
-        """Write down how far it has come."""
-        self.progress = replace(self.progress, **counts)  # type: ignore[arg-type]
 
     def _fit_value(self, experience: Transitions) -> Value | None:
         """Of the agent's own planning, once there is enough of it: random steps, which soon fail

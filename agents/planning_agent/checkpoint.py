@@ -6,11 +6,10 @@ of the replay, settings, progress, random states.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
@@ -26,6 +25,8 @@ from agents.learners.held import (
     vec_normalize_to_checkpoint,
 )
 from agents.planning_agent.old_files import MBPO_AGENT, MPC_AGENT, read_mpc, with_old_defaults
+from agents.planning_agent.parts import AgentParts
+from agents.planning_agent.progress import Progress
 from agents.planning_agent.replay import MixedReplay, Ring
 from agents.planning_agent.settings import PlanningSettings
 from agents.planning_agent.settings_file import settings_from_json, settings_to_json
@@ -36,37 +37,13 @@ from mbrl_bilevel.dynamics_checkpoint import model_from_checkpoint, model_to_che
 from mbrl_bilevel.errors import CheckpointError, InvalidInputError
 from mbrl_bilevel.types import Rule
 
-if TYPE_CHECKING:
-    from agents.planning_agent.agent import PlanningAgent
-
 #: What the file says it holds.
 PLANNING_AGENT = "planning agent"
 
-A = TypeVar("A", bound="PlanningAgent")
+A = TypeVar("A", bound=AgentParts)
 
 
-@dataclass(frozen=True)
-class Progress:
-    """How far an agent has come: real steps at the last fit and at the last imagination, updates made
-    offline, the first planned episode (None: none yet), and how its model was on new steps."""
-
-    fitted_on: int = 0
-    imagined_on: int = 0
-    offline_updates: int = 0
-    first_planned: int | None = None
-    health: tuple[tuple[str, float], ...] = ()
-
-    def with_health(self, found: Mapping[str, float]) -> Self:
-        """The same, with what is finite of the last look at how things are: a file holds nothing else."""
-        kept = {
-            name: value
-            for name, value in found.items()
-            if name.startswith("health/") and math.isfinite(value)
-        }
-        return replace(self, health=tuple(sorted(kept.items())))
-
-
-def save_agent(path: str | Path, agent: PlanningAgent) -> None:
+def save_agent(path: str | Path, agent: AgentParts) -> None:
     """Write ``agent`` atomically. Raises InvalidInputError for a planner or a model that no file holds."""
     model = agent.model
     if model is not None and not isinstance(model, DynamicsModel):
@@ -177,7 +154,7 @@ def _value(checkpoint: Checkpoint, spaces: Spaces) -> Value | None:
 
 
 def _made(
-    kind: type[PlanningAgent],
+    kind: type[AgentParts],
     checkpoint: Checkpoint,
     algorithm: type[OffPolicyAlgorithm] | None,
     algorithm_kwargs: Mapping[str, Any],
@@ -246,7 +223,7 @@ def _fill_replay(checkpoint: Checkpoint, experience: MixedReplay) -> None:
             column[: len(ring)] = checkpoint.require(f"{name}.{key}", shape, column.dtype)
 
 
-def _fill_states(checkpoint: Checkpoint, agent: PlanningAgent) -> None:
+def _fill_states(checkpoint: Checkpoint, agent: AgentParts) -> None:
     own, others = (checkpoint.require(name, dtype=torch.uint8) for name in ("generator", "torch"))
     try:
         agent._generator.set_state(own)

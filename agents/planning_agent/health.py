@@ -8,18 +8,16 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from agents.planning_agent.parts import AgentParts
 from agents.planning_agent.replay import stored_action
 from mbrl_bilevel.dynamics import DynamicsModel
 from mbrl_bilevel.types import Transitions
-
-if TYPE_CHECKING:
-    from agents.planning_agent.agent import PlanningAgent
 
 #: Steps at most that are looked at: more tell no more.
 _MOST = 2000
@@ -47,7 +45,7 @@ class Clock:
         self._last = now
 
 
-def look(agent: PlanningAgent, clock: Clock) -> dict[str, float]:
+def look(agent: AgentParts, clock: Clock) -> dict[str, float]:
     """Log how ``agent`` is; warn where its model should not be planned with."""
     found = pace(agent, clock)
     since = agent.experience.newest(min(_MOST, len(agent.experience) - agent.progress.fitted_on))
@@ -63,7 +61,7 @@ def look(agent: PlanningAgent, clock: Clock) -> dict[str, float]:
     return found
 
 
-def pace(agent: PlanningAgent, clock: Clock) -> dict[str, float]:
+def pace(agent: AgentParts, clock: Clock) -> dict[str, float]:
     """Steps and updates a second, the part of the time that fits take, and the seconds left."""
     algorithm, spent = agent.algorithm, clock.seconds
     whole = sum(spent.values())
@@ -108,9 +106,7 @@ def of_the_model(model: DynamicsModel, since: Transitions) -> dict[str, float]:
 
 
 @torch.inference_mode()
-def of_the_critics(
-    agent: PlanningAgent, model: DynamicsModel, since: Transitions
-) -> dict[str, float]:
+def of_the_critics(agent: AgentParts, model: DynamicsModel, since: Transitions) -> dict[str, float]:
     """Q against what came; what plans gain on the policy, by Q; and how far the model's targets are off.
 
     ``target_error``: root mean square of (r̂ + γ V(ŝ′)) − (r + γ V(s′)), model against data, over that of
@@ -152,7 +148,7 @@ def doubtful(health: Mapping[str, float]) -> bool:
     return rmse is not None and coverage is not None and not (rmse <= 1.0 and coverage >= 0.5)
 
 
-def _warn(agent: PlanningAgent, found: Mapping[str, float]) -> None:
+def _warn(agent: AgentParts, found: Mapping[str, float]) -> None:
     """Once, until the model is sound again."""
     if not doubtful(found) or doubtful(dict(agent.progress.health)):
         return

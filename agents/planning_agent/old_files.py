@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from stable_baselines3.common.vec_env import VecEnv
 
 from agents.common.saved import Spaces, check_widths, count_of
 from agents.learners.no_learner import NoLearner
+from agents.planning_agent.parts import AgentParts
 from agents.planning_agent.settings import RolloutLength
 from agents.planning_agent.settings_file import settings_from_json
 from agents.planning_agent.terminal_value import value_from_checkpoint
@@ -20,9 +21,6 @@ from mbrl_bilevel.dynamics_checkpoint import model_from_checkpoint
 from mbrl_bilevel.errors import CheckpointError, InvalidInputError
 from mbrl_bilevel.model_env import Imagination
 from mbrl_bilevel.types import Transitions
-
-if TYPE_CHECKING:
-    from agents.planning_agent.agent import PlanningAgent
 
 #: What such a file says it holds.
 MPC_AGENT, MBPO_AGENT = "mpc agent", "mbpo agent"
@@ -40,7 +38,7 @@ _OLD_DEFAULTS: dict[str, dict[str, Any]] = {
     MBPO_AGENT: _SHARED | {"planner": None, "value": None, "imagination": asdict(Imagination())},
 }
 
-A = TypeVar("A", bound="PlanningAgent")
+A = TypeVar("A", bound=AgentParts)
 
 
 def with_old_defaults(kind: str, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -86,7 +84,7 @@ def read_mpc(
     return agent
 
 
-def _fill_experience(checkpoint: Checkpoint, spaces: Spaces, agent: PlanningAgent) -> None:
+def _fill_experience(checkpoint: Checkpoint, spaces: Spaces, agent: AgentParts) -> None:
     columns = {
         name.removeprefix("experience."): tensor.numpy()
         for name, tensor in checkpoint.tensors.items()

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 from stable_baselines3.common.callbacks import BaseCallback
 from tqdm.auto import tqdm
 
 from agents.planning_agent.health import Clock, imagined_share, look
-
-if TYPE_CHECKING:
-    from agents.planning_agent.agent import PlanningAgent
+from agents.planning_agent.parts import AgentParts
 
 
 class Upkeep(BaseCallback):
     """Called by SB3's loop; does for ``agent`` what is due, and moves its progress bar."""
 
-    def __init__(self, agent: PlanningAgent) -> None:
+    def __init__(
+        self, agent: AgentParts, refit: Callable[[], object], imagine: Callable[[], object]
+    ) -> None:
         super().__init__()
-        self._agent, self._bar = agent, tqdm(disable=True)
+        self._agent, self._refit, self._imagine = agent, refit, imagine
+        self._bar = tqdm(disable=True)
         self.clock = Clock()
 
     def with_bar(self, show: bool) -> Upkeep:
@@ -67,6 +68,6 @@ class Upkeep(BaseCallback):
                 deserved = imagined_share(found["health/target_error"])
                 agent.experience.real_share = max(settings.least_real_share, 1.0 - deserved)
                 agent.logger.record("model/imagined_share", 1.0 - agent.experience.real_share)
-            agent.refit()
+            self._refit()
         if settings.imagines and (refit or due(agent.progress.imagined_on, settings.imagine_every)):
-            agent.imagine()
+            self._imagine()
