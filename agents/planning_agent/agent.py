@@ -192,7 +192,8 @@ class PlanningAgent(AgentParts):
                 return self.algorithm.predict(observation, None, None, deterministic)
             if self.settings.planner is None:
                 raise InvalidInputError("plan=True: this agent has no planner; leave it out")
-            if self.model is None and not len(self.experience):
+            # At a callback of the first step, SB3 has counted it but not yet stored it.
+            if self.model is None and not max(len(self.experience), self.num_timesteps):
                 raise InvalidInputError("the agent has no model yet; call learn() or load() first")
             obs = torch.from_numpy(self._raw(checked))
             if state is None:
@@ -342,14 +343,21 @@ class PlanningAgent(AgentParts):
     def _learning_action(self, raw: Array, action_noise: ActionNoise | None) -> Array:
         """By plan, or where it is the policy's turn as its algorithm explores."""
         starting = self.experience.starting
-        vectors, self._memory = self._plan(torch.from_numpy(raw), self._memory, starting, True)
-        action = from_vectors(self.action_space, vectors.numpy())
         if self.settings.plan_share < 1.0 and self.held.exists:
             turn = np.array([t % _TURN == 0 for _, t in self.experience.next_places])
             drawn = self._noise.random(self.n_envs) < self.settings.plan_share
-            self._by_plan = np.where(turn, drawn, self._by_plan)
-            if not self._by_plan.all():
-                own, _ = self._act_as_learner(0, action_noise, self.n_envs)
+            before, self._by_plan = self._by_plan, np.where(turn, drawn, self._by_plan)
+            # What was planned before the policy's turn is out of date.
+            starting = starting | (self._by_plan & ~before)
+        own = None
+        if not self._by_plan.all():
+            own, _ = self._act_as_learner(0, action_noise, self.n_envs)
+        if own is not None and not self._by_plan.any():
+            action = own
+        else:
+            vectors, self._memory = self._plan(torch.from_numpy(raw), self._memory, starting, True)
+            action = from_vectors(self.action_space, vectors.numpy())
+            if own is not None:
                 action[~self._by_plan] = own[~self._by_plan]
         self.experience.by_plan = torch.from_numpy(self._by_plan.astype(np.float32))
         return action

@@ -237,6 +237,7 @@ def test_who_acted_is_recorded() -> None:
     assert bool((by_episode == by_episode[:, :1]).all())  # a turn is a whole episode here
     assert t.reshape(-1, 12)[:, 0].eq(0).all()
     assert 4 <= int(by_episode[:, 0].sum()) <= 16
+    np.testing.assert_allclose(rows["next_obs"] - rows["obs"], 0.2 * rows["action"], atol=1e-6)
     always = agent(SMALL, seed=2).learn(75).experience.real.stored()["planned"]
     assert always.tolist() == [0.0] * 60 + [1.0] * 15
 
@@ -245,13 +246,14 @@ def test_where_it_is_the_policys_turn_it_explores_as_its_algorithm_does() -> Non
     """TD3 by its action noise, which no plan gets."""
     noise = NormalActionNoise(np.zeros(1), np.full(1, 0.3))
     kwargs = KWARGS | {"action_noise": noise, "learning_rate": 0.0}
-    settings = replace(SMALL, refit_every=1000, exploration=0.0, updates_per_step=1)
+    planner = MPPI(horizon=1, population=2, iterations=1)
+    settings = replace(SMALL, refit_every=1000, exploration=0.0, planner=planner)
     found = agent(replace(settings, plan_share=0.0), algorithm=TD3, algorithm_kwargs=kwargs)
-    rows = found.learn(360).experience.transitions()[60:]
+    rows = found.learn(260).experience.transitions()[60:]
     guess, _ = found.predict(rows.obs, deterministic=True, plan=False)
     off = rows.action - guess
     inside = np.abs(guess) < 0.4
-    assert inside.sum() > 100
+    assert inside.sum() > 80
     assert off[inside].std() == pytest.approx(0.3, rel=0.15)
     planned = agent(settings, algorithm=TD3, algorithm_kwargs=kwargs).learn(80)
     assert planned.experience.real.stored()["planned"].sum() == 20.0
@@ -266,6 +268,29 @@ def test_a_planner_alone_is_given_a_model_offline() -> None:
     assert found.num_timesteps == 0
     action, _ = found.predict(np.array([[0.9], [-0.9]], np.float32), deterministic=True)
     assert action[0] < 0.0 < action[1]
+
+
+def test_the_policys_turn_costs_no_plans(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the first plan after it begins anew, around the policy's sequence."""
+    begins: list[tuple[int, list[bool]]] = []
+    act = plans.Plans.act
+
+    def spied(self: Any, *rest: Any) -> Any:
+        begins.append((len(rest[3]), rest[5].tolist()))
+        return act(self, *rest)
+
+    monkeypatch.setattr(plans.Plans, "act", spied)
+    planner = MPPI(horizon=2, population=4, iterations=1)
+    settings = replace(SMALL, plan_share=0.5, refit_every=1000, planner=planner)
+    found = PlanningAgent(PointMass(60), settings, algorithm_kwargs=KWARGS, seed=1).learn(660)
+    rows = found.experience.real.stored()
+    planned, t = rows["planned"][60:].bool(), rows["t"][60:]
+    assert 100 < planned.sum() < 500
+    assert len(begins) == int(planned.sum())
+    after_policy = torch.cat([torch.tensor([False]), ~planned[:-1]])[planned]
+    wanted = (t[planned] == 0) | after_policy
+    assert [fresh for _, [fresh] in begins] == wanted.tolist()
+    assert bool((after_policy & (t[planned] == 50)).any())  # in the midst of an episode, too
 
 
 def test_proposals_and_critic_are_used_while_learning(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -434,6 +459,15 @@ def test_sb3s_own_callbacks(kind: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", [PlanningAgent, MPC])
+@pytest.mark.filterwarnings("ignore:learn")
+def test_it_can_be_evaluated_from_the_first_step_on(kind: Any) -> None:
+    seen = EvalCallback(Monitor(PointMass()), n_eval_episodes=1, eval_freq=1, verbose=0)
+    of_kind(kind).learn(2, seen)
+    assert seen.n_calls == 2
+    assert -20.0 < seen.last_mean_reward < 0.0
+
+
+@pytest.mark.parametrize("kind", [PlanningAgent, MPC])
 def test_what_is_evaluated_on_the_way_changes_nothing(kind: Any) -> None:
     evaluation = EvalCallback(Monitor(PointMass()), n_eval_episodes=1, eval_freq=20, verbose=0)
     assert_same(of_kind(kind).learn(80, evaluation), of_kind(kind).learn(80))
@@ -481,8 +515,8 @@ def test_saved_between_two_calls_it_goes_on_as_if_never_stopped(
     assert_same(back, half)
     assert type(back.algorithm) is FastSAC
     for _ in range(2):
-        whole.learn(32)
-        back.learn(32)
+        whole.learn(31)
+        back.learn(31)
     assert whole.algorithm._n_updates > 0
     assert_same(back, whole)
     obs = np.linspace(-1.0, 1.0, 4, dtype=np.float32)[:, None]
@@ -550,9 +584,9 @@ def test_discrete_actions_are_dqns_and_resume(tmp_path: Path) -> None:
     """CartPole: plans beside Q-values, 300 steps; saved there, it goes on to the bit."""
     settings = replace(
         SMALL,
-        planner=ICEM(horizon=5, population=24, iterations=2),
+        planner=ICEM(horizon=5, population=16, iterations=2),
         learning_starts=100,
-        refit_every=100,
+        refit_every=150,
         exploration=0.2,
         schedule=Schedule(steps=150, batch_size=64, learning_rate=3e-3),
     )
@@ -568,9 +602,9 @@ def test_discrete_actions_are_dqns_and_resume(tmp_path: Path) -> None:
     back = PlanningAgent.load(path, gym.make("CartPole-v1"))
     assert type(back.algorithm) is DQN
     assert_same(back, whole)
-    assert_same(back.learn(40), whole.learn(40))
+    assert_same(back.learn(20), whole.learn(20))
     rows = whole.experience.transitions()
-    assert rows.action.sum(1).tolist() == [1.0] * 340
+    assert rows.action.sum(1).tolist() == [1.0] * 320
     lengths = np.bincount(rows.episode)
     began = rows.episode[
         np.argmax(rows.episode >= int(whole.experience.real.stored()["episode"][105]))
