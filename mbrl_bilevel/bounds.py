@@ -14,9 +14,13 @@ from torch import Tensor
 from mbrl_bilevel.errors import InvalidInputError
 
 
+#: Beyond this, sums of bounds leave single precision, in which they are applied.
+_MOST = 1e30
+
+
 @dataclass(frozen=True)
 class LogBounds:
-    """The interval [low, high] of a log-scale, with low < 0 < high both finite.
+    """The interval [low, high] of a log-scale, with low < 0 < high both finite, in single precision too.
 
     Raises InvalidInputError otherwise.
     """
@@ -25,7 +29,7 @@ class LogBounds:
     high: float
 
     def __post_init__(self) -> None:
-        if not (-math.inf < self.low < 0.0 < self.high < math.inf):
+        if not (-_MOST < self.low < 0.0 < self.high < _MOST):
             raise InvalidInputError(
                 "log_std_bounds must be finite (low, high) with low < 0 < high; "
                 f"got ({self.low}, {self.high})"

@@ -43,8 +43,11 @@ def test_zero_means_one_and_the_gradient_lives(limits: LogBounds) -> None:
     assert (gradient > 0.0).all()
 
 
-@pytest.mark.parametrize("limits", [(0.0, 1.0), (-1.0, 0.0), (1.0, -1.0), (-math.inf, 1.0)])
-def test_bounds_that_do_not_hold_zero_are_refused(limits: tuple[float, float]) -> None:
+@pytest.mark.parametrize(
+    "limits",
+    [(0.0, 1.0), (-1.0, 0.0), (1.0, -1.0), (-math.inf, 1.0), (-1.0, 1e300), (-1e39, 1.0)],
+)
+def test_bounds_that_do_not_hold_zero_or_a_number_are_refused(limits: tuple[float, float]) -> None:
     with pytest.raises(InvalidInputError, match="low < 0 < high"):
         LogBounds(*limits)
 
