@@ -23,7 +23,7 @@ BoolArray = npt.NDArray[np.bool_]
 NO_GROUP = -1
 
 #: The fewest rows in a block of a cut episode: a quarter of it is then a margin of one row.
-_SHORTEST_BLOCK = 4
+SHORTEST_BLOCK = 4
 
 
 @dataclass(frozen=True)
@@ -58,14 +58,15 @@ class Folds:
 class Chain:
     """How rows follow each other in time: ``successor`` [N] is the row of the next step, −1 for none.
 
-    The first O inputs are a state, which a target y moves by ``y @ gain + drift`` ([D, O] and [O]).
-    Every batch then comes with segments of ``horizon`` rows.
+    The first O inputs are a state, which a target y moves by ``y @ gain + drift`` ([D, O] and [O]); a
+    ``direct`` target is the next state itself. Every batch then comes with segments of ``horizon`` rows.
     """
 
     successor: Tensor
     gain: Tensor
     drift: Tensor
     horizon: int
+    direct: bool = False
 
     def segment(self, x: Tensor, y: Tensor, index: Tensor) -> Segment:
         """What follows the rows ``index`` [E, B] of x [N, X] and y [N, D]."""
@@ -76,7 +77,8 @@ class Chain:
             there.append(there[-1] * (following >= 0))
             rows.append(torch.where(following >= 0, following, rows[-1]))
         stacked = torch.stack(rows)
-        return Segment(x[stacked], y[stacked], torch.stack(there), self.gain, self.drift)
+        moves = (self.gain, self.drift, self.direct)
+        return Segment(x[stacked], y[stacked], torch.stack(there), *moves)
 
 
 @dataclass(frozen=True)
@@ -201,23 +203,30 @@ def group_by_episode(episode: IntArray, t: IntArray, min_groups: int, margin: in
         # The episode whose blocks are the longest after one more cut.
         longest = int(np.argmax(lengths / (blocks + 1)))
         blocks[longest] += 1
-        if lengths[longest] / blocks[longest] < _SHORTEST_BLOCK:
+        if lengths[longest] / blocks[longest] < SHORTEST_BLOCK:
             raise InvalidInputError(
                 f"{len(episode)} rows are too few: members hold out {min_groups} stretches of at least "
-                f"{_SHORTEST_BLOCK} rows; collect more (train: --learning-starts), or take fewer members"
+                f"{SHORTEST_BLOCK} rows; collect more (train: --learning-starts), or take fewer members"
             )
     first = np.concatenate([[0], np.cumsum(blocks)[:-1]])
     groups = np.empty(len(episode), dtype=np.int64)
-    for number, (length, count) in enumerate(zip(lengths, blocks, strict=True)):
+    for number, count in enumerate(blocks):
         rows = np.flatnonzero(episode_index == number)
-        position = np.empty(length, dtype=np.int64)
-        position[np.argsort(t[rows], kind="stable")] = np.arange(length)
-        block = position * count // length
-        # A margin may not eat more than a quarter of a block.
-        width = min(margin, int(length / count) // _SHORTEST_BLOCK)
-        near_cut = (position + width) * count // length != block
-        groups[rows] = np.where(near_cut & (block < count - 1), NO_GROUP, first[number] + block)
+        block = cut_in_time(t[rows], int(count), margin)
+        groups[rows] = np.where(block == NO_GROUP, NO_GROUP, first[number] + block)
     return groups
+
+
+def cut_in_time(t: IntArray, count: int, margin: int) -> IntArray:
+    """The block of each of the rows of one episode, [N], of ``count`` blocks of as many rows, in the
+    order of ``t`` [N]; NO_GROUP for the ``margin`` rows before each cut, at most a quarter of a block."""
+    length = len(t)
+    position = np.empty(length, dtype=np.int64)
+    position[np.argsort(t, kind="stable")] = np.arange(length)
+    block = position * count // length
+    width = min(margin, int(length / count) // SHORTEST_BLOCK)
+    near_cut = (position + width) * count // length != block
+    return np.where(near_cut & (block < count - 1), NO_GROUP, block)
 
 
 def successors(episode: IntArray, t: IntArray, groups: IntArray) -> IntArray:
@@ -255,49 +264,65 @@ def cross_fit(
         raise InvalidInputError(f"members must be at least 1; got {members}")
     if outer_only is not None:
         inner = np.where(outer_only, NO_GROUP, groups)
-        cells = _balanced_cells(np.where(outer_only, groups, NO_GROUP), members, generator)
+        cells = cells_of_groups(np.where(outer_only, groups, NO_GROUP), members, generator)
         given = tuple(np.flatnonzero(cells == member) for member in range(members))
         return replace(cross_fit(inner, members, generator).without_outer(), outer=given)
-    folds = max(members, 5)
-    cell_of_row = _balanced_cells(groups, 2 * folds, generator)
-    used = cell_of_row >= 0
+    return folds_of_cells(cells_of_groups(groups, groups_needed(members), generator), members)
+
+
+def folds_of_cells(cell: IntArray, members: int) -> Folds:
+    """The folds where row n lies in ``cell[n]`` [N]: 2k is what member k stops by, 2k + 1 its outer
+    sample, −1 nobody's."""
     train, stop, outer = [], [], []
     for member in range(members):
-        stop.append(np.flatnonzero(cell_of_row == 2 * member))
-        outer.append(np.flatnonzero(cell_of_row == 2 * member + 1))
-        train.append(np.flatnonzero(used & (cell_of_row // 2 != member)))
+        stop.append(np.flatnonzero(cell == 2 * member))
+        outer.append(np.flatnonzero(cell == 2 * member + 1))
+        train.append(np.flatnonzero((cell >= 0) & (cell // 2 != member)))
     return Folds(tuple(train), tuple(stop), tuple(outer))
 
 
 def groups_needed(members: int) -> int:
-    """How many groups ``cross_fit`` needs for this many members."""
+    """How many groups ``cross_fit`` needs for this many members: one for each cell."""
     return 2 * max(members, 5)
 
 
 def rows_needed(members: int) -> int:
     """Fewer rows than this of one episode ``group_by_episode`` cannot cut into so many groups."""
-    return _SHORTEST_BLOCK * groups_needed(members)
+    return SHORTEST_BLOCK * groups_needed(members)
 
 
-def _balanced_cells(groups: IntArray, cells: int, generator: np.random.Generator) -> IntArray:
+def cells_of_groups(groups: IntArray, cells: int, generator: np.random.Generator) -> IntArray:
+    """Which of so many ``cells`` each row lies in, [N], by its group [N]; −1 for NO_GROUP.
+
+    Raises InvalidInputError if there are fewer groups than cells.
+    """
     numbers, counts = np.unique(groups[groups != NO_GROUP], return_counts=True)
     if len(numbers) < cells:
         raise InvalidInputError(
             f"{len(numbers)} groups are too few: {cells} are needed to hold out disjoint samples; "
             "collect more episodes, or pass min_groups to group_by_episode"
         )
-    order = generator.permutation(len(numbers))
-    order = order[np.argsort(-counts[order], kind="stable")]
-    rows_in_cell = np.zeros(cells, dtype=np.int64)
-    groups_in_cell = np.zeros(cells, dtype=np.int64)
-    names = generator.permutation(cells)
-    cell_of_group: dict[int, int] = {int(NO_GROUP): -1}
-    for number in order:
-        cell = int(np.lexsort((groups_in_cell, rows_in_cell))[0])
-        rows_in_cell[cell] += counts[number]
-        groups_in_cell[cell] += 1
-        cell_of_group[int(numbers[number])] = int(names[cell])
+    cell_of_number = deal(counts, np.zeros(cells, dtype=np.int64), generator)
+    cell_of_group = dict(zip(numbers.tolist(), cell_of_number.tolist(), strict=True))
+    cell_of_group[NO_GROUP] = -1
     return np.array([cell_of_group[int(g)] for g in groups], dtype=np.int64)
+
+
+def deal(sizes: IntArray, rows_in_cell: IntArray, generator: np.random.Generator) -> IntArray:
+    """The cell of each of G groups with ``sizes`` [G] rows, [G], where cells have ``rows_in_cell`` [C] rows
+    already. Groups go at random, the largest first, to the cell with the fewest rows."""
+    order = generator.permutation(len(sizes))
+    order = order[np.argsort(-sizes[order], kind="stable")]
+    # Cells that are alike take turns at random.
+    names = generator.permutation(len(rows_in_cell))
+    rows, groups = rows_in_cell[names], np.zeros_like(rows_in_cell)
+    found = np.empty(len(sizes), dtype=np.int64)
+    for number in order:
+        cell = int(np.lexsort((groups, rows))[0])
+        rows[cell] += sizes[number]
+        groups[cell] += 1
+        found[number] = names[cell]
+    return found
 
 
 def stretch_means(

@@ -1,4 +1,5 @@
-"""The dynamics model: a generative policy over (Δobservation, reward) in normalised units.
+"""The dynamics model: a generative policy over (Δobservation, reward) in normalised units, or over the next
+observation and reward.
 
 ``step`` is what planners and imagined rollouts call; ``fit_dynamics`` makes one from experience.
 """
@@ -28,13 +29,14 @@ from mbrl_bilevel.data import (
 from mbrl_bilevel.distributions import DiagonalGaussian
 from mbrl_bilevel.errors import InvalidInputError
 from mbrl_bilevel.fit import Log, Schedule, fit
+from mbrl_bilevel.growing_folds import GrowingFolds
 from mbrl_bilevel.inference import Precision, infer, unchanged
 from mbrl_bilevel.losses import NLL
 from mbrl_bilevel.methods import Method
 from mbrl_bilevel.mixture import GaussianMixture
 from mbrl_bilevel.normaliser import Normaliser
 from mbrl_bilevel.policies import CategoricalPolicy, GaussianPolicy, MixturePolicy, with_members
-from mbrl_bilevel.regression import draw_seed, fit_regression
+from mbrl_bilevel.regression import Regression, draw_seed, fit_regression
 from mbrl_bilevel.types import (
     FitResult,
     Rule,
@@ -44,6 +46,7 @@ from mbrl_bilevel.types import (
     require_rows,
     require_rules,
 )
+from mbrl_bilevel.warm_start import WarmStart
 
 #: Probability that a step terminates: ``(obs, action, next_obs) [..., ·] -> [...]`` in [0, 1].
 Termination = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -51,7 +54,7 @@ Termination = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the ensemble says of (Δobs, reward) at B inputs, in raw units, each [B, D].
+    """What the ensemble says of its targets, (Δobs, reward) say, at B inputs, in raw units, each [B, D].
 
     ``std`` is of the mixture of members, ``disagreement`` the members' means' share of it;
     ``low`` and ``high`` bound the central interval of a Gaussian with that mean and std.
@@ -68,8 +71,9 @@ class Prediction:
 class DynamicsModel:
     """A Gaussian or mixture policy between its normalisers, with known or learned reward and termination.
 
-    Targets are (Δobs, reward), or Δobs alone where the ``reward`` rule is known. A target
-    dimension that was constant in training is predicted as that constant, outside the policy.
+    Targets are (Δobs, reward), or Δobs alone where the ``reward`` rule is known; where ``direct``, the next
+    observation stands in the place of Δobs. A target dimension that was constant in training is predicted
+    as that constant, outside the policy.
 
     A learned reward is smooth, but tasks that pay for survival drop at termination: there
     ``terminal_jump`` is added, and the policy learns the reward without it.
@@ -82,6 +86,7 @@ class DynamicsModel:
     termination: Termination | None = None
     reward: Rule | None = None
     terminal_jump: float = 0.0
+    direct: bool = False
 
     @property
     def members(self) -> int:
@@ -132,7 +137,9 @@ class DynamicsModel:
 
     def target_values(self, transitions: Transitions) -> Tensor:
         """What the policy should have predicted, in raw units, [N, D_active]."""
-        return _raw_targets(transitions, self.reward is None, self.terminal_jump)[:, self.active]
+        with_reward = self.reward is None
+        found = _raw_targets(transitions, with_reward, self.terminal_jump, self.direct)
+        return found[:, self.active]
 
     def unchanged(self, precision: Precision) -> AbstractContextManager[None]:
         """Vouches that the parameters stay as they are within (``inference.unchanged``)."""
@@ -157,7 +164,8 @@ class DynamicsModel:
         active = dist.marginals()[0] if noise is None else dist.drawn(noise)
         scale, shift, _ = self._active_units
         target = self._with_constants(torch.addcmul(shift, active, scale))
-        next_obs = obs + target[..., : self.obs_dim]
+        said = target[..., : self.obs_dim]
+        next_obs = said if self.direct else obs + said
         obs, action = (v.expand(*next_obs.shape[:-1], -1) for v in (obs, action))
         if self.termination is None:
             terminated = torch.zeros_like(next_obs[..., 0])
@@ -288,18 +296,33 @@ def fit_dynamics(
     outer_transitions: Transitions | None = None,
     progress: bool = False,
     log: Log | None = None,
+    direct: bool = False,
+    folds: GrowingFolds | None = None,
+    start: DynamicsModel | None = None,
+    warm_start: WarmStart | None = None,
 ) -> tuple[DynamicsModel, FitResult]:
     """Fit a dynamics model to experience; splits are by episode (``data.group_by_episode``).
 
     A termination that is not known by rule is learned when the data holds one; data that never
     terminates gives a model that never does. With ``outer_transitions`` (another policy's data, say)
-    the outer level sees these alone; a method without one gets them for training.
+    the outer level sees these alone; a method without one gets them for training. With ``direct`` targets
+    the next observation is learned instead of its change: at long horizons residuals inflate a model's
+    variance (arXiv 2412.14312).
 
-    Raises InvalidInputError if there is too little data, no target varies in it, or a rule cannot be
-    called.
+    ``folds`` that have grown with the experience say who holds out what. The network then goes on from
+    ``start``, a model of this method fitted with these folds before they grew, as ``warm_start`` says; from
+    scratch where a target's spread has changed too much (``warm_start.lasting_units``). A learned termination
+    is always fitted from scratch.
+
+    Raises InvalidInputError if there is too little data, no target varies in it, a rule cannot be called,
+    or ``start`` does not fit.
     """
     require_rules(termination, reward)
-    groups = group_by_episode(transitions.episode, transitions.t, groups_needed(members))
+    _require_going_on(start, folds, members, reward, direct, outer_transitions)
+    if folds is None:
+        groups = group_by_episode(transitions.episode, transitions.t, groups_needed(members))
+    else:
+        groups = folds.groups(transitions.episode, transitions.t)
     outer_only = None
     if outer_transitions is not None:
         transitions, groups, outer_only = _with_outer(
@@ -307,7 +330,7 @@ def fit_dynamics(
         )
     jump = 0.0 if reward is not None else _terminal_jump(transitions)
     raw_x = torch.from_numpy(np.concatenate([transitions.obs, transitions.action], axis=1))
-    raw_y = _raw_targets(transitions, reward is None, jump)
+    raw_y = _raw_targets(transitions, reward is None, jump, direct)
     fitted, result = fit_regression(
         raw_x,
         raw_y,
@@ -322,13 +345,43 @@ def fit_dynamics(
         successor=successors(transitions.episode, transitions.t, groups),
         state=transitions.obs.shape[1],
         outer_only=outer_only,
+        direct=direct,
+        folds=None if folds is None else folds.folds(transitions.episode, transitions.t),
+        start=None if start is None else Regression(start.policy, start.inputs, start.targets),
+        how=warm_start,
     )
     known: Termination | None = termination
     if known is None and transitions.terminated.any():
         known = _fit_termination(transitions, members, generator)
     obs_dim = transitions.obs.shape[1]
     parts = (fitted.policy, fitted.inputs, fitted.targets)
-    return DynamicsModel(*parts, obs_dim, known, reward, jump), result
+    return DynamicsModel(*parts, obs_dim, known, reward, jump, direct), result
+
+
+def _require_going_on(
+    start: DynamicsModel | None,
+    folds: GrowingFolds | None,
+    members: int,
+    reward: Rule | None,
+    direct: bool,
+    outer: Transitions | None,
+) -> None:
+    if folds is not None and outer is not None:
+        raise InvalidInputError("outer_transitions: they have no folds that grow; leave out folds")
+    if folds is not None and folds.members != members:
+        raise InvalidInputError(f"folds are for {folds.members} members; got members={members}")
+    if start is None:
+        return
+    if folds is None:
+        raise InvalidInputError(
+            "start: without the folds that it was fitted with, its training rows would be held out; give "
+            "folds (GrowingFolds)"
+        )
+    if start.direct != direct or (start.reward is None) != (reward is None):
+        raise InvalidInputError(
+            "start: it has other targets; a fit goes on with the same direct, and with a reward rule where "
+            "there was one"
+        )
 
 
 def _with_outer(
@@ -343,12 +396,12 @@ def _with_outer(
     return both, np.concatenate([groups, others]), np.arange(len(both)) >= len(inner)
 
 
-def _raw_targets(transitions: Transitions, with_reward: bool, jump: float) -> Tensor:
-    delta = transitions.next_obs - transitions.obs
+def _raw_targets(transitions: Transitions, with_reward: bool, jump: float, direct: bool) -> Tensor:
+    after = transitions.next_obs if direct else transitions.next_obs - transitions.obs
     if not with_reward:
-        return torch.from_numpy(delta)
+        return torch.from_numpy(after)
     reward = transitions.reward - np.float32(jump) * transitions.terminated
-    return torch.from_numpy(np.concatenate([delta, reward[:, None]], axis=1))
+    return torch.from_numpy(np.concatenate([after, reward[:, None]], axis=1))
 
 
 def _terminal_jump(transitions: Transitions) -> float:

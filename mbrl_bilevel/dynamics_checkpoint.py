@@ -44,6 +44,7 @@ def model_to_checkpoint(model: DynamicsModel) -> tuple[dict[str, Tensor], dict[s
         "components": policy.components if isinstance(policy, MixturePolicy) else 1,
         "obs_dim": model.obs_dim,
         "terminal_jump": model.terminal_jump,
+        "direct": model.direct,
         "learned_termination": learned,
     }
 
@@ -63,6 +64,8 @@ def model_from_checkpoint(
         policy = _empty_policy(config, generator)
         obs_dim, learned = int(config["obs_dim"]), config["learned_termination"]
         jump = float(config["terminal_jump"])
+        # Files of models before there was a choice do not say so.
+        direct = bool(config.get("direct", False))
         classifier = None
         if learned is not None:
             classifier = CategoricalPolicy(
@@ -85,7 +88,7 @@ def model_from_checkpoint(
     inputs = load_normaliser(checkpoint, f"{name}.inputs", policy.inputs)
     targets = load_normaliser(checkpoint, f"{name}.targets")
     _check_targets(checkpoint, targets, policy.outputs, obs_dim, reward)
-    return DynamicsModel(policy, inputs, targets, obs_dim, model_termination, reward, jump)
+    return DynamicsModel(policy, inputs, targets, obs_dim, model_termination, reward, jump, direct)
 
 
 def _empty_policy(

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mbrl_bilevel.data import BoolArray, Chain, FitData, IntArray, cross_fit
+from mbrl_bilevel.data import BoolArray, Chain, FitData, Folds, IntArray, cross_fit
 from mbrl_bilevel.distributions import DiagonalGaussian
 from mbrl_bilevel.errors import InvalidInputError
 from mbrl_bilevel.fit import Log, Schedule
@@ -22,6 +22,7 @@ from mbrl_bilevel.mixture import GaussianMixture
 from mbrl_bilevel.normaliser import Normaliser
 from mbrl_bilevel.policies import GaussianPolicy, MixturePolicy
 from mbrl_bilevel.types import FitResult
+from mbrl_bilevel.warm_start import WarmStart, lasting_units, warm_start
 
 
 @dataclass(frozen=True)
@@ -73,17 +74,29 @@ def fit_regression(
     state: int = 0,
     outer_only: BoolArray | None = None,
     weight: Tensor | None = None,
+    direct: bool = False,
+    folds: Folds | None = None,
+    start: Regression | None = None,
+    how: WarmStart | None = None,
 ) -> tuple[Regression, FitResult]:
     """Fit x [N, X] to y [N, D], both raw; rows of one of the ``groups`` [N] are never parted.
 
     Rows that are independent are each a group of their own: ``numpy.arange(N)``. A method without an
     outer level gets the outer sample for training. Methods that look ahead need each row's
     ``successor`` [N] (``data.successors``), and the first ``state`` columns of y to be the changes of
-    those of x. ``outer_only`` as for ``cross_fit``, ``weight`` [N] as
-    for ``FitData``. Raises InvalidInputError if there is too little
-    data, no target varies in it, or a method that looks ahead gets no successors.
+    those of x, or what they are next where ``direct``. ``outer_only`` as for ``cross_fit``, ``weight`` [N] as
+    for ``FitData``; ``folds`` take the place of those that are made of the groups.
+
+    The parameters go on from ``start``, a fit by this method, as ``how`` says, where its targets are of use
+    (``warm_start.lasting_units``), else from scratch; give ``folds`` whose held-out rows it has not seen
+    (``GrowingFolds``). Raises InvalidInputError if there is too little data, no target varies in it, a method
+    that looks ahead gets no successors, or a start is of another form.
     """
     inputs, targets = Normaliser.fit(x), Normaliser.fit(y)
+    if start is not None:
+        _require_widths(start, x, y)
+    lasting = None if start is None else lasting_units(start.targets, targets)
+    targets = lasting or targets
     active = ~targets.constant
     if not bool(active.any()):
         raise InvalidInputError("no target ever changes in the data: there is nothing to learn")
@@ -94,9 +107,10 @@ def fit_regression(
                 "this method looks several steps ahead, and rows of a table do not follow each other: "
                 "choose a method of one step"
             )
-        chain = _chain(inputs, targets, successor, state, method.horizon)
+        chain = _chain(inputs, targets, successor, state, method.horizon, direct)
     splits = np.random.default_rng(draw_seed(generator))
-    folds = cross_fit(groups, members, splits, outer_only)
+    if folds is None:
+        folds = cross_fit(groups, members, splits, outer_only)
     data = FitData(
         inputs.normalise(x),
         targets.normalise(y)[:, active],
@@ -107,21 +121,40 @@ def fit_regression(
     policy = method.policy(
         data.x.shape[1], data.y.shape[1], generator=generator, members=members, hidden=hidden
     )
+    if start is not None and lasting is not None:
+        units = ((start.inputs, inputs), (start.targets, targets))
+        warm_start(policy, start.policy, *units, how or WarmStart())
     result = method.fit(
         policy, data, generator=generator, schedule=schedule, progress=progress, log=log
     )
     return Regression(policy, inputs, targets), result
 
 
+def _require_widths(start: Regression, x: Tensor, y: Tensor) -> None:
+    found = (len(start.inputs.shift), len(start.targets.shift))
+    if found != (x.shape[1], y.shape[1]):
+        raise InvalidInputError(
+            f"start: it has {found[0]} inputs and {found[1]} targets, the data {x.shape[1]} and {y.shape[1]}"
+        )
+
+
 def _chain(
-    inputs: Normaliser, targets: Normaliser, successor: IntArray, state: int, horizon: int
+    inputs: Normaliser,
+    targets: Normaliser,
+    successor: IntArray,
+    state: int,
+    horizon: int,
+    direct: bool,
 ) -> Chain:
-    """How a normalised target moves the normalised state: by σ_y/σ_x of each dimension."""
+    """How a normalised target moves the normalised state: by σ_y/σ_x of each dimension. A direct one is
+    that state, in other units."""
     gain = torch.diag(targets.scale[:state] / inputs.scale[:state])
     rewards = gain.new_zeros(len(targets.scale) - state, state)
     gain = torch.cat([gain, rewards])[~targets.constant]
     drift = targets.shift[:state] / inputs.scale[:state]
-    return Chain(torch.from_numpy(successor), gain, drift, horizon)
+    if direct:
+        drift = drift - inputs.shift[:state] / inputs.scale[:state]
+    return Chain(torch.from_numpy(successor), gain, drift, horizon, direct)
 
 
 def draw_seed(generator: torch.Generator) -> int:

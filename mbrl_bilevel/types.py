@@ -76,7 +76,8 @@ class Segment:
 
     ``x`` [H, E, B, X] and ``y`` [H, E, B, D] as in Batch; ``there`` [H, E, B] is one until the episode
     (or its part of the split) ends and zero from then on. The first O inputs are a state, which a
-    target y moves by ``y @ gain + drift`` ([D, O] and [O]); the others are given: actions.
+    target y moves by ``y @ gain + drift`` ([D, O] and [O]), or which is that afterwards where targets are
+    ``direct``; the others are given: actions.
     """
 
     x: Tensor
@@ -84,6 +85,7 @@ class Segment:
     there: Tensor
     gain: Tensor
     drift: Tensor
+    direct: bool = False
 
     @property
     def horizon(self) -> int:
@@ -92,12 +94,15 @@ class Segment:
 
     def moved(self, x: Tensor, y: Tensor, t: int) -> Tensor:
         """The input of step t + 1 [E, B, X] after target ``y`` [E, B, D] at input ``x`` of step t."""
-        state = x[..., : len(self.drift)] + y @ self.gain + self.drift
+        state = y @ self.gain if self.direct else x[..., : len(self.drift)] + y @ self.gain
+        state = state + self.drift
         return torch.cat([state, self.x[t + 1, ..., len(self.drift) :]], dim=-1)
 
     def target_from(self, x: Tensor, t: int) -> Tensor:
         """The target [E, B, D] at an imagined input ``x`` of step t that lands on the true state of
-        step t + 1; where a target moves no state (a reward) it is the true one."""
+        step t + 1; where a target moves no state (a reward), or is that state, it is the true one."""
+        if self.direct:
+            return self.y[t]
         states = len(self.drift)
         back = torch.where(self.gain != 0.0, 1.0 / self.gain, 0.0).mT
         return self.y[t] + (self.x[t, ..., :states] - x[..., :states]) @ back

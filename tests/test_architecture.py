@@ -15,6 +15,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
     "F0": ("errors", "allocation", "atomic", "types", "linalg", "checkpoint"),
     "F1": (
         "data",
+        "growing_folds",
         "row_folds",
         "calibration",
         "normaliser",
@@ -25,6 +26,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
         "mixture",
         "scaled_policy",
         "policies",
+        "warm_start",
         "inference",
         "tempered",
         "rewards",
