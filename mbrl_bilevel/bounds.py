@@ -13,7 +13,6 @@ from torch import Tensor
 
 from mbrl_bilevel.errors import InvalidInputError
 
-
 #: Beyond this, sums of bounds leave single precision, in which they are applied.
 _MOST = 1e30
 

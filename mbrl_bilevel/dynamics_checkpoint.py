@@ -77,7 +77,8 @@ def model_from_checkpoint(
             )
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise CheckpointError(
-            f"checkpoint {checkpoint.path}: its model settings are damaged: {error}"
+            f"checkpoint {checkpoint.path}: its model settings are damaged: "
+            f"{' '.join(str(error).split())[:200]}"
         ) from None
     load_policy(checkpoint, f"{name}.policy", policy)
     model_termination: Termination | None = termination
