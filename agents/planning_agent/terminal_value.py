@@ -189,7 +189,8 @@ def value_from_checkpoint(checkpoint: Checkpoint, name: str, obs_dim: int) -> Va
         scale, pessimism = float(config["scale"]), float(config["pessimism"])
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise CheckpointError(
-            f"checkpoint {checkpoint.path}: its value settings are damaged: {error}"
+            f"checkpoint {checkpoint.path}: its value settings are damaged: "
+            f"{' '.join(str(error).split())[:200]}"
         ) from None
     load_policy(checkpoint, f"{name}.policy", policy)
     return Value(

@@ -29,6 +29,7 @@ from mbrl_bilevel.model_env import Imagination
 from mbrl_bilevel.normaliser import Normaliser
 from mbrl_bilevel.policies import GaussianPolicy
 from mbrl_bilevel.types import Transitions
+from mbrl_bilevel.warm_start import WarmStart
 
 PLANS: list[Planner | None] = [
     None,
@@ -57,6 +58,9 @@ def test_settings_come_back(planner: Planner | None, value: Any) -> None:
         elites=2,
         learning_starts=123,
         refit_every=45,
+        fresh_every=6,
+        warm_start=WarmStart(0.5, 0.25),
+        direct=True,
         planner=planner,
         imagination=Imagination(8, sample=True, pessimism=0.25),
         replan_every=3,
@@ -253,6 +257,10 @@ def without(name: str) -> Damage:
         setting("rollout", {"first": 0}),
         setting("branching", {"propagation": "sideways"}),
         setting("n_steps", 0),
+        setting("fresh_every", 0),
+        setting("warm_start", {"shrink": 2.0}),
+        setting("warm_start", {"grow": 1.0}),
+        setting("direct", 1),
         setting("value", 5),
         setting("value", "critics"),
         setting("value", {"discount": 1.0}),
@@ -314,6 +322,8 @@ def without(name: str) -> Damage:
         edited("value", 3),
         edited("value", {}),
         within("value", "members", 3),
+        within("value", "members", True),
+        within("value", "members", 2.5),
         within("value", "hidden", [4]),
         within("value", "hidden", 4),
         within("value", "bounds", [1.0]),
