@@ -121,6 +121,14 @@ class Args(RunArgs):
     """Adam's step size at the start of the cosine of a fit."""
     refit_every: int | None = _of("model", "refit_every")
     """Real steps between two fits of the model, each on all experience."""
+    fresh_every: int | None = _of("model", "fresh_every")
+    """One fit in so many is from scratch, the others go on from the last one; 1: all are from scratch."""
+    shrink: float | None = _of("model", "warm_start", "shrink")
+    """What a fit that goes on multiplies the last one's parameters by."""
+    perturb: float | None = _of("model", "warm_start", "perturb")
+    """How much of a new network's parameters it then adds."""
+    direct: bool = field(default=False, metadata={"part": "model"})
+    """Let the model predict the next observation, not its change."""
     termination: str | None = _of("model")
     """Your own rule, module:function of (obs, action, next_obs); standard tasks have theirs."""
     reward: str | None = _of("model")
@@ -344,6 +352,8 @@ class Args(RunArgs):
             found["value"] = None
         if self.add_middle:
             found = merged(found, {"planner": {"add_middle": True}})
+        if self.direct:
+            found["direct"] = True
         if self.planner == "none":
             found |= {"planner": None, "value": None}
         start = self.initial_temperature
@@ -394,6 +404,11 @@ class Args(RunArgs):
                 f"--learning-starts must be below --steps ({self.steps}), or nothing is learned; "
                 f"got {settings.learning_starts}"
             )
+        for name in ("shrink", "perturb"):
+            if getattr(self, name) is not None and settings.fresh_every == 1:
+                raise InvalidInputError(
+                    f"--{name}: each fit is from scratch and would ignore it; give --fresh-every 2 or more"
+                )
         if settings.uses_model:
             with naming("--learning-starts"):
                 require_enough_for_a_model(settings.members, settings.learning_starts, 0)
@@ -415,7 +430,7 @@ def _check_ranges(args: Args) -> None:
     def given(*names: str) -> list[str]:
         return [name for name in names if getattr(args, name) is not None]
 
-    args.require_at_least(1, *given("learning_starts", "refit_every", "train_steps"))
+    args.require_at_least(1, *given("learning_starts", "refit_every", "fresh_every", "train_steps"))
     args.require_at_least(1, *given("horizon", "iterations", "n_steps"), most=10_000)
     args.require_at_least(1, *given("particles", "members", "hidden"), most=100_000)
     args.require_at_least(0, *given("proposals"), most=100_000)
@@ -428,6 +443,7 @@ def _check_ranges(args: Args) -> None:
     args.require_positive(*given("exploration", "pessimism", "penalty", "imitation"), zero=True)
     args.require_positive(*given("tau", "rollout_cut"), most=1.0)
     args.require_positive(*given("plan_share", "gamma", "dropout"), zero=True, most=1.0)
+    args.require_positive(*given("shrink", "perturb"), zero=True, most=1.0)
     if isinstance(args.real_share, float):
         args.require_positive("real_share", zero=True, most=1.0)
     # What is learned is its logarithm, in single precision.

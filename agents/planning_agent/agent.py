@@ -38,11 +38,11 @@ from agents.planning_agent.imagined_rows import imagine
 from agents.planning_agent.old_files import MBPO_AGENT, MPC_AGENT
 from agents.planning_agent.parts import AgentParts
 from agents.planning_agent.plans import Memory
+from agents.planning_agent.refits import fit_model
 from agents.planning_agent.terminal_value import Value, ValueSettings, fit_value
 from agents.planning_agent.upkeep import Upkeep
-from mbrl_bilevel.dynamics import DynamicsModel, fit_dynamics
+from mbrl_bilevel.dynamics import DynamicsModel
 from mbrl_bilevel.errors import InvalidInputError, require_count
-from mbrl_bilevel.methods import get_method
 from mbrl_bilevel.types import FitResult, Rule, Transitions
 
 Array = npt.NDArray[Any]
@@ -203,16 +203,15 @@ class PlanningAgent(AgentParts):
         return taken[0] if single else taken, state
 
     def refit(self) -> FitResult:
-        """Fit a fresh model, and where it is asked for a fresh value, to all experience so far."""
+        """Fit a model, from scratch or going on from the last one (``PlanningSettings.fresh_every``), and
+        where it is asked for a fresh value, to all experience so far."""
         settings, experience = self.settings, self.experience.transitions()
         self.value = self._fit_value(experience)
-        model, result = fit_dynamics(
+        model, result, self.fit_start = fit_model(
+            settings,
             experience,
-            get_method(settings.method),
-            generator=self._generator,
-            members=settings.members,
-            hidden=settings.hidden,
-            schedule=settings.schedule,
+            self.fit_start,
+            self._generator,
             termination=self.termination,
             reward=self.reward,
         )

@@ -27,6 +27,7 @@ from agents.learners.held import (
 from agents.planning_agent.old_files import MBPO_AGENT, MPC_AGENT, read_mpc, with_old_defaults
 from agents.planning_agent.parts import AgentParts
 from agents.planning_agent.progress import Progress
+from agents.planning_agent.refits import start_from_checkpoint, start_to_checkpoint
 from agents.planning_agent.replay import MixedReplay, Ring
 from agents.planning_agent.settings import PlanningSettings
 from agents.planning_agent.settings_file import settings_from_json, settings_to_json
@@ -76,6 +77,8 @@ def save_agent(path: str | Path, agent: AgentParts) -> None:
     parts: dict[str, Any] = {"algorithm": algorithm_to_checkpoint(agent.algorithm)}
     if model is not None:
         parts["model"] = model_to_checkpoint(model)
+    if agent.fit_start is not None:
+        parts["fit_start"] = start_to_checkpoint(agent.fit_start)
     if agent.value is not None:
         parts["value"] = value_to_checkpoint(agent.value)
     normalised = agent.get_vec_normalize_env()
@@ -110,6 +113,7 @@ def load_agent(
     agent = kind(env, **made, **given)
     fill_algorithm(checkpoint, "algorithm", agent.algorithm)
     agent.model = read_model(checkpoint, spaces, **rules)
+    agent.fit_start = start_from_checkpoint(checkpoint, "fit_start", rules)
     agent.value = _value(checkpoint, spaces)
     agent.progress = _progress(checkpoint)
     _fill_replay(checkpoint, agent.experience)

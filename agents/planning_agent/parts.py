@@ -34,6 +34,7 @@ from agents.learners.no_learner import NoLearner
 from agents.planning_agent.plans import Plans
 from agents.planning_agent.policy import HeldPolicy
 from agents.planning_agent.progress import Progress
+from agents.planning_agent.refits import FitStart
 from agents.planning_agent.replay import MixedReplay
 from agents.planning_agent.settings import PlanningSettings
 from agents.planning_agent.terminal_value import Value
@@ -83,6 +84,7 @@ class AgentParts:
         self.model: StepModel | None = None
         self.value: Value | None = None
         self.last_fit: FitResult | None = None
+        self.fit_start: FitStart | None = None
         self.progress = Progress()
         self._generator = torch.Generator().manual_seed(seed)
         self._noise = np.random.default_rng([seed, 1])

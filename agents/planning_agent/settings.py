@@ -12,6 +12,7 @@ from mbrl_bilevel.errors import InvalidInputError, require_count
 from mbrl_bilevel.fit import Schedule
 from mbrl_bilevel.methods import get_method
 from mbrl_bilevel.model_env import Imagination
+from mbrl_bilevel.warm_start import WarmStart
 
 
 @dataclass(frozen=True)
@@ -45,8 +46,9 @@ class PlanningSettings:
 
     The model: ``method`` (how it is trained, ``mbrl_bilevel.methods``), an ensemble of ``members``
     networks of ``hidden`` layers, fitted by ``schedule`` after ``learning_starts`` random steps and then
-    every ``refit_every`` steps, to all experience. ``elites``: use this many of the members alone, those
-    of the lowest held-out criterion; None uses all.
+    every ``refit_every`` steps, to all experience. Every ``fresh_every``-th fit is from scratch, the others go
+    on from the last one as ``warm_start`` says. ``direct``: the next observation is predicted, not its change.
+    ``elites``: use this many of the members alone, those of the lowest held-out criterion; None uses all.
 
     Acting by plan: ``planner`` (None: the policy acts), in candidates imagined as ``imagination`` says;
     ``replan_every`` steps lie between two plans. ``proposals`` action sequences drawn from the policy
@@ -73,6 +75,9 @@ class PlanningSettings:
     elites: int | None = None
     learning_starts: int = 1000
     refit_every: int = 1000
+    fresh_every: int = 1
+    warm_start: WarmStart = WarmStart()
+    direct: bool = False
 
     planner: Planner | None = MPPI(
         horizon=4, population=128, iterations=2, std=0.3, elite_fraction=0.1, temperature=0.5
@@ -102,12 +107,15 @@ class PlanningSettings:
         # Written down, and saved with the agent: it goes on as it began.
         object.__setattr__(self, "imagination", self.imagination.settled())
         for name in (
-            *("members", "learning_starts", "refit_every", "replan_every", "imagine_every"),
+            *("members", "learning_starts", "refit_every", "fresh_every", "replan_every"),
+            "imagine_every",
             *("rollouts_per_step", "updates_per_step", "real_rows", "imagined_rows", "n_steps"),
         ):
             require_count(name, getattr(self, name))
         for width in self.hidden:
             require_count("hidden", width)
+        if type(self.direct) is not bool:
+            raise InvalidInputError(f"direct must be True or False; got {self.direct!r}")
         if self.elites is not None:
             require_count("elites", self.elites)
         self._check_shares()

@@ -13,6 +13,7 @@ from mbrl_bilevel.branches import Branching
 from mbrl_bilevel.errors import CheckpointError, InvalidInputError
 from mbrl_bilevel.fit import Schedule
 from mbrl_bilevel.model_env import Imagination
+from mbrl_bilevel.warm_start import WarmStart
 
 _PLANNERS: dict[str, type[Planner]] = {kind.__name__: kind for kind in PLANNERS.values()}
 
@@ -45,6 +46,8 @@ def settings_from_json(
             hidden=tuple(config.pop("hidden")),
             rollout=RolloutLength(**config.pop("rollout")),
             branching=Branching(**config.pop("branching")),
+            # Files of before it was a choice have none.
+            warm_start=WarmStart(**config.pop("warm_start", {})),
             value=ValueSettings(**value) if isinstance(value, dict) else value,
             **config,
         )

@@ -26,6 +26,7 @@ from mbrl_bilevel.branches import Branching
 from mbrl_bilevel.errors import InvalidInputError, look_up
 from mbrl_bilevel.fit import Schedule
 from mbrl_bilevel.model_env import Imagination
+from mbrl_bilevel.warm_start import WarmStart
 
 S = TypeVar("S", bound=PlanningSettings)
 
@@ -35,6 +36,7 @@ _PARTS: dict[str, type[Any]] = {
     "imagination": Imagination,
     "rollout": RolloutLength,
     "branching": Branching,
+    "warm_start": WarmStart,
 }
 
 

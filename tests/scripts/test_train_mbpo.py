@@ -102,6 +102,7 @@ OTHERS: dict[str, Any] = {
     **{"fixed_temperature": True, "initial_temperature": 0.5, "noise_beta": 1.0, "tau": 0.5},
     **{"exploration": 0.5, "plan_share": 0.5, "learning_rate": 0.5, "policy_learning_rate": 0.5},
     **{"particles": 10, "replan_every": 2, "layer_norm": False, "dropout": 0.5, "gamma": 0.5},
+    **{"shrink": 0.5, "perturb": 0.5, "direct": True},
     **{"critics": 3, "target_critics": 1, "imitation": 0.5, "horizon": 7},
 }
 
@@ -111,7 +112,9 @@ def test_every_option_of_an_agent_reaches_it_and_no_other_is_taken(agent: Any) -
     """An option that is taken changes what the agent is made of; every other is refused."""
     env = make_env("Line-v0", import_module="my_task")
     # Presets have nothing imagined; "auto" lets the options of imagined rows count.
-    more = {"real_share": "auto"} if agent == "planning" else {}
+    more: dict[str, Any] = {"real_share": "auto"} if agent == "planning" else {}
+    if agent != "sac":
+        more["fresh_every"] = 2  # fits that go on let the options of how they do count
     plain = train.Args(agent=agent, env_id="Line-v0", **more)
     taken = {"planning": {"model", "plan", "imagined", "learner"}, "mpc": {"model", "plan"}}
     taken |= {"mbpo": {"model", "imagined", "learner"}, "sac": {"learner"}}

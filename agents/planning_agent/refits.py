@@ -1,0 +1,115 @@
+"""One fit of an agent's model after another: from scratch, or going on from the last one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from agents.planning_agent.settings import PlanningSettings
+from mbrl_bilevel.checkpoint import Checkpoint
+from mbrl_bilevel.data import Folds
+from mbrl_bilevel.dynamics import DynamicsModel, fit_dynamics
+from mbrl_bilevel.dynamics_checkpoint import model_from_checkpoint, model_to_checkpoint
+from mbrl_bilevel.errors import CheckpointError, InvalidInputError
+from mbrl_bilevel.growing_folds import GrowingFolds
+from mbrl_bilevel.methods import get_method
+from mbrl_bilevel.regression import draw_seed
+from mbrl_bilevel.types import FitResult, Rule, Transitions
+
+
+@dataclass(frozen=True)
+class FitStart:
+    """From where the next fit may go on: the ``model`` with all of its members, the ``folds`` that it was
+    fitted with, and how many ``fits`` it goes back to the last one from scratch, that one included."""
+
+    model: DynamicsModel
+    folds: GrowingFolds
+    fits: int
+
+
+def fit_model(
+    settings: PlanningSettings,
+    experience: Transitions,
+    start: FitStart | None,
+    generator: torch.Generator,
+    *,
+    termination: Rule | None,
+    reward: Rule | None,
+) -> tuple[DynamicsModel, FitResult, FitStart | None]:
+    """A model of all members, what its fit did, and from where the next one may go on: None where each is
+    from scratch. Raises as ``fit_dynamics``."""
+    more: dict[str, Any] = {}
+    if settings.fresh_every > 1:
+        random = np.random.default_rng(draw_seed(generator))
+        start = _usable(settings, experience, start, random)
+        folds = (
+            GrowingFolds.of(experience.episode, experience.t, settings.members, random)
+            if start is None
+            else start.folds
+        )
+        model = None if start is None else start.model
+        more = {"folds": folds, "start": model, "warm_start": settings.warm_start}
+    model, result = fit_dynamics(
+        experience,
+        get_method(settings.method),
+        generator=generator,
+        members=settings.members,
+        hidden=settings.hidden,
+        schedule=settings.schedule,
+        termination=termination,
+        reward=reward,
+        direct=settings.direct,
+        **more,
+    )
+    if not more:
+        return model, result, None
+    return model, result, FitStart(model, more["folds"], 1 if start is None else start.fits + 1)
+
+
+def _usable(
+    settings: PlanningSettings,
+    experience: Transitions,
+    start: FitStart | None,
+    random: np.random.Generator,
+) -> FitStart | None:
+    """``start`` with its folds grown; None where a fit from scratch is due, or a replay that forgets has left
+    a member nothing to hold out."""
+    if start is None or start.fits >= settings.fresh_every:
+        return None
+    folds = start.folds.grown(experience.episode, experience.t, random)
+    found: Folds = folds.folds(experience.episode, experience.t)
+    if min(map(len, (*found.stop, *found.outer))) == 0:
+        return None
+    return FitStart(start.model, folds, start.fits)
+
+
+def start_to_checkpoint(start: FitStart) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors and the settings that ``start_from_checkpoint`` needs."""
+    tensors, facts = model_to_checkpoint(start.model)
+    tensors["stretches"] = torch.from_numpy(start.folds.stretches)
+    return tensors, facts | {"fits": start.fits}
+
+
+def start_from_checkpoint(
+    checkpoint: Checkpoint, name: str, rules: Mapping[str, Rule | None]
+) -> FitStart | None:
+    """What is stored under ``name``; None where nothing is. Raises CheckpointError for damage."""
+    if checkpoint.config.get(name) is None:
+        return None
+    model = model_from_checkpoint(checkpoint, name, rules["termination"], rules["reward"])
+    fits = checkpoint.setting(name, dict).get("fits")
+    stretches = checkpoint.require(f"{name}.stretches", (None, 4), torch.int64).numpy()
+    try:
+        folds = GrowingFolds(model.members, stretches)
+    except InvalidInputError as error:
+        raise CheckpointError(f"checkpoint {checkpoint.path}: {error}") from None
+    if type(fits) is not int or fits < 1:
+        raise CheckpointError(
+            f"checkpoint {checkpoint.path}: its {name} is damaged; restore a good copy or save it again"
+        )
+    return FitStart(model, folds, fits)
