@@ -6,7 +6,7 @@ What a dynamics model is underneath, and all that a table needs.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -123,7 +123,10 @@ def fit_regression(
     )
     if start is not None and lasting is not None:
         units = ((start.inputs, inputs), (start.targets, targets))
-        warm_start(policy, start.policy, *units, how or WarmStart())
+        how = how or WarmStart()
+        warm_start(policy, start.policy, *units, how)
+        schedule = schedule or Schedule()
+        schedule = replace(schedule, steps=max(1, round(how.part * schedule.steps)))
     result = method.fit(
         policy, data, generator=generator, schedule=schedule, progress=progress, log=log
     )

@@ -127,6 +127,8 @@ class Args(RunArgs):
     """What a fit that goes on multiplies the last one's parameters by."""
     perturb: float | None = _of("model", "warm_start", "perturb")
     """How much of a new network's parameters it then adds."""
+    warm_part: float | None = _of("model", "warm_start", "part")
+    """The part of --train-steps that a fit that goes on makes."""
     direct: bool = field(default=False, metadata={"part": "model"})
     """Let the model predict the next observation, not its change."""
     termination: str | None = _of("model")
@@ -404,10 +406,10 @@ class Args(RunArgs):
                 f"--learning-starts must be below --steps ({self.steps}), or nothing is learned; "
                 f"got {settings.learning_starts}"
             )
-        for name in ("shrink", "perturb"):
+        for name in ("shrink", "perturb", "warm_part"):
             if getattr(self, name) is not None and settings.fresh_every == 1:
                 raise InvalidInputError(
-                    f"--{name}: each fit is from scratch and would ignore it; give --fresh-every 2 or more"
+                    f"{option_name(name)}: each fit is from scratch and would ignore it; give --fresh-every 2 or more"
                 )
         if settings.uses_model:
             with naming("--learning-starts"):
@@ -441,7 +443,7 @@ def _check_ranges(args: Args) -> None:
     args.require_at_least(0, *given("rollout_growth"))
     args.require_positive(*given("learning_rate", "policy_learning_rate", "initial_temperature"))
     args.require_positive(*given("exploration", "pessimism", "penalty", "imitation"), zero=True)
-    args.require_positive(*given("tau", "rollout_cut"), most=1.0)
+    args.require_positive(*given("tau", "rollout_cut", "warm_part"), most=1.0)
     args.require_positive(*given("plan_share", "gamma", "dropout"), zero=True, most=1.0)
     args.require_positive(*given("shrink", "perturb"), zero=True, most=1.0)
     if isinstance(args.real_share, float):

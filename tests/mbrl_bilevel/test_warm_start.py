@@ -129,6 +129,22 @@ def test_going_on_is_ahead_of_a_new_network() -> None:
     assert errors[2] < errors[1] < errors[0]
 
 
+def test_only_a_fit_that_goes_on_makes_a_part_of_the_steps() -> None:
+    few = walk(12)
+    first, second = grown(few, few)
+    half, found = WarmStart(part=0.5), []
+    for start in (None, fitted(few, folds=first)):
+        given: dict[str, Any] = {"members": 2, "hidden": (8,), "schedule": SHORT, "start": start}
+        _, result = fit_dynamics(
+            few, METHODS["mse"], generator=seeded(), folds=second, warm_start=half, **given
+        )
+        found.append(result.steps)
+    assert found == [30, 15]
+    for part in (0.0, 1.5):
+        with pytest.raises(InvalidInputError, match=r"^WarmStart: part must be above 0"):
+            WarmStart(part=part)
+
+
 def test_an_input_that_never_varied_has_no_say_until_it_is_learned() -> None:
     few, more = walk(12), walk(24)
     more.obs[-40:, 3] = more.next_obs[-40:, 3] = 2000.0

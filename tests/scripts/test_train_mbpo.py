@@ -102,7 +102,7 @@ OTHERS: dict[str, Any] = {
     **{"fixed_temperature": True, "initial_temperature": 0.5, "noise_beta": 1.0, "tau": 0.5},
     **{"exploration": 0.5, "plan_share": 0.5, "learning_rate": 0.5, "policy_learning_rate": 0.5},
     **{"particles": 10, "replan_every": 2, "layer_norm": False, "dropout": 0.5, "gamma": 0.5},
-    **{"shrink": 0.5, "perturb": 0.5, "direct": True},
+    **{"shrink": 0.5, "perturb": 0.5, "warm_part": 0.5, "direct": True},
     **{"critics": 3, "target_critics": 1, "imitation": 0.5, "horizon": 7},
 }
 
