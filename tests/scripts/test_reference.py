@@ -82,14 +82,11 @@ def test_a_run_finds_the_stored_numbers(script: str, name: str, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("name", RUNS["train"])
-def test_training_evaluates_at_the_stored_steps_and_finds_the_returns(
-    name: str, tmp_path: Path
-) -> None:
-    """The returns hold for agents that draw in the same order; steps and structure for any."""
+def test_training_evaluates_at_the_stored_steps(name: str, tmp_path: Path) -> None:
+    """Steps and structure are those of then; the returns are not: agents draw in another order since they
+    act through one loop, MPC's SB3's own, and a learner of their own."""
     found, stored = ran("train", name, tmp_path)["returns"], RUNS["train"][name]["returns"]
     assert [row["step"] for row in found] == [row["step"] for row in stored]
     for row, then in zip(found, stored, strict=True):
         assert then.keys() <= row.keys()
         assert len(row["returns"]) == len(then["returns"])
-    # Chaotic in principle; see above.
-    require_alike(found, stored, f"train {name}: returns")
