@@ -26,6 +26,7 @@ class MBPOSettings(PlanningSettings):
     schedule: Schedule = Schedule(steps=1500)
     learning_starts: int = 500
     refit_every: int = 250
+    fresh_every: int = 1
     planner: Planner | None = None
     proposals: int = 0
     value: ValueSettings | Literal["critic"] | None = None

@@ -29,11 +29,13 @@ class MPCSettings(PlanningSettings):
     schedule: Schedule = Schedule(steps=1500)
     learning_starts: int = 250
     refit_every: int = 250
+    fresh_every: int = 1
     planner: Planner | None = ICEM(horizon=15, population=64, iterations=3, elite_fraction=0.15)
     imagination: Imagination = Imagination()
     proposals: int = 0
     value: ValueSettings | Literal["critic"] | None = ValueSettings()
     exploration: float = 0.2
+    plan_share: float = 1.0
     updates_per_step: int = 1
 
 

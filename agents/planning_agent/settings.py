@@ -74,20 +74,20 @@ class PlanningSettings:
     schedule: Schedule = Schedule(steps=3000)
     elites: int | None = None
     learning_starts: int = 1000
-    refit_every: int = 1000
-    fresh_every: int = 1
-    warm_start: WarmStart = WarmStart()
+    refit_every: int = 500
+    fresh_every: int = 4
+    warm_start: WarmStart = WarmStart(part=0.25)
     direct: bool = False
 
     planner: Planner | None = MPPI(
-        horizon=4, population=128, iterations=2, std=0.3, elite_fraction=0.1, temperature=0.5
+        horizon=3, population=32, iterations=2, std=0.3, elite_fraction=0.15, temperature=0.5
     )
     imagination: Imagination = Imagination(sample=False, pessimism=0.5)
     replan_every: int = 1
-    proposals: int = 33
+    proposals: int = 9
     value: ValueSettings | Literal["critic"] | None = "critic"
     exploration: float = 0.1
-    plan_share: float = 1.0
+    plan_share: float = 0.5
 
     imagine_every: int = 50
     rollouts_per_step: int = 100

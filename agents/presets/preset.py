@@ -92,12 +92,12 @@ def default_preset(
     if discrete:
         return Preset(
             "default",
-            {"learning_starts": 500, "refit_every": 500, "updates_per_step": 2},
+            {"learning_starts": 500, "updates_per_step": 2},
             {"gamma": gamma, "policy_kwargs": {"net_arch": layers}, "target_update_interval": 200},
         )
     return Preset(
         "default",
-        {"learning_starts": 1000 if wide else 500, "refit_every": 1000 if wide else 500},
+        {"learning_starts": 1000 if wide else 500},
         {"gamma": gamma, "policy_kwargs": {"net_arch": layers}},
     )
 

@@ -100,9 +100,9 @@ OTHERS: dict[str, Any] = {
     **{"rollout_length": (2, 3), "rollout_growth": (4, 5), "rollout_cut": 0.5, "penalty": 1.0},
     **{"hidden": (7,), "policy_hidden": (7,), "add_middle": True, "no_value": True, "n_steps": 3},
     **{"fixed_temperature": True, "initial_temperature": 0.5, "noise_beta": 1.0, "tau": 0.5},
-    **{"exploration": 0.5, "plan_share": 0.5, "learning_rate": 0.5, "policy_learning_rate": 0.5},
+    **{"exploration": 0.5, "plan_share": 0.75, "learning_rate": 0.5, "policy_learning_rate": 0.5},
     **{"particles": 10, "replan_every": 2, "layer_norm": False, "dropout": 0.5, "gamma": 0.5},
-    **{"shrink": 0.5, "perturb": 0.5, "warm_part": 0.5, "direct": True},
+    **{"shrink": 0.5, "perturb": 0.5, "warm_part": 0.75, "direct": True},
     **{"critics": 3, "target_critics": 1, "imitation": 0.5, "horizon": 7},
 }
 
