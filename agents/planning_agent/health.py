@@ -8,9 +8,10 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -24,6 +25,8 @@ _MOST = 2000
 #: Steps ahead over which imagined and real rewards are added up.
 _AHEAD = 10
 
+BoolArray = npt.NDArray[np.bool_]
+FloatArray = npt.NDArray[np.floating[Any]]
 Part = Literal["acting", "fitting", "updating"]
 
 
@@ -35,7 +38,8 @@ class Clock:
         self._last = time.perf_counter()
 
     def start(self) -> None:
-        """Time before now is not counted."""
+        """Begin anew: time before now is not counted."""
+        self.seconds = dict.fromkeys(self.seconds, 0.0)
         self._last = time.perf_counter()
 
     def lap(self, part: Part) -> None:
@@ -48,12 +52,14 @@ class Clock:
 def look(agent: AgentParts, clock: Clock) -> dict[str, float]:
     """Log how ``agent`` is; warn where its model should not be planned with."""
     found = pace(agent, clock)
-    since = agent.experience.newest(min(_MOST, len(agent.experience) - agent.progress.fitted_on))
+    new = len(agent.experience) - agent.progress.fitted_on
+    count = min(_MOST, new, len(agent.experience.real))
     model = agent.model
-    if isinstance(model, DynamicsModel) and since is not None and len(since):
+    if isinstance(model, DynamicsModel) and count > 0:
+        since, planned = agent.experience.newest(count)
         found |= of_the_model(model, since)
         if agent.held.exists:
-            found |= of_the_critics(agent, model, since)
+            found |= of_the_critics(agent, model, since, planned)
         _warn(agent, found)
     for name, value in found.items():
         agent.logger.record(name, value)
@@ -106,8 +112,11 @@ def of_the_model(model: DynamicsModel, since: Transitions) -> dict[str, float]:
 
 
 @torch.inference_mode()
-def of_the_critics(agent: AgentParts, model: DynamicsModel, since: Transitions) -> dict[str, float]:
-    """Q against what came; what plans gain on the policy, by Q; and how far the model's targets are off.
+def of_the_critics(
+    agent: AgentParts, model: DynamicsModel, since: Transitions, planned: BoolArray
+) -> dict[str, float]:
+    """Q against what came; what the actions of ``planned`` steps [N] gain on the policy's own, by Q; and how
+    far the model's targets are off.
 
     ``target_error``: root mean square of (r̂ + γ V(ŝ′)) − (r + γ V(s′)), model against data, over that of
     the temporal-difference error of the data itself: below 1 an imagined row is as good as a real one.
@@ -124,12 +133,14 @@ def of_the_critics(agent: AgentParts, model: DynamicsModel, since: Transitions) 
     off = (imagined - target).square().mean().sqrt()
     own = (q - target).square().mean().sqrt()
     returns = _returns_to_go(since, held.value(next_obs).numpy(), gamma)
-    return {
+    found = {
         "health/q": float(q.mean()),
         "health/return_to_go": float(returns.mean()),
-        "health/plan_gain": float((q - held.value(obs)).mean()),
         "health/target_error": float(off / own.clamp(min=1e-12)),
     }
+    if planned.any():
+        found["health/plan_gain"] = float((q - held.value(obs))[torch.from_numpy(planned)].mean())
+    return found
 
 
 def imagined_share(target_error: float) -> float:
@@ -190,7 +201,7 @@ def _open_loop(
     return total, real
 
 
-def _returns_to_go(since: Transitions, tail: np.ndarray, gamma: float) -> np.ndarray:
+def _returns_to_go(since: Transitions, tail: FloatArray, gamma: float) -> FloatArray:
     """Σ γᵏ r to the end of what was recorded of each row's episode, and ``tail`` behind it, [N]."""
     found = np.empty(len(since))
     after = 0.0

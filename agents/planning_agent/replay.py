@@ -282,17 +282,21 @@ class MixedReplay(BaseBuffer):
             raise InvalidInputError("no steps were recorded; collect some first")
         return self._record(self.real.stored())
 
-    def newest(self, count: int) -> Transitions | None:
-        """The last ``count`` real steps, grouped by episode; None of none."""
-        count = min(count, len(self.real))
-        if count < 1:
-            return None
+    def newest(self, count: int) -> tuple[Transitions, npt.NDArray[np.bool_]]:
+        """The last ``count`` real steps, grouped by episode, and which of them were acted by plan [N].
+
+        Raises InvalidInputError if there are not so many.
+        """
+        if not 1 <= count <= len(self.real):
+            raise InvalidInputError(
+                f"newest: count must be from 1 to {len(self.real)}, the steps there are; got {count}"
+            )
         index = (self.real.written - count + torch.arange(count)) % self.real.capacity
-        return self._record({name: column[index] for name, column in self.real.columns.items()})
+        rows = {name: column[index] for name, column in self.real.columns.items()}
+        return self._record(rows), rows["planned"].numpy()[_order(rows)] > 0.0
 
     def _record(self, rows: dict[str, Tensor]) -> Transitions:
-        # A ring that went round begins in its middle; environments stepped side by side take turns.
-        order = np.lexsort((rows["t"].numpy(), rows["episode"].numpy()))
+        order = _order(rows)
         found = {name: rows[name].numpy()[order] for name in (*STEP, *_RECORD)}
         found["terminated"] = found.pop("ended") > 0.0
         action = model_action(self._actions, torch.from_numpy(found["action"]))
@@ -301,6 +305,12 @@ class MixedReplay(BaseBuffer):
 
     def _get_samples(self, batch_inds: Array, env: VecNormalize | None = None) -> Any:
         raise NotImplementedError("rows are drawn by sample() alone")
+
+
+def _order(rows: Mapping[str, Tensor]) -> npt.NDArray[np.intp]:
+    """By episode and time step: a ring that went round begins in its middle, and environments stepped side
+    by side take turns."""
+    return np.lexsort((rows["t"].numpy(), rows["episode"].numpy()))
 
 
 def model_action(space: ActionSpace, stored: Tensor) -> Tensor:
