@@ -23,6 +23,7 @@ from _bench_pair import ACTION, INPUTS, OBS, TARGETS, Pair, Sizes, make_data, ma
 from _bench_peers import BESIDE_ROWS, PeerMissingError
 from _bench_sac import sac_updates, sac_updates_fast
 from _run import Result, RunArgs, RunFolder, launch
+from bench_acting import act_by_plan, act_by_policy
 from torch import Tensor, nn
 
 from agents.planners import ICEM
@@ -166,6 +167,8 @@ ROWS: dict[str, Callable[[Sizes, int], Pair]] = {
     **BESIDE_ROWS,
     "sac-updates": sac_updates,
     "sac-updates-fast": sac_updates_fast,
+    "act-by-plan": act_by_plan,
+    "act-by-policy": act_by_policy,
     "continual-task": continual_task,
 }
 
