@@ -17,7 +17,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[scripts,dev]'
 	touch $(STAMP)
 
-demo: $(STAMP)  ## the main job: compare bilevel with NLL and MSE models, plan with each (Reacher-v5)
+demo: $(STAMP)  ## the main job: the planning agent with bilevel and NLL models, its learner alone (Reacher-v5)
 	$(BIN)/python scripts/demo.py --out runs/demo --resume
 
 lint: $(STAMP)  ## ruff and mypy

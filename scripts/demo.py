@@ -95,7 +95,7 @@ def main(args: Args, run: RunFolder) -> Result:
     references = {name: run.rows.require(lines, name)[name] for name in names}
     curves = {name: [read_rows(run.path / _folder(name))] for name in args.agents}
     compared = read_rows(run.path / "compare")
-    title = f"{args.env_id}: the planning agent by its model, and its learner alone (one run each)"
+    title = f"{args.env_id}: the agent by its model, and its learner alone"
     figures = [
         draw_returns(run.figures / "returns.png", curves, references, title),
         draw_overview(run.figures / "models.png", compared, args.methods),
