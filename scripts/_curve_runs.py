@@ -103,8 +103,10 @@ _EPISODE: Tests = {
 #: Of their options.
 _OPTIONS: dict[str, Tests] = {
     "train": {
-        **{"env_id": _is_text, "model": _is_text},
-        "agent": lambda value: value in ("mpc", "mbpo", "sac"),
+        "env_id": _is_text,
+        # None, the default, is the preset's.
+        "model": lambda value: value is None or _is_text(value),
+        "agent": lambda value: value in ("planning", "mpc", "mbpo", "sac"),
         "seeds": lambda value: type(value) is int and 1 <= value <= 100_000,
         "seed": _is_seed,
     },

@@ -61,7 +61,7 @@ class Args(RunArgs):
     env_timeout: float | None = None
     """Seconds that one call of the environment may take; none: no limit."""
     model: str = "oracle"
-    """oracle: the true simulator; or the file of an agent that train --agent mpc or mbpo saved. Of mbpo
+    """oracle: the true simulator; or the file of an agent that train saved (planning, mpc or mbpo). Of mbpo
     it is planned in the model alone, without a value."""
     termination: str | None = None
     """The rule the saved agent was trained with, module:function; standard tasks have theirs."""

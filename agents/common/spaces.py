@@ -21,10 +21,25 @@ Array = npt.NDArray[Any]
 ActionSpace = gym.spaces.Box | gym.spaces.Discrete
 
 
-def vector_env(env: gym.Env[Any, Any] | VecEnv) -> VecEnv:
-    """The environment as SB3 steps it, watched by a Monitor."""
+def vector_env(env: gym.Env[Any, Any] | VecEnv | str) -> VecEnv:
+    """The environment as SB3 steps it, watched by a Monitor; a registered name is made first, as in SB3.
+
+    Raises InvalidInputError for a name that Gymnasium does not know, or another thing.
+    """
     if isinstance(env, VecEnv):
         return env
+    if isinstance(env, str):
+        try:
+            env = gym.make(env)
+        except gym.error.Error as error:
+            said = " ".join(str(error).split())
+            raise InvalidInputError(
+                f"env: {said}; give a registered name or an environment"
+            ) from None
+    if not isinstance(env, gym.Env):
+        raise InvalidInputError(
+            f"env must be a gymnasium.Env, a VecEnv of SB3 or a registered name; got {type(env).__name__}"
+        )
     watched = env if is_wrapped(env, Monitor) else Monitor(env)
     return DummyVecEnv([lambda: watched])
 

@@ -12,7 +12,7 @@ import torch
 
 from agents.cloning import fit_clone
 from agents.common.experience import RandomBehaviour, collect
-from agents.common.spaces import action_set, from_vectors, require_actions, to_vector
+from agents.common.spaces import action_set, from_vectors, require_actions, to_vector, vector_env
 from agents.planners.actions import BoxActions, DiscreteActions
 from mbrl_bilevel.errors import InvalidInputError
 
@@ -62,3 +62,14 @@ def test_a_clone_of_actions_outside_the_space_is_refused() -> None:
     wide = replace(data, action=np.repeat(data.action, 2, axis=1))
     with pytest.raises(InvalidInputError, match="width 2, those of the environment 1"):
         fit_clone(wide, space, generator=torch.Generator())
+
+
+def test_an_environment_by_name() -> None:
+    """As SB3 takes one; what is none is told in one line."""
+    found = vector_env("Pendulum-v1")
+    assert found.num_envs == 1
+    assert found.observation_space.shape == (3,)
+    with pytest.raises(InvalidInputError, match=r"env: .*Pendulumm.*give a registered name"):
+        vector_env("Pendulumm-v1")
+    with pytest.raises(InvalidInputError, match="env must be a gymnasium.Env"):
+        vector_env(3)  # type: ignore[arg-type]

@@ -76,6 +76,15 @@ def test_repeats_are_pooled_and_rivals_are_timed(tmp_path: Path) -> None:
     assert (theirs["rival_steps"], theirs["rival_return"], theirs["steps"]) == (200, 5.0, None)
 
 
+def test_runs_of_every_agent_are_taken_with_the_presets_model_too(tmp_path: Path) -> None:
+    """What train's defaults leave behind: no model is named, since the preset has one."""
+    agents = ("planning", "mpc", "mbpo", "sac")
+    runs = [trained(tmp_path / name, [1.0, 2.0], agent=name, model=None) for name in agents]
+    found = metrics(tmp_path, *runs)
+    labels = {point["label"] for point in found["points"]}
+    assert labels == {"planning, bilevel", "mpc, bilevel", "mbpo, bilevel", "sac"}
+
+
 def test_seeds_in_one_folder_and_the_lines_of_plan(tmp_path: Path) -> None:
     folder = tmp_path / "several"
     write(
