@@ -6,9 +6,17 @@ from mbrl_bilevel.data import rows_needed
 from mbrl_bilevel.errors import InvalidInputError
 
 
-def require_enough_for_a_model(members: int, learning_starts: int, recorded: int) -> None:
-    """Raises InvalidInputError if a model is due on too few steps; ``recorded`` are there already."""
+def require_enough_for_a_model(
+    members: int, learning_starts: int, recorded: int, real_rows: int | None = None
+) -> None:
+    """Raises InvalidInputError if a model is due on too few steps; ``recorded`` are there already, and at
+    most ``real_rows`` are kept."""
     needed = rows_needed(members)
+    if real_rows is not None and real_rows < needed:
+        raise InvalidInputError(
+            f"real_rows must be at least {needed}, which is what a model of {members} members needs to "
+            f"hold out data; got {real_rows}"
+        )
     if max(learning_starts, recorded) < needed:
         raise InvalidInputError(
             f"learning_starts must be at least {needed}, which is what a model of {members} "

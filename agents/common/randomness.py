@@ -27,7 +27,10 @@ def require_seed(seed: object) -> None:
 
 
 class OwnRandomness:
-    """The global random states of PyTorch (CPU) and NumPy, as one agent left them."""
+    """The global random states of PyTorch (CPU) and NumPy, as one agent left them.
+
+    Entered again inside itself, it changes nothing.
+    """
 
     def __init__(self, seed: int) -> None:
         own = np.random.RandomState(seed % 2**32)
@@ -36,6 +39,12 @@ class OwnRandomness:
             _plain(own.get_state(legacy=False)),
         )
         self._outside: States | None = None
+        self._depth = 0
+
+    @property
+    def entered(self) -> bool:
+        """Whether the context is one's own now."""
+        return self._depth > 0
 
     @property
     def states(self) -> States:
@@ -52,8 +61,10 @@ class OwnRandomness:
         self._kept = states
 
     def __enter__(self) -> None:
-        self._outside = _read()
-        _write(self._kept)
+        if self._depth == 0:
+            self._outside = _read()
+            _write(self._kept)
+        self._depth += 1
 
     def __exit__(
         self,
@@ -61,6 +72,9 @@ class OwnRandomness:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._depth -= 1
+        if self._depth > 0:
+            return
         assert self._outside is not None
         self._kept = _read()
         _write(self._outside)

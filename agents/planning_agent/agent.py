@@ -16,6 +16,7 @@ import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
 import torch
+from stable_baselines3 import DQN
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.type_aliases import MaybeCallback
@@ -85,24 +86,40 @@ class PlanningAgent(AgentParts):
         progress_bar: bool = False,
         reset_num_timesteps: bool = False,
         log_interval: int = 4,
+        *,
+        until: int | None = None,
     ) -> Self:
         """Act for ``total_timesteps`` real steps, fitting, imagining and updating on the way.
 
-        Called again, it goes on, in new episodes. Warns if it ends before ``learning_starts``, without a
-        model that it needs. Raises InvalidInputError if the environment returns NaN, or
-        ``learning_starts`` is too early for a model; DivergedError if none can be fitted, or the policy
-        runs away.
+        Called again, it goes on, in new episodes. ``until``: the real steps that there will be at the end
+        of a run of several calls, by which the learner's schedules go (a learning rate's, DQN's
+        exploration); None: those at the end of this call. Warns if it ends before ``learning_starts``,
+        without a model that it needs. Raises InvalidInputError if the environment returns NaN,
+        ``learning_starts`` is too early for a model, or it is called by a callback of itself;
+        DivergedError if no model can be fitted, or the policy runs away.
         """
         require_count("total_timesteps", total_timesteps, 10**12)
+        self._require_idle("learn")
+        if until is not None:
+            end = total_timesteps + (0 if reset_num_timesteps else self.num_timesteps)
+            require_count("until", until, 10**12)
+            if until < end:
+                raise InvalidInputError(
+                    f"until must be at least {end}, the steps at the end of this call; got {until}"
+                )
         if self.model is None and self.settings.uses_model:
-            members, first = self.settings.members, self.settings.learning_starts
-            require_enough_for_a_model(members, first, len(self.experience.real))
+            require_enough_for_a_model(
+                self.settings.members,
+                self.settings.learning_starts,
+                len(self.experience.real),
+                self.settings.real_rows,
+            )
         given = [] if callback is None else [Presented(as_callback(callback), self)]
         with self._random, few_threads(self.widest), divergence_told(self.algorithm):
             self._begin_stretch()
             self.algorithm.learn(
                 total_timesteps,
-                [self.upkeep.with_bar(progress_bar), *given],
+                [self.upkeep.with_bar(progress_bar, until), *given],
                 log_interval=log_interval,
                 reset_num_timesteps=reset_num_timesteps,
             )
@@ -132,16 +149,21 @@ class PlanningAgent(AgentParts):
         if the model or the policy runs away.
         """
         require_count("updates", updates, 10**12)
+        self._require_idle("learn_offline")
         normalised = self.get_vec_normalize_env()
         if transitions is not None:
             self.experience.extend(transitions)
-            self.model = None
+            # What the old model imagined goes with it.
+            self.model = self.fit_start = None
+            self.experience.imagined.written = 0
             if normalised is not None:
                 update_vec_normalize(normalised, transitions)
         if not len(self.experience.real):
             raise InvalidInputError("no steps were recorded; give transitions, or learn() first")
         hook = Presented(as_callback(callback), self)
         hook.init_callback(self.algorithm)
+        # Where a learner draws actions from the space, a file goes on with the same ones.
+        self.algorithm.action_space.seed((self.seed + self.progress.offline_updates) % 2**32)
         stretch = self.settings.imagine_every * self.settings.updates_per_step
         bar = tqdm(total=updates, desc="updates", disable=not progress_bar)
         with self._random, few_threads(self.widest), divergence_told(self.algorithm), bar:
@@ -231,17 +253,18 @@ class PlanningAgent(AgentParts):
             raise InvalidInputError("there is no model to imagine with yet; call refit() first")
         settings, space = self.settings, self.observation_space
         branches = settings.rollouts_per_step * settings.imagine_every
-        rows = imagine(
-            self.model,
-            self.experience.real.draw(branches, self._generator)[0],
-            self._act_in_imagination,
-            self.action_space,
-            settings.rollout.at(self.num_timesteps),
-            settings.branching,
-            self._generator,
-            within=(torch.from_numpy(space.low).float(), torch.from_numpy(space.high).float()),
-            cut=settings.rollout_cut,
-        )
+        with self._random:
+            rows = imagine(
+                self.model,
+                self.experience.real.draw(branches, self._generator)[0],
+                self._act_in_imagination,
+                self.action_space,
+                settings.rollout.at(self.num_timesteps),
+                settings.branching,
+                self._generator,
+                within=(torch.from_numpy(space.low).float(), torch.from_numpy(space.high).float()),
+                cut=settings.rollout_cut,
+            )
         count = len(rows["reward"])
         if not count:
             raise InvalidInputError(
@@ -296,6 +319,13 @@ class PlanningAgent(AgentParts):
         if len(planned) >= settings.rows_needed() and planned.terminated.any():
             experience = planned
         return fit_value(experience, settings, self._generator)
+
+    def _require_idle(self, name: str) -> None:
+        if self._random.entered:
+            raise InvalidInputError(
+                f"{name}() was called by a callback of an agent that is learning; call it after learn() or "
+                "learn_offline() has returned"
+            )
 
     def _begin_stretch(self) -> None:
         """New episodes and, where actions are still random, other ones than before."""
@@ -377,11 +407,21 @@ class PlanningAgent(AgentParts):
 
     def _act_in_imagination(self, obs: Tensor) -> Tensor:
         """The present policy's actions at raw ``obs`` [B, O], as the replay stores them."""
-        seen: Any = obs.numpy().astype(self.observation_space.dtype)
+        seen: Any = obs.numpy()
+        if np.issubdtype(self.observation_space.dtype, np.floating):
+            seen = seen.astype(self.observation_space.dtype)
         normalised = self.get_vec_normalize_env()
         if normalised is not None:
             seen = normalised.normalize_obs(seen)
+        space = self.action_space
+        if isinstance(self.algorithm, DQN) and isinstance(space, gym.spaces.Discrete):
+            # SB3 would draw once for all rows whether they explore.
+            greedy, _ = self.algorithm.predict(seen, deterministic=True)
+            shape, own = (len(obs),), self._generator
+            choice = torch.randint(int(space.n), shape, generator=own)
+            explores = torch.rand(shape, generator=own) < self.algorithm.exploration_rate
+            return torch.where(explores, choice, torch.from_numpy(greedy)).float().unsqueeze(1)
         action, _ = self.algorithm.predict(seen, deterministic=False)
-        if isinstance(self.action_space, gym.spaces.Box):
+        if isinstance(space, gym.spaces.Box):
             action = self.algorithm.policy.scale_action(action)
         return torch.from_numpy(np.asarray(action, dtype=np.float32)).reshape(len(obs), -1)

@@ -5,6 +5,7 @@ Looked at before each fit, on the steps since the last one, and logged under ``h
 
 from __future__ import annotations
 
+import math
 import time
 import warnings
 from collections.abc import Mapping
@@ -68,7 +69,8 @@ def look(agent: AgentParts, clock: Clock) -> dict[str, float]:
 
 
 def pace(agent: AgentParts, clock: Clock) -> dict[str, float]:
-    """Steps and updates a second, the part of the time that fits take, and the seconds left."""
+    """Steps and updates a second, the part of the time that fits take, and the seconds left to the last
+    step that ``learn`` knows of."""
     algorithm, spent = agent.algorithm, clock.seconds
     whole = sum(spent.values())
     steps = algorithm.num_timesteps - algorithm._num_timesteps_at_start
@@ -147,9 +149,9 @@ def imagined_share(target_error: float) -> float:
     """The share of imagined rows that a model of this ``target_error`` ρ deserves: 1 / (1 + ρ²).
 
     Rows are weighed as measurements are, by the inverse of their variance: 1 that of a real target, ρ²
-    what the model's error adds.
+    what the model's error adds. None where the error is not finite.
     """
-    return 1.0 / (1.0 + target_error**2)
+    return 1.0 / (1.0 + target_error**2) if math.isfinite(target_error) else 0.0
 
 
 def doubtful(health: Mapping[str, float]) -> bool:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from numbers import Real
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -39,7 +40,7 @@ from agents.planning_agent.replay import MixedReplay
 from agents.planning_agent.settings import PlanningSettings
 from agents.planning_agent.terminal_value import Value
 from agents.presets.preset import learner_defaults, preset_for, with_values
-from mbrl_bilevel.errors import InvalidInputError
+from mbrl_bilevel.errors import InvalidInputError, require_count
 from mbrl_bilevel.model_env import StepModel
 from mbrl_bilevel.types import FitResult, Rule, require_rules
 
@@ -99,6 +100,12 @@ class AgentParts:
         kwargs: Mapping[str, Any] | None,
     ) -> tuple[PlanningSettings, dict[str, Any]]:
         """What was given; for what was not, the preset of the environment (``agents.presets``)."""
+        if settings is not None and not isinstance(settings, PlanningSettings):
+            raise InvalidInputError(f"settings must be {self._settings.__name__}; got {settings!r}")
+        if kwargs is not None and not isinstance(kwargs, Mapping):
+            raise InvalidInputError(
+                f"algorithm_kwargs must be a mapping of names to values; got {kwargs!r}"
+            )
         if not self._from_preset:
             return self._settings() if settings is None else settings, dict(kwargs or {})
         preset = preset_for(self.env)
@@ -117,6 +124,12 @@ class AgentParts:
                 f"the learners of SB3 count discrete actions from 0; got {self.action_space}: wrap the "
                 "environment with gymnasium.wrappers.TransformAction, or act by plan alone (agents.MPC)"
             )
+        if settings.imagines and kind is NoLearner:
+            raise InvalidInputError(
+                f"real_share must be 1 without a learner, which has no use for imagined rows; got "
+                f"{settings.real_share!r}: leave it out, or take a learner (agents.PlanningAgent)"
+            )
+        _require_sound(self.algorithm_kwargs)
         with self._random:
             self.algorithm = make_algorithm(
                 kind,
@@ -197,3 +210,13 @@ class AgentParts:
     def note(self, **counts: int | float | None) -> None:
         """Write down how far it has come."""
         self.progress = replace(self.progress, **counts)  # type: ignore[arg-type]
+
+
+def _require_sound(kwargs: Mapping[str, Any]) -> None:
+    """Raises InvalidInputError for what SB3 takes without a word."""
+    gamma = kwargs.get("gamma", 0.99)
+    if not isinstance(gamma, Real) or isinstance(gamma, bool) or not 0.0 <= gamma <= 1.0:
+        raise InvalidInputError(
+            f"algorithm_kwargs['gamma'] must be a number from 0 to 1; got {gamma!r}"
+        )
+    require_count("algorithm_kwargs['batch_size']", kwargs.get("batch_size", 1))

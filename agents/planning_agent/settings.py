@@ -56,7 +56,8 @@ class PlanningSettings:
     horizon: the learner's "critic", a value function fitted to experience (``ValueSettings``), or None.
     While learning, Gaussian noise of ``exploration`` half-ranges is added to planned actions, a discrete
     action is replaced by a uniform one with that probability; ``plan_share`` is the part of the
-    episodes that are acted by plan, in the others the policy explores as its algorithm does.
+    time that is acted by plan, drawn anew at every 50th step of an episode; in the rest the policy
+    explores as its algorithm does.
 
     Learning from imagined rows: every ``imagine_every`` steps, and after each fit, ``rollouts_per_step``
     branches for each of these steps are begun in real states, each ``rollout`` long, and join a ring of
@@ -103,6 +104,7 @@ class PlanningSettings:
     n_steps: int = 1
 
     def __post_init__(self) -> None:
+        self._check_kinds()
         get_method(self.method)
         # Written down, and saved with the agent: it goes on as it began.
         object.__setattr__(self, "imagination", self.imagination.settled())
@@ -118,6 +120,18 @@ class PlanningSettings:
             raise InvalidInputError(f"direct must be True or False; got {self.direct!r}")
         if self.elites is not None:
             require_count("elites", self.elites)
+            if self.elites > self.members:
+                raise InvalidInputError(
+                    f"elites must be at most the {self.members} members; got {self.elites}"
+                )
+        if type(self.proposals) is not int or not 0 <= self.proposals <= 100_000:
+            raise InvalidInputError(
+                f"proposals must be an int from 0 to 100,000; got {self.proposals!r}"
+            )
+        if not (self.value in (None, "critic") or isinstance(self.value, ValueSettings)):
+            raise InvalidInputError(
+                f'value must be "critic", ValueSettings or None; got {self.value!r}'
+            )
         self._check_shares()
         if self.planner is not None:
             self._check_plan(self.planner)
@@ -132,21 +146,28 @@ class PlanningSettings:
         """Whether a model is fitted at all."""
         return self.imagines or self.planner is not None
 
+    def _check_kinds(self) -> None:
+        for name, kind in _KINDS.items():
+            found: object = getattr(self, name)
+            if not isinstance(found, kind) and not (name == "planner" and found is None):
+                wanted = " or a ".join(each.__name__ for each in kind)
+                raise InvalidInputError(f"{name} must be a {wanted}; got {found!r}")
+
     def _check_shares(self) -> None:
-        share: object = self.real_share
-        if share != "auto" and not (isinstance(share, int | float) and 0.0 <= share <= 1.0):
+        if self.real_share != "auto" and not _within(self.real_share, 1.0):
             raise InvalidInputError(
                 f'real_share must be from 0 to 1, or "auto"; got {self.real_share!r}'
             )
         for name in ("least_real_share", "plan_share"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                raise InvalidInputError(f"{name} must be from 0 to 1; got {getattr(self, name)}")
-        if self.rollout_cut is not None and not 0.0 < self.rollout_cut <= 1.0:
+            if not _within(getattr(self, name), 1.0):
+                raise InvalidInputError(f"{name} must be from 0 to 1; got {getattr(self, name)!r}")
+        cut = self.rollout_cut
+        if cut is not None and not (_within(cut, 1.0) and cut > 0.0):
             raise InvalidInputError(
-                f"rollout_cut must be above 0 and at most 1, or None; got {self.rollout_cut}"
+                f"rollout_cut must be above 0 and at most 1, or None; got {cut!r}"
             )
-        if not 0.0 <= self.exploration <= 1000.0:
-            raise InvalidInputError(f"exploration must be from 0 to 1000; got {self.exploration}")
+        if not _within(self.exploration, 1000.0):
+            raise InvalidInputError(f"exploration must be from 0 to 1000; got {self.exploration!r}")
 
     def _check_plan(self, planner: Planner) -> None:
         if self.replan_every > planner.horizon:
@@ -154,22 +175,28 @@ class PlanningSettings:
                 f"replan_every must be at most the planner's horizon ({planner.horizon}); "
                 f"got {self.replan_every}"
             )
-        if type(self.proposals) is not int or not 0 <= self.proposals <= 100_000:
-            raise InvalidInputError(
-                f"proposals must be an int from 0 to 100,000; got {self.proposals!r}"
-            )
-        if not (self.value in (None, "critic") or isinstance(self.value, ValueSettings)):
-            raise InvalidInputError(
-                f'value must be "critic", ValueSettings or None; got {self.value!r}'
-            )
         planning = "members" if self.elites is None else "elites"
         count = self.members if self.elites is None else self.elites
-        if count > self.members:
-            raise InvalidInputError(
-                f"elites must be at most the {self.members} members; got {count}"
-            )
         if self.imagination.particles % count:
             raise InvalidInputError(
                 f"{planning} must divide the {self.imagination.particles} particles of imagination; "
                 f"got {count}"
             )
+
+
+#: What a field has to be, where its value does not say so by itself.
+_KINDS: dict[str, tuple[type, ...]] = {
+    "method": (str,),
+    "hidden": (tuple, list),
+    "schedule": (Schedule,),
+    "warm_start": (WarmStart,),
+    "planner": (Planner,),
+    "imagination": (Imagination,),
+    "rollout": (RolloutLength,),
+    "branching": (Branching,),
+}
+
+
+def _within(value: object, most: float) -> bool:
+    """Whether ``value`` is a number from 0 to ``most``."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0.0 <= value <= most

@@ -20,17 +20,22 @@ class Upkeep(BaseCallback):
         super().__init__()
         self._agent, self._refit, self._imagine = agent, refit, imagine
         self._bar = tqdm(disable=True)
+        self._until: int | None = None
         self.clock = Clock()
 
-    def with_bar(self, show: bool) -> Upkeep:
-        """Itself, with a new progress bar for the steps to come, on stderr."""
-        self._bar = tqdm(desc="learn", disable=not show)
+    def with_bar(self, show: bool, until: int | None = None) -> Upkeep:
+        """Itself, with a new progress bar for the steps to come, on stderr; the learner's schedules end at
+        step ``until`` (None: at the last of these steps)."""
+        self._bar, self._until = tqdm(desc="learn", disable=not show), until
         return self
 
     def _on_training_start(self) -> None:
         algorithm = self._agent.algorithm
         self._bar.total, self._bar.n = algorithm._total_timesteps, algorithm.num_timesteps
         self._bar.refresh()
+        if self._until is not None:
+            # SB3's loop keeps its own end: this is what its schedules go by.
+            algorithm._total_timesteps = self._until
         self.clock.start()
         # A fit that was interrupted is made up for.
         self._keep_up()

@@ -6,6 +6,7 @@ chosen on and what that returned.
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
@@ -29,6 +30,16 @@ from mbrl_bilevel.model_env import Imagination
 from mbrl_bilevel.warm_start import WarmStart
 
 S = TypeVar("S", bound=PlanningSettings)
+
+#: What a file may hold.
+_KEYS: dict[str, type[Any]] = {
+    "settings": dict,
+    "learner": dict,
+    "reward": str,
+    "chosen_on": str,
+    "result": str,
+}
+_REWARDS = ("learned", "known", "approximate")
 
 #: Parts of the settings that are records of their own.
 _PARTS: dict[str, type[Any]] = {
@@ -57,10 +68,36 @@ class Preset:
 
 
 def named_preset(name: str) -> Preset:
-    """The preset in the file of that name. Raises InvalidInputError with the nearest name."""
+    """The preset in the file of that name.
+
+    Raises InvalidInputError with the nearest name, or what is wrong with the file.
+    """
     look_up(dict.fromkeys(NAMES), name, "unknown preset")
-    text = (files("agents.presets") / f"{name}.toml").read_text(encoding="utf-8")
-    return Preset(name, **tomllib.loads(text))
+    return read_preset(name, (files("agents.presets") / f"{name}.toml").read_text(encoding="utf-8"))
+
+
+def read_preset(name: str, text: str) -> Preset:
+    """The preset that ``text``, that of the file ``name``.toml, says.
+
+    Raises InvalidInputError with the file and the key that is wrong.
+    """
+    file = f"preset {name}.toml"
+    try:
+        found = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise InvalidInputError(f"{file} is not TOML: {error}") from None
+    for key, value in found.items():
+        if key not in _KEYS:
+            raise InvalidInputError(f"{file}: there is no {key!r}; there are {', '.join(_KEYS)}")
+        if not isinstance(value, _KEYS[key]):
+            wanted = "a table" if _KEYS[key] is dict else "text"
+            raise InvalidInputError(f"{file}: {key} must be {wanted}; got {value!r}")
+    try:
+        look_up(dict.fromkeys(_REWARDS), found.get("reward", "learned"), "unknown reward")
+        with_values(PlanningSettings(), found.get("settings", {}))
+    except InvalidInputError as error:
+        raise InvalidInputError(f"{file}: {error}") from None
+    return Preset(name, **found)
 
 
 def preset_for(env: gym.Env[Any, Any] | VecEnv) -> Preset:
@@ -164,6 +201,8 @@ def with_values(base: S, over: Mapping[str, Any]) -> S:
     values["planner"] = _planner(values["planner"], over.get("planner"))
     for name, kind in _PARTS.items():
         values[name] = _made(name, kind, values[name])
+    if not isinstance(values["hidden"], list | tuple):
+        raise InvalidInputError(f"hidden must be a list of widths; got {values['hidden']!r}")
     values["hidden"] = tuple(values["hidden"])
     if isinstance(values["value"], Mapping):
         values["value"] = _made("value", ValueSettings, values["value"])
@@ -173,8 +212,10 @@ def with_values(base: S, over: Mapping[str, Any]) -> S:
 def _planner(values: Mapping[str, Any] | None, over: Mapping[str, Any] | None) -> Planner | None:
     if values is None:
         return None
+    if not isinstance(values, Mapping):
+        raise InvalidInputError(f"planner must be a table, or none; got {values!r}")
     rest = dict(values)
-    kind = look_up(PLANNERS, rest.pop("kind", "mppi"), "unknown planner")
+    kind = look_up(PLANNERS, str(rest.pop("kind", "mppi")), "unknown planner")
     names = {each.name for each in fields(kind)}
     asked = dict(over or {})
     asked.pop("kind", None)
@@ -183,7 +224,10 @@ def _planner(values: Mapping[str, Any] | None, over: Mapping[str, Any] | None) -
         raise InvalidInputError(
             f"planner {kind.__name__} has no {wrong[0]!r}; it has {', '.join(sorted(names))}"
         )
-    return kind(**{name: value for name, value in rest.items() if name in names})
+    planner: Planner = _made(
+        "planner", kind, {name: value for name, value in rest.items() if name in names}
+    )
+    return planner
 
 
 def _made(name: str, kind: type[Any], values: Any) -> Any:
@@ -197,10 +241,18 @@ def _made(name: str, kind: type[Any], values: Any) -> Any:
 
 
 def _spec_of(env: gym.Env[Any, Any] | VecEnv) -> Any:
-    if isinstance(env, VecEnv):
-        inside = getattr(env.unwrapped, "envs", None)
-        return inside[0].spec if inside else None
-    return env.spec
+    if not isinstance(env, VecEnv):
+        return env.spec
+    inside = getattr(env.unwrapped, "envs", None)
+    if inside:
+        return inside[0].spec
+    # In another process: not every spec can be sent, and trying to would end it. Its text has the name,
+    # if it is an environment at all: a vector environment may refuse whatever it likes.
+    try:
+        said = re.search(r"<([^<>]+)>+$", str(env.env_method("__str__", indices=[0])[0]))
+        return None if said is None else gym.spec(said[1])
+    except Exception:
+        return None
 
 
 #: Tasks with a file.

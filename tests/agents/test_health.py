@@ -138,6 +138,8 @@ def test_the_share_is_an_inverse_variance() -> None:
     assert imagined_share(0.0) == 1.0
     assert imagined_share(1.0) == 0.5
     assert imagined_share(3.0) == pytest.approx(0.1)
+    for unknown in (np.nan, np.inf, -np.inf):
+        assert imagined_share(unknown) == 0.0
 
 
 def test_the_clock_begins_anew(agent: PlanningAgent) -> None:

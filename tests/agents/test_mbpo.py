@@ -450,6 +450,62 @@ def test_offline_it_learns_from_random_steps_alone_and_resumes(tmp_path: Path) -
     assert_same(found.learn_offline(200), whole)
 
 
+def test_new_transitions_leave_nothing_of_the_old_model() -> None:
+    settings = replace(SMALL, fresh_every=4)
+    found = agent(settings).learn_offline(40, random_steps(60))
+    assert found.fit_start is not None
+    assert found.fit_start.fits == 1
+    found.learn_offline(1, random_steps(50))
+    assert found.fit_start.fits == 1  # from scratch
+    once = agent(settings).learn_offline(1, random_steps(60)).experience.imagined.written
+    assert found.experience.imagined.written <= once
+
+
+def test_a_dqn_explores_row_by_row_in_imagination_and_resumes_offline(tmp_path: Path) -> None:
+    def made() -> MBPO:
+        return MBPO(Point(choices=True), SMALL, algorithm_kwargs=KWARGS, termination=off)
+
+    found = made()
+    found.algorithm.exploration_rate = 0.3  # type: ignore[attr-defined]
+    obs = torch.linspace(-1.0, 1.0, 3000)[:, None]
+    greedy = found.algorithm.predict(obs.numpy(), deterministic=True)[0]
+    actions = found._act_in_imagination(obs)
+    assert actions.shape == (3000, 1)
+    other = float((actions[:, 0].numpy() != greedy).mean())
+    assert other == pytest.approx(0.3 * 2 / 3, abs=0.03)  # one choice of three is the greedy one
+    data = made().learn(61).experience.transitions()
+    found.learn_offline(20, data).save(tmp_path / "agent.safetensors")
+    back = MBPO.load(tmp_path / "agent.safetensors", Point(choices=True), termination=off)
+    back.algorithm.action_space.sample()  # what a file does not hold
+    assert_same(back.learn_offline(20), found.learn_offline(20))
+    drawn = [[each.algorithm.action_space.sample() for _ in range(20)] for each in (back, found)]
+    assert drawn[0] == drawn[1]
+
+
+def test_what_the_policy_sees_in_imagination_is_not_truncated(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Whole(Point):
+        """Observations that are integers."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.observation_space = gym.spaces.Box(-10, 10, (1,), np.int64)
+
+    seen: list[Any] = []
+    for env in (Whole(), Point()):
+        found = MBPO(env, SMALL, algorithm_kwargs=KWARGS)
+        predict = found.algorithm.predict
+        monkeypatch.setattr(
+            found.algorithm,
+            "predict",
+            lambda obs, predict=predict, **more: seen.append(obs) or predict(obs, **more),
+        )
+        found._act_in_imagination(torch.tensor([[0.75]]))
+    assert [each.tolist() for each in seen] == [[[0.75]], [[0.75]]]
+    assert [each.dtype for each in seen] == [np.float32, np.float64]
+
+
 def test_what_was_learned_offline_acts_from_the_first_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -185,6 +185,8 @@ def test_the_policy_alone_is_what_the_learner_predicts(learned: PlanningAgent) -
         learned.predict(np.array([np.nan]), plan=False)
 
 
+NO_PLAN = replace(SMALL, planner=None)
+
 REFUSED: list[tuple[Any, str]] = [
     (lambda: agent(replace(SMALL, planner=None)).predict(np.zeros(1), plan=True), "no planner"),
     (lambda: MPC(PointMass()).predict(np.zeros(1), plan=False), "no policy: .* plan alone"),
@@ -194,6 +196,30 @@ REFUSED: list[tuple[Any, str]] = [
     (lambda: replace(SMALL, plan_share=1.5), "plan_share must be from 0 to 1; got 1.5"),
     (lambda: replace(SMALL, real_share="most"), 'real_share must be from 0 to 1, or "auto"'),
     (lambda: replace(SMALL, n_steps=0), "n_steps must be an int from 1 .* got 0"),
+    (lambda: replace(NO_PLAN, elites=3), "elites must be at most the 2 members; got 3"),
+    (lambda: replace(NO_PLAN, value=1.0), """value must be "critic", .* got 1.0"""),
+    (lambda: replace(NO_PLAN, proposals=-1), "proposals must be an int from 0 .* got -1"),
+    (lambda: replace(SMALL, real_share=True), "real_share must be .* got True"),
+    (lambda: replace(SMALL, rollout_cut=True), "rollout_cut must be .* got True"),
+    (lambda: replace(SMALL, rollout_cut="x"), "rollout_cut must be .* got 'x'"),
+    (lambda: replace(SMALL, least_real_share="x"), "least_real_share must be .* got 'x'"),
+    (lambda: replace(SMALL, exploration="x"), "exploration must be from 0 to 1000; got 'x'"),
+    (lambda: replace(SMALL, method=["mse"]), r"method must be a str; got \['mse'\]"),
+    (lambda: replace(SMALL, hidden=16), "hidden must be a tuple or a list; got 16"),
+    (lambda: replace(SMALL, planner="mppi"), "planner must be a Planner; got 'mppi'"),
+    (lambda: replace(SMALL, imagination=2), "imagination must be a Imagination; got 2"),
+    (lambda: agent({"members": 2}), "settings must be PlanningSettings; got {'members': 2}"),  # type: ignore[arg-type]
+    (lambda: agent(algorithm_kwargs=[("gamma", 0.9)]), "algorithm_kwargs must be a mapping"),
+    (lambda: agent(algorithm_kwargs={"gamma": 1.5}), r"\['gamma'\] must be .* got 1.5"),
+    (lambda: agent(algorithm_kwargs={"gamma": "x"}), r"\['gamma'\] must be .* got 'x'"),
+    (lambda: agent(algorithm_kwargs={"batch_size": 0}), r"\['batch_size'\] must be .* got 0"),
+    (lambda: agent(replace(SMALL, real_rows=39)).learn(80), "real_rows must be at least 40, .* 39"),
+    (
+        lambda: MPC(PointMass(), MPCSettings(real_share=0.5)),
+        "real_share must be 1 without a learner, .* got 0.5",
+    ),
+    (lambda: agent().learn(80, until=79), "until must be at least 80, .* got 79"),
+    (lambda: agent().learn(8, until=9.0), "until must be an int from 1 .* got 9.0"),  # type: ignore[arg-type]
     (lambda: replace(SMALL, planner=MPPI(elite_fraction=0.0)), "elite_fraction must be more than"),
     (lambda: agent(algorithm_kwargs={"n_steps": 3}), "n_steps is not the algorithm's"),
     (lambda: PlanningAgent(Later()), r"count discrete actions from 0; got Discrete\(3, start=2\)"),
@@ -491,6 +517,61 @@ def test_random_numbers_of_others_are_neither_used_nor_changed() -> None:
     assert_same(*found)
     other = agent(seed=1).learn(70)
     assert not torch.equal(fingerprint(other)["real.obs"], fingerprint(found[0])["real.obs"])
+
+
+def test_imagining_outside_learn_draws_from_its_own_numbers() -> None:
+    """As do all acts of the policy while it learns; a callback that lets it learn again is told so."""
+
+    class Within(BaseCallback):
+        def _on_step(self) -> bool:
+            getattr(self.model, self.calls)(5)
+            return True
+
+    found = [agent(replace(SMALL, real_share=0.5)).learn(61) for _ in range(2)]
+    state = torch.get_rng_state(), np.random.get_state()  # noqa: NPY002
+    found[0].imagine()
+    torch.manual_seed(3)
+    found[1].imagine()
+    torch.set_rng_state(state[0])
+    assert_same(*found)
+    for name in ("learn", "learn_offline"):
+        callback = Within()
+        callback.calls = name
+        with pytest.raises(InvalidInputError, match=rf"^{name}\(\) was called by a callback"):
+            found[0].learn(5, callback)
+        assert torch.equal(torch.get_rng_state(), state[0])
+        for mine, theirs in zip(np.random.get_state(), state[1], strict=True):  # noqa: NPY002
+            np.testing.assert_array_equal(mine, theirs)
+    assert found[0].learn(5).num_timesteps == 61 + 2 + 5  # two were begun and not stored
+
+
+def test_schedules_go_by_the_whole_run() -> None:
+    """In stretches as in one; the loop stops where it is told, and the bar ends there."""
+    totals: list[int | None] = []
+
+    class Watch(BaseCallback):
+        def _on_step(self) -> bool:
+            totals.append(self.model.upkeep._bar.total)
+            return True
+
+    kwargs = {**KWARGS, "exploration_fraction": 0.5, "exploration_final_eps": 0.0}
+    settings = replace(SMALL, planner=None, learning_starts=1000)
+
+    def made() -> PlanningAgent:
+        return PlanningAgent(gym.make("CartPole-v1"), settings, algorithm_kwargs=kwargs)
+
+    whole, parts = made(), made()
+    rates: list[float] = []
+    for stretch in (10, 15, 15):
+        whole.learn(stretch, Watch(), until=40)
+        rates.append(whole.algorithm.exploration_rate)  # type: ignore[attr-defined]
+    assert whole.num_timesteps == 40
+    # SB3 counts a step before it looks at the schedule.
+    assert rates == pytest.approx([1.0 - 10 / 20, 0.0, 0.0])
+    assert totals == [10] * 10 + [25] * 15 + [40] * 15
+    assert whole._total_timesteps == 40
+    parts.learn(10)
+    assert parts.algorithm.exploration_rate == 0.0  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(

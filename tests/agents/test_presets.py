@@ -8,7 +8,7 @@ from typing import Any
 import gymnasium as gym
 import pytest
 from stable_baselines3 import DQN, TD3
-from stable_baselines3.common.vec_env import DummyVecEnv
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
 
 from agents import PlanningAgent, PlanningSettings
 from agents.learners.fast_sac import FastSAC
@@ -20,6 +20,7 @@ from agents.presets.preset import (
     default_preset,
     learner_defaults,
     merged,
+    read_preset,
     with_values,
 )
 from envs.make import make_env
@@ -113,11 +114,50 @@ def test_values_go_to_their_places() -> None:
         ({"planner": {"kind": "mpi"}}, "unknown planner 'mpi': did you mean 'mppi'"),
         ({"schedule": {"step": 3}}, "schedule: .*'step'; it has steps"),
         ({"real_share": 2.0}, "real_share must be from 0 to 1"),
+        ({"planner": "icem"}, "planner must be a table, or none; got 'icem'"),
+        ({"planner": {"horizon": 3, "std": "x"}}, "planner: .*; it has .*horizon"),
+        ({"hidden": 200}, "hidden must be a list of widths; got 200"),
+        ({"hidden": "200"}, "hidden must be a list of widths; got '200'"),
     ],
 )
 def test_mistakes_are_told(over: dict[str, Any], told: str) -> None:
     with pytest.raises(InvalidInputError, match=told):
         with_values(PlanningSettings(), over)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("reward = ", " is not TOML: "),
+        ("steps = 3", ": there is no 'steps'; there are settings, learner, reward"),
+        ("settings = 3", ": settings must be a table; got 3"),
+        ("result = 3", ": result must be text; got 3"),
+        ('reward = "knwn"', ": unknown reward 'knwn': did you mean 'known'"),
+        ('[settings]\nplanner = "icem"', ": planner must be a table"),
+        ("[settings]\nhidden = 7", ": hidden must be a list"),
+        ('[settings]\nplan_share = "half"', ": plan_share must be from 0 to 1; got 'half'"),
+        ("[settings]\nschedule = 3", ": schedule: "),
+    ],
+)
+def test_mistakes_in_a_file_are_told_with_its_name(text: str, told: str) -> None:
+    with pytest.raises(InvalidInputError, match=f"^preset Some-v1.toml{told}") as caught:
+        read_preset("Some-v1", text)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_is_found_from_another_process() -> None:
+    """Also where the environment's own record of how it was made cannot be sent."""
+
+    def unsendable() -> Any:
+        env = make_env("Pendulum-v1")
+        return gym.wrappers.TransformReward(env, lambda reward: reward)
+
+    env = SubprocVecEnv([unsendable], start_method="fork")
+    try:
+        assert preset_for(env).name == "Pendulum-v1"
+        assert env.reset().shape == (1, 3)  # it still lives
+    finally:
+        env.close()
 
 
 def test_other_learners_take_what_all_know() -> None:
