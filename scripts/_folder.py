@@ -125,10 +125,18 @@ class RunFolder:
         write_atomically(self.path / name, text.encode() + b"\n")
 
     def note_config(self, name: str, document: Mapping[str, object]) -> None:
-        """Add to config.json what the options came to; the same again on a resume."""
-        config = _read_json(self.path / "config.json")
-        if config.get(name) != strict(document):
-            self.write_json("config.json", {**config, name: document})
+        """Add to config.json what the options came to.
+
+        Raises InvalidInputError on a resume where they come to something else now.
+        """
+        config, now = _read_json(self.path / "config.json"), strict(document)
+        if name not in config:
+            self.write_json("config.json", {**config, name: now})
+        elif found := _difference(config[name], now):
+            raise InvalidInputError(
+                f"--resume: {self.path} went by {found}, which is what the options come to now; go on with "
+                "the version and on the machine that it was started with, or give another --out"
+            )
 
     def finish(
         self, metrics: Mapping[str, object], summary: Mapping[str, object]
@@ -298,6 +306,17 @@ def _check_same(path: Path, script: str, args: RunArgs) -> None:
             f"--resume: {path} was started with {_said(name, then)}, now it is {_said(name, now)}; "
             "give the same options, or another --out"
         )
+
+
+def _difference(then: object, now: object, place: str = "") -> str | None:
+    """The first value that differs, as ``planner.horizon 3, not 5``; None if all are the same."""
+    if not (isinstance(then, dict) and isinstance(now, dict)):
+        if then == now:
+            return None
+        return f"{place} {json.dumps(then)}, not {json.dumps(now)}".strip()
+    names = [*now, *(name for name in then if name not in now)]
+    inside = (_difference(then.get(n), now.get(n), f"{place}.{n}".strip(".")) for n in names)
+    return next(filter(None, inside), None)
 
 
 def _said(name: str, options: dict[str, Any]) -> str:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
 import gymnasium as gym
 from _args import RunArgs, naming, option_name
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from tyro.constructors import PrimitiveConstructorSpec
 
 from agents.common.device import planning_device
 from agents.common.first_model import require_enough_for_a_model
-from agents.learners.fast_sac import FastSAC
 from agents.learners.named import learner_class
 from agents.learners.no_learner import NoLearner
 from agents.mbpo import MBPO, MBPOSettings
@@ -37,10 +37,30 @@ _WITHOUT: dict[Part, str] = {
 }
 
 
-def _of(part: Part, *place: str) -> Any:
-    """An option of that part of an agent: None takes the preset's value. ``place``: where its value goes
-    in the settings, or behind "learner" among the learner's arguments."""
-    return field(default=None, metadata={"part": part, "place": place})
+def _of(part: Part, *place: str, also: Part | None = None) -> Any:
+    """An option of that part of an agent, or of two together: None takes the preset's value. ``place``: where
+    its value goes in the settings, or behind "learner" among the learner's arguments."""
+    return field(default=None, metadata={"part": part, "also": also, "place": place})
+
+
+def _share(words: list[str]) -> float | Literal["auto"] | None:
+    """What is given as --real-share."""
+    (word,) = words
+    if word in ("auto", "None"):
+        return "auto" if word == "auto" else None
+    try:
+        return float(word)
+    except ValueError:
+        raise ValueError(f"{word!r} is no number; give one from 0 to 1, or auto") from None
+
+
+_SHARE = PrimitiveConstructorSpec[float | Literal["auto"] | None](
+    nargs=1,
+    metavar="{None}|FLOAT|{auto}",
+    instance_from_str=_share,
+    is_instance=lambda value: value is None or value == "auto" or isinstance(value, float),
+    str_from_instance=lambda value: [str(value)],
+)
 
 
 def label_of(agent: str, model: str | None) -> str:
@@ -155,18 +175,19 @@ class Args(RunArgs):
     """Colour of the candidates' noise in time: 0 is white, 2 and more for slow systems."""
     add_middle: bool = field(default=False, metadata={"part": "plan"})
     """Let doing nothing compete among the plans of icem and cem: where control costs, as on Pusher."""
-    proposals: int | None = _of("plan", "proposals")
+    proposals: int | None = _of("plan", "proposals", also="learner")
     """Action sequences of the policy that compete with the planner's own."""
     exploration: float | None = _of("plan", "exploration")
     """Noise added to planned actions while learning, in half-ranges of the action space."""
-    plan_share: float | None = _of("plan", "plan_share")
+    plan_share: float | None = _of("plan", "plan_share", also="learner")
     """The part of the steps that are acted by plan while learning; in the others the policy explores."""
     replan_every: int | None = _of("plan", "replan_every")
     """Steps that a plan is followed before the next is made."""
     no_value: bool = field(default=False, metadata={"part": "plan"})
     """Plan without a value behind the horizon."""
     particles: int | None = _of("plan", "imagination", "particles")
-    """Imagined trajectories of each candidate; a multiple of --members."""
+    """Imagined trajectories of each candidate, a multiple of --members; where the preset's are not, as
+    many as there are members."""
     propagation: Literal["ts1", "tsinf"] | None = _of("plan", "imagination", "propagation")
     """Whether a particle changes its ensemble member at every step (ts1) or never (tsinf)."""
     pessimism: float | None = _of("plan", "imagination", "pessimism")
@@ -182,7 +203,7 @@ class Args(RunArgs):
     """Where plans are imagined; auto: on a CUDA device where there is one. Fits and updates stay on the
     CPU."""
 
-    real_share: float | Literal["auto"] | None = None
+    real_share: Annotated[float | Literal["auto"] | None, _SHARE] = None
     """The share of real rows in an update; auto: as the model deserves on new steps; 1: none is imagined."""
     rollout_length: tuple[int, int] | None = _of("imagined")
     """Steps of an imagined branch, first and last."""
@@ -226,7 +247,7 @@ class Args(RunArgs):
     """Of fast-sac: LayerNorm behind each hidden layer of the critics."""
     dropout: float | None = _of("learner", "learner", "policy_kwargs", "dropout")
     """Of fast-sac: part of the critics' units left out at random (DroQ)."""
-    imitation: float | None = _of("learner", "learner", "imitation")
+    imitation: float | None = _of("learner", "learner", "imitation", also="plan")
     """Of fast-sac: how strongly the policy is drawn to the planner's actions."""
 
     seeds: int = 1
@@ -251,6 +272,10 @@ class Args(RunArgs):
         if self.preset not in ("auto", "none"):
             with naming("--preset"):
                 look_up(dict.fromkeys(("auto", "none", *NAMES)), self.preset, "unknown preset")
+            if self.agent in ("mpc", "mbpo"):
+                raise InvalidInputError(
+                    f"--preset is of --agent planning and sac, {self.agent} would ignore it: leave it out"
+                )
         if self.model is not None:
             with naming("--model"):
                 get_method(self.model)
@@ -286,9 +311,9 @@ class Args(RunArgs):
         if "planner" in over and over["planner"] is None:
             parts["planner"] = None
         self._refuse_idle(with_values(base, merged(start, parts)), learner)
-        settings = with_values(base, merged(start, over))
+        settings = with_values(base, self._with_particles(base, merged(start, over)))
         kwargs = merged(self._learner_start(learner, preset), arguments)
-        self._check_together(settings)
+        self._check_together(settings, kwargs)
         reward = self.reward or ("learned" if self.agent in ("mpc", "mbpo") else preset.reward)
         return Built(kind, settings, learner, kwargs, reward, preset)
 
@@ -365,6 +390,19 @@ class Args(RunArgs):
             arguments["ent_coef"] = f"auto_{start}"
         return found, arguments
 
+    def _with_particles(self, base: PlanningSettings, over: dict[str, Any]) -> dict[str, Any]:
+        """``over`` with as many particles as members plan, where they were not given and do not go up."""
+        values = merged(as_values(base), over)
+        name = "members" if values["elites"] is None else "elites"
+        particles, count = values["imagination"]["particles"], values[name]
+        if values["planner"] is None or particles % count == 0:
+            return over
+        if self.particles is not None:
+            raise InvalidInputError(
+                f"--particles must be a multiple of {option_name(name)} ({count}); got {particles}"
+            )
+        return merged(over, {"imagination": {"particles": count}})
+
     def _refuse_idle(self, settings: PlanningSettings, learner: type[OffPolicyAlgorithm]) -> None:
         """Raises InvalidInputError for an option of a part that the agent does not have."""
         if self.agent == "mpc" and self.planner == "none":
@@ -379,28 +417,27 @@ class Args(RunArgs):
         }
         off = "planner" if self.agent == "planning" and self.planner == "none" else None
         for each in fields(self):
-            part = cast("Part | None", each.metadata.get("part"))
-            if each.name == off or part is None or has[part]:
+            parts = cast("list[Part | None]", [each.metadata.get(n) for n in ("part", "also")])
+            part = next((part for part in parts if part is not None and not has[part]), None)
+            if each.name == off or part is None or getattr(self, each.name) == each.default:
                 continue
-            if getattr(self, each.name) != each.default:
-                raise InvalidInputError(
-                    f"{option_name(each.name)}: --agent {self.agent} {_WITHOUT[part]} and would ignore "
-                    "it; leave it out"
-                )
+            raise InvalidInputError(
+                f"{option_name(each.name)}: --agent {self.agent} {_WITHOUT[part]} and would ignore "
+                "it; leave it out"
+            )
         if self.real_share is not None and (learner is NoLearner or self.agent == "sac"):
             without = _WITHOUT["imagined" if self.agent == "sac" else "learner"]
             raise InvalidInputError(
                 f"--real-share: --agent {self.agent} {without} and would ignore it; leave it out"
             )
-        own = ("actor_every", "critics", "target_critics", "layer_norm", "dropout", "imitation")
-        for name in own if learner is not FastSAC else ():
-            if getattr(self, name) is not None:
+        for name, users in _USERS.items():
+            if learner.__name__ not in users and getattr(self, name) not in (None, False):
                 raise InvalidInputError(
-                    f"{option_name(name)} is of --learner fast-sac, {learner.__name__} would ignore it: "
-                    "leave it out"
+                    f"{option_name(name)} is of --learner {_listed(users.values())}, "
+                    f"{learner.__name__} would ignore it: leave it out"
                 )
 
-    def _check_together(self, settings: PlanningSettings) -> None:
+    def _check_together(self, settings: PlanningSettings, learner: Mapping[str, Any]) -> None:
         if settings.learning_starts >= self.steps:
             raise InvalidInputError(
                 f"--learning-starts must be below --steps ({self.steps}), or nothing is learned; "
@@ -411,6 +448,17 @@ class Args(RunArgs):
                 raise InvalidInputError(
                     f"{option_name(name)}: each fit is from scratch and would ignore it; give --fresh-every 2 or more"
                 )
+        for name in ("exploration", "imitation"):
+            if getattr(self, name) is not None and settings.plan_share == 0.0:
+                raise InvalidInputError(
+                    f"{option_name(name)}: with --plan-share 0 no step is acted by plan while learning, which "
+                    "would ignore it; leave it out"
+                )
+        drawn, critics = learner.get("target_critics"), learner.get("policy_kwargs", {})
+        if drawn is not None and drawn > (most := critics.get("n_critics", 2)):
+            raise InvalidInputError(
+                f"--target-critics must be at most --critics ({most}); got {drawn}"
+            )
         if settings.uses_model:
             with naming("--learning-starts"):
                 require_enough_for_a_model(settings.members, settings.learning_starts, 0)
@@ -418,6 +466,21 @@ class Args(RunArgs):
 
 #: What the learner alone takes of a preset's settings.
 _PACE = ("learning_starts", "updates_per_step", "n_steps", "real_rows")
+
+_FAST = {"FastSAC": "fast-sac"}
+_ENTROPIC = _FAST | {"SAC": "sac", "TQC": "tqc", "CrossQ": "crossq"}
+#: Whose an option is that not all learners take: their classes, and what --learner calls them.
+_USERS: dict[str, dict[str, str]] = {
+    **dict.fromkeys(("actor_every", "critics", "target_critics"), _FAST),
+    **dict.fromkeys(("layer_norm", "dropout", "imitation"), _FAST),
+    **dict.fromkeys(("initial_temperature", "fixed_temperature"), _ENTROPIC),
+    "tau": _FAST | {"SAC": "sac", "TD3": "td3", "DDPG": "ddpg", "DQN": "dqn", "TQC": "tqc"},
+}
+
+
+def _listed(names: Iterable[str]) -> str:
+    *others, last = names
+    return f"{', '.join(others)} and {last}" if others else last
 
 
 def _nested(place: tuple[str, ...], value: Any) -> dict[str, Any]:
@@ -434,18 +497,22 @@ def _check_ranges(args: Args) -> None:
 
     args.require_at_least(1, *given("learning_starts", "refit_every", "fresh_every", "train_steps"))
     args.require_at_least(1, *given("horizon", "iterations", "n_steps"), most=10_000)
-    args.require_at_least(1, *given("particles", "members", "hidden"), most=100_000)
+    args.require_at_least(1, *given("particles", "members", "elites", "hidden"), most=100_000)
     args.require_at_least(0, *given("proposals"), most=100_000)
     args.require_at_least(2, *given("population"), most=10**6)
     args.require_at_least(1, *given("policy_hidden", "batch_size", "critics"), most=100_000)
+    args.require_at_least(1, *given("target_critics"), most=100_000)
     args.require_at_least(1, *given("rollouts_per_step", "imagine_every"), most=10_000)
     args.require_at_least(1, *given("rollout_length", "updates_per_step", "actor_every"), most=1000)
     args.require_at_least(0, *given("rollout_growth"))
     args.require_positive(*given("learning_rate", "policy_learning_rate", "initial_temperature"))
-    args.require_positive(*given("exploration", "pessimism", "penalty", "imitation"), zero=True)
+    args.require_positive(*given("pessimism", "penalty", "imitation", "noise_beta"), zero=True)
+    args.require_positive(*given("exploration"), zero=True, most=1000)
     args.require_positive(*given("tau", "rollout_cut", "warm_part"), most=1.0)
     args.require_positive(*given("plan_share", "gamma", "dropout"), zero=True, most=1.0)
     args.require_positive(*given("shrink", "perturb"), zero=True, most=1.0)
+    if args.dropout == 1.0:
+        raise InvalidInputError("--dropout must be below 1, or no unit is left; got 1.0")
     if isinstance(args.real_share, float):
         args.require_positive("real_share", zero=True, most=1.0)
     # What is learned is its logarithm, in single precision.

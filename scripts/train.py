@@ -87,7 +87,8 @@ def train_seed(args: Args, key: Row) -> Done:
 
 
 def _one(args: Args, run: RunFolder) -> Result:
-    """Learn in stretches; evaluate and save after each."""
+    """Learn in stretches; evaluate and save after each. ``cpu_seconds`` in a row are those of learning in its
+    own stretch, not since the start; None of a stretch that ended before a stop."""
     started = time.perf_counter()
     env = _make(args)
     built = args.built(env)
@@ -96,7 +97,7 @@ def _one(args: Args, run: RunFolder) -> Result:
     if args.save_minari is not None and not _is_written(args):
         require_new_minari(args.save_minari)
     shelf = Shelf(run.checkpoints, args.keep_checkpoints)
-    agent = _agent(args, built, run, env, rule, named_reward(built.reward, env), shelf)
+    agent = _agent(args, built, run, env, rule, _reward(args, built, env), shelf)
     for row in run.rows:
         run.rows.require(row, "step", "mean", "std", "returns")
     bar = run.bar(args.steps, "train", initial=agent.num_timesteps)
@@ -180,6 +181,21 @@ def _is_written(args: Args) -> bool:
 
 def _make(args: Args) -> gym.Env[Any, Any]:
     return make_env(args.env_id, import_module=args.import_module, timeout=args.env_timeout)
+
+
+def _reward(args: Args, built: Built, env: gym.Env[Any, Any]) -> Rule | None:
+    """The rule that --reward names, or else the preset."""
+    try:
+        return named_reward(built.reward, env)
+    except InvalidInputError:
+        if args.reward is not None:
+            raise
+        if not built.settings.uses_model:  # nothing asks for it
+            return None
+        raise InvalidInputError(
+            f"--preset {built.preset.name} asks for --reward {built.reward}, but the observation of "
+            f"{args.env_id!r} does not show its reward; give --reward learned"
+        ) from None
 
 
 def _agent(

@@ -130,7 +130,7 @@ def test_every_option_of_an_agent_reaches_it_and_no_other_is_taken(agent: Any) -
             changed["planner"] = "icem"
         if field.name == "propagation":
             changed["pessimism"] = 0.0
-        if field.metadata["part"] in taken[agent]:
+        if {field.metadata["part"], field.metadata.get("also")} - {None} <= taken[agent]:
             assert made(replace(plain, **changed)) != made(plain), field.name
         else:
             with pytest.raises(
@@ -157,6 +157,47 @@ def test_what_the_run_went_by_stands_in_its_config(tmp_path: Path) -> None:
     assert found["settings"]["updates_per_step"] == 2
     assert found["settings"]["planner"]["kind"] == "mppi"
     assert found["learner"]["policy_kwargs"]["net_arch"] == [8]
+
+
+def test_a_resume_that_would_go_by_other_values_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = [*SAC, "--agent", "sac", "--steps", "60", "--out", str(tmp_path / "a")]
+    launch(train.Args, train.main, options)
+    (tmp_path / "a" / "metrics.json").unlink()
+    config = json.loads((tmp_path / "a" / "config.json").read_text())
+    config["resolved"]["settings"]["imagination"]["precision"] = "bfloat16"
+    before = json.dumps(config)
+    (tmp_path / "a" / "config.json").write_text(before)
+    with pytest.raises(SystemExit) as stop:
+        launch(train.Args, train.main, [*options, "--resume"])
+    err = capsys.readouterr().err
+    assert (stop.value.code, err.count("\n")) == (2, 1)
+    assert 'went by settings.imagination.precision "bfloat16", not "float32", which' in err
+    assert "or give another --out" in err
+    assert (tmp_path / "a" / "config.json").read_text() == before
+
+
+def test_particles_follow_the_members_unless_they_are_given() -> None:
+    env = make_env("Line-v0", import_module="my_task")
+
+    def particles(**options: Any) -> int:
+        return train.Args(env_id="Line-v0", **options).built(env).settings.imagination.particles
+
+    assert particles() == particles(members=1) == 5
+    assert particles(members=3) == 3
+    assert particles(elites=2) == 2
+    assert particles(members=3, particles=6) == 6
+
+
+def test_a_reward_of_the_preset_that_the_task_does_not_show() -> None:
+    env = make_env("Pendulum-v1")
+    asked = train.Args(env_id="Pendulum-v1", preset="HalfCheetah-v5")
+    with pytest.raises(InvalidInputError, match=r"HalfCheetah-v5 asks for .* give --reward"):
+        train._reward(asked, asked.built(env), env)
+    for more in ({"reward": "learned"}, {"agent": "sac"}):
+        args = replace(asked, **more)  # type: ignore[arg-type]
+        assert train._reward(args, args.built(env), env) is None
 
 
 def test_the_temperature_is_learned_or_fixed() -> None:
@@ -276,6 +317,47 @@ def test_offline_tells_before_it_learns_what_does_not_fit_the_data(
             ["--planner", "random", "--add-middle"],
             "planner RandomShooting has no 'add_middle'",
         ),
+        (train, ["--agent", "mpc", "--proposals", "5"], "--proposals: --agent mpc has no learner"),
+        (train, ["--agent", "mpc", "--plan-share", "0.3"], "--plan-share: --agent mpc has no lea"),
+        (
+            train,
+            ["--agent", "mpc", "--preset", "Reacher-v5"],
+            "--preset is of --agent planning and",
+        ),
+        (train, ["--agent", "mbpo", "--preset", "Reacher-v5"], "sac, mbpo would ignore it"),
+        (
+            train,
+            ["--planner", "none", "--imitation", "1"],
+            "--imitation: --agent planning makes no",
+        ),
+        (
+            train,
+            ["--plan-share", "0", "--exploration", "0.5"],
+            "--exploration: with --plan-share 0",
+        ),
+        (train, ["--target-critics", "0"], "--target-critics must be at least 1"),
+        (train, ["--target-critics", "3"], "--target-critics must be at most --critics (2); got 3"),
+        (train, ["--dropout", "1"], "--dropout must be below 1"),
+        (
+            train,
+            ["--learner", "td3", "--initial-temperature", "0.1"],
+            "--initial-temperature is of --learner fast-sac, sac, tqc and crossq, TD3 would ignore",
+        ),
+        (
+            train,
+            ["--learner", "dqn", "--env-id", "CartPole-v1", "--fixed-temperature"],
+            "--fixed-temperature is of --learner fast-sac, sac, tqc and crossq, DQN would ignore",
+        ),
+        (train, ["--learner", "crossq", "--tau", "0.1"], "CrossQ would ignore it: leave it out"),
+        (
+            train,
+            ["--members", "3", "--particles", "5"],
+            "--particles must be a multiple of --members (3); got 5",
+        ),
+        (train, ["--elites", "0"], "--elites must be at least 1"),
+        (train, ["--real-share", "x"], "--real-share: 'x' is no number; give one from 0 to 1, or"),
+        (train, ["--noise-beta", "nan"], "--noise-beta must be 0 or positive"),
+        (train, ["--exploration", "1001"], "--exploration must be 0 or positive and at most 1,000"),
         (offline, ["--minari", "none-v0"], "error: --minari: Minari data set 'none-v0'"),
         (offline, ["--minari", "no name"], "error: --minari: Minari data set 'no name'"),
         (offline, ["--minari", "none-v0", "--penalty", "-1"], "--penalty"),
