@@ -41,6 +41,11 @@ class DirectAdam(torch.optim.Adam):
             if gradient is not None
         ]
         states = [self.state[parameter] or self._start(parameter) for parameter, _ in pairs]
+        # The fused step asks nothing: of other shapes it would write beyond their ends.
+        assert all(
+            parameter.shape == state["exp_avg"].shape == state["exp_avg_sq"].shape
+            for (parameter, _), state in zip(pairs, states, strict=True)
+        )
         steps = [state["step"] for state in states]
         torch._foreach_add_(steps, 1)
         beta1, beta2 = group["betas"]

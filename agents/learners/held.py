@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from numbers import Real
@@ -21,6 +22,7 @@ from stable_baselines3.common.save_util import recursive_getattr
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 from torch import Tensor
 
+from agents.learners.adam import DirectAdam
 from agents.learners.named import class_in_file
 from mbrl_bilevel.checkpoint import Checkpoint
 from mbrl_bilevel.errors import CheckpointError, DivergedError, InvalidInputError
@@ -36,6 +38,23 @@ HELD = frozenset(
 )
 # Of the run or of the environment at hand, not of the agent.
 _NOT_KEPT = HELD | {"start_time", "n_envs"}
+
+_MOST = 2**62 - 1
+_COUNTS = ("num_timesteps", "_total_timesteps", "_num_timesteps_at_start", "_episode_num")
+_STRIDES = ("batch_size", "actor_every", "policy_delay", "target_update_interval")
+_ABOVE_ZERO = math.ulp(0.0)
+#: From where to where a counter may lie.
+_RANGES: dict[str, tuple[float, float]] = {
+    **dict.fromkeys((*_COUNTS, "_n_updates", "_n_calls"), (0, _MOST)),
+    **dict.fromkeys(_STRIDES, (1, _MOST)),
+    "gamma": (0.0, 1.0),
+    "tau": (_ABOVE_ZERO, 1.0),
+    "reward_scale": (_ABOVE_ZERO, sys.float_info.max),
+}
+
+#: Whose state is known by name; and what of a state cannot be negative.
+_ADAMS = (torch.optim.Adam, torch.optim.AdamW, DirectAdam)
+_NOT_NEGATIVE = ("step", "exp_avg_sq", "max_exp_avg_sq")
 
 
 def make_algorithm(
@@ -158,7 +177,8 @@ def algorithm_to_checkpoint(
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors and the counters that ``fill_algorithm`` needs."""
     tensors: dict[str, Tensor] = {}
-    for part, state in algorithm.get_parameters().items():
+    parameters: dict[str, Any] = algorithm.get_parameters()
+    for part, state in parameters.items():
         if "param_groups" not in state:
             tensors |= {f"{part}.{name}": value for name, value in state.items()}
             continue
@@ -167,19 +187,28 @@ def algorithm_to_checkpoint(
                 tensors[f"{part}.{index}.{name}"] = torch.as_tensor(value)
     for name in algorithm._get_torch_save_params()[1]:
         tensors[name] = recursive_getattr(algorithm, name)
-    return tensors, {"counters": _counters(algorithm)}
+    return tensors, {"counters": _counters(algorithm), "at_rest": _at_rest(parameters)}
 
 
-def fill_algorithm(checkpoint: Checkpoint, name: str, algorithm: OffPolicyAlgorithm) -> None:
+def fill_algorithm(
+    checkpoint: Checkpoint,
+    name: str,
+    algorithm: OffPolicyAlgorithm,
+    *,
+    made_with: Collection[str] = (),
+    asked_again: Collection[str] = (),
+) -> None:
     """Give a freshly made ``algorithm`` the state stored under ``name``.
 
-    Raises CheckpointError if a part is missing or does not fit.
+    ``made_with``: arguments that it was given, of which the file may hold no counter; those ``asked_again``
+    stay as they are. Raises CheckpointError if a part is missing or does not fit.
     """
     fresh: dict[str, Any] = algorithm.get_parameters()
     for part, state in fresh.items():
         where = f"{name}.{part}"
         if "param_groups" in state:
-            state["state"] = _optimiser_state(checkpoint, where)
+            optimiser = recursive_getattr(algorithm, part)
+            state["state"] = _optimiser_state(checkpoint, where, optimiser)
         else:
             for key, value in state.items():
                 shape = tuple(value.shape)
@@ -187,14 +216,24 @@ def fill_algorithm(checkpoint: Checkpoint, name: str, algorithm: OffPolicyAlgori
     for key in algorithm._get_torch_save_params()[1]:
         held: Tensor = recursive_getattr(algorithm, key)
         held.data.copy_(checkpoint.require(f"{name}.{key}", tuple(held.shape), held.dtype))
-    counters = checkpoint.setting(name, dict).get("counters")
-    known = _counters(algorithm)
+    facts, at_rest = checkpoint.setting(name, dict), _at_rest(fresh)
+    # The files of version 0.1 do not say which parameters were never moved.
+    if facts.get("at_rest", at_rest) != at_rest:
+        raise CheckpointError(
+            f"checkpoint {checkpoint.path}: states of its {name}'s optimisers are missing; "
+            "restore a good copy or save it again"
+        )
     try:
         algorithm.set_parameters(fresh, exact_match=True, device="cpu")
-        for key, value in counters.items():  # type: ignore[union-attr]
-            if type(value) is not type(known[key]):
-                raise TypeError(f"{key} is {value!r}")
-            setattr(algorithm, key, value)
+        counters: dict[str, Any] = dict(facts["counters"])
+        known = _counters(algorithm)
+        missing = sorted(known.keys() - counters.keys() - set(made_with))
+        if missing:
+            raise LookupError(f"it has no counter {missing[0]!r}")
+        for key, value in counters.items():
+            if key not in asked_again:
+                _require_counter(key, value, known)
+                setattr(algorithm, key, value)
     except (AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
         raise CheckpointError(
             f"checkpoint {checkpoint.path}: its {type(algorithm).__name__} is damaged: "
@@ -276,23 +315,91 @@ def _moments(env: VecNormalize) -> dict[str, Any]:
     return {name: moments for name, moments in found.items() if moments is not None}
 
 
-def _optimiser_state(checkpoint: Checkpoint, where: str) -> dict[int, dict[str, Tensor]]:
+def _at_rest(parameters: Mapping[str, Any]) -> dict[str, list[int]]:
+    """The parameters without a state, by optimiser: those that no update has moved."""
+    return {
+        part: [i for group in own["param_groups"] for i in group["params"] if i not in own["state"]]
+        for part, own in parameters.items()
+        if "param_groups" in own
+    }
+
+
+def _optimiser_state(
+    checkpoint: Checkpoint, where: str, optimiser: torch.optim.Optimizer
+) -> dict[int, dict[str, Tensor]]:
+    """The states stored under ``where``, by the numbers of their parameters.
+
+    Raises CheckpointError for one of no parameter, or not of its parameter's form.
+    """
+    owners = [(group, own) for group in optimiser.param_groups for own in group["params"]]
+    numbers = {str(number): number for number in range(len(owners))}
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in checkpoint.tensors.items():
         if key.startswith(f"{where}."):
             index, _, name = key.removeprefix(f"{where}.").partition(".")
-            if index.isdecimal() and len(index) < 9:
-                state.setdefault(int(index), {})[name] = value
+            if index not in numbers:
+                raise _misfit(checkpoint, key)
+            state.setdefault(numbers[index], {})[name] = value
+    for number, found in state.items():
+        group, own = owners[number]
+        if type(optimiser) in _ADAMS:
+            largest = ("max_exp_avg_sq",) if group["amsgrad"] else ()
+            wanted = {"step", "exp_avg", "exp_avg_sq", *largest}
+            if found.keys() != wanted:
+                raise _misfit(checkpoint, f"{where}.{number}.{min(found.keys() ^ wanted)}")
+        for name in found:
+            _require_state(checkpoint, f"{where}.{number}.{name}", optimiser, group, own)
     return state
+
+
+def _require_state(
+    checkpoint: Checkpoint,
+    key: str,
+    optimiser: torch.optim.Optimizer,
+    group: Mapping[str, Any],
+    parameter: Tensor,
+) -> None:
+    """Raises CheckpointError unless this tensor is of ``parameter``'s form, or, where it may, a number."""
+    value, name = checkpoint.require(key), key.rpartition(".")[2]
+    number = value.numel() == 1
+    # A fused step takes the form of all but its count for granted.
+    exact = type(optimiser) in _ADAMS or group.get("fused")
+    if name == "step":
+        fits = number and (value.is_floating_point() or not exact)
+    elif exact:
+        fits = value.shape == parameter.shape and value.dtype == parameter.dtype
+    else:
+        fits = value.shape == parameter.shape or number
+    if not fits or (name in _NOT_NEGATIVE and bool((value < 0).any())):
+        raise _misfit(checkpoint, key)
+
+
+def _misfit(checkpoint: Checkpoint, key: str) -> CheckpointError:
+    return CheckpointError(
+        f"checkpoint {checkpoint.path}: its {key[:200]} is missing or does not fit its parameter; "
+        "restore a good copy or save it again"
+    )
+
+
+def _require_counter(key: str, value: object, known: Mapping[str, Any]) -> None:
+    """Raises LookupError, TypeError or ValueError for a counter that cannot be."""
+    if key not in known:
+        raise LookupError(f"it has a counter {key!r} too many")
+    if type(value) is not type(known[key]):
+        raise TypeError(f"{key} is {value!r}")
+    most = _MOST if isinstance(value, int) else sys.float_info.max
+    low, high = _RANGES.get(key, (-most, most))
+    if not low <= value <= high:  # type: ignore[operator]
+        raise ValueError(f"{key} is {value!r}")
 
 
 def _counters(algorithm: OffPolicyAlgorithm) -> dict[str, Any]:
     """Plain numbers among its attributes: steps, updates, what follows from them, and settings."""
     return {
-        name: value
+        name: float(value) if isinstance(value, float) else value  # NumPy's are floats, too
         for name, value in vars(algorithm).items()
         if name not in _NOT_KEPT
-        if type(value) in (int, bool) or (type(value) is float and math.isfinite(value))
+        if type(value) in (int, bool) or (isinstance(value, float) and math.isfinite(value))
     }
 
 

@@ -35,7 +35,8 @@ ALGORITHMS: dict[str, type[OffPolicyAlgorithm]] = {
 def learner_class(name: str) -> type[OffPolicyAlgorithm]:
     """The class that ``name`` stands for.
 
-    Raises InvalidInputError for no such name, or where sb3-contrib is asked for and not installed.
+    Raises InvalidInputError for no such name, or where sb3-contrib is asked for and not installed, or is
+    too old to have it.
     """
     found = look_up(LEARNERS, name, "unknown learner")
     return _of_contrib(_CONTRIB[name]) if found is None else found
@@ -55,5 +56,9 @@ def _of_contrib(name: str) -> type[OffPolicyAlgorithm]:
         raise InvalidInputError(
             f"{name} is of the package sb3-contrib, which is not installed: pip install sb3-contrib"
         ) from None
-    kind: type[OffPolicyAlgorithm] = getattr(contrib, name)
+    kind: type[OffPolicyAlgorithm] | None = getattr(contrib, name, None)
+    if kind is None:
+        raise InvalidInputError(
+            f"{name} is not in the sb3-contrib that is installed: pip install --upgrade sb3-contrib"
+        )
     return kind

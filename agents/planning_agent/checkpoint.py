@@ -6,16 +6,20 @@ of the replay, settings, progress, random states.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
+import gymnasium as gym
+import numpy as np
 import torch
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
+from torch import Tensor
 
 from agents.common.saved import Spaces, check_spaces, check_widths, count_of, rules_of, spaces_of
+from agents.common.spaces import ActionSpace, action_bounds
 from agents.learners.held import (
     algorithm_class,
     algorithm_to_checkpoint,
@@ -111,12 +115,18 @@ def load_agent(
         return read_mpc(kind, checkpoint, env, spaces, given)
     made = _made(kind, checkpoint, algorithm, algorithm_kwargs)
     agent = kind(env, **made, **given)
-    fill_algorithm(checkpoint, "algorithm", agent.algorithm)
+    fill_algorithm(
+        checkpoint,
+        "algorithm",
+        agent.algorithm,
+        made_with=made["algorithm_kwargs"].keys(),
+        asked_again=checkpoint.setting("asked_again", list),
+    )
     agent.model = read_model(checkpoint, spaces, **rules)
-    agent.fit_start = start_from_checkpoint(checkpoint, "fit_start", rules)
+    agent.fit_start = start_from_checkpoint(checkpoint, "fit_start", rules, spaces, agent.settings)
     agent.value = _value(checkpoint, spaces)
     agent.progress = _progress(checkpoint)
-    _fill_replay(checkpoint, agent.experience)
+    _fill_replay(checkpoint, agent.experience, agent.action_space)
     _fill_states(checkpoint, agent)
     fill_vec_normalize(checkpoint, "vec_normalize", agent.get_vec_normalize_env())
     return agent
@@ -164,12 +174,15 @@ def _made(
     algorithm_kwargs: Mapping[str, Any],
 ) -> dict[str, Any]:
     """What the agent was made with, and what of it has to be given again."""
-    for name in checkpoint.setting("asked_again", list):
+    asked_again = list(map(str, checkpoint.setting("asked_again", list)))
+    for name in asked_again:
         if name not in algorithm_kwargs:
             raise CheckpointError(
                 f"checkpoint {checkpoint.path}: the agent was made with an object as {name!r}, which no "
                 "file holds; pass it to load() in algorithm_kwargs="
             )
+    kept = checkpoint.setting("algorithm_kwargs", dict)
+    _require_as_made(checkpoint, kept, algorithm_kwargs, asked_again)
     name = checkpoint.setting("algorithm_class", str)
     held = algorithm_class(checkpoint.path, name, algorithm)
     if kind._algorithm is not None and held is not kind._algorithm:
@@ -181,9 +194,31 @@ def _made(
     return {
         "settings": settings_from_json(checkpoint.path, kind._settings, config),
         "algorithm": held,
-        "algorithm_kwargs": {**checkpoint.setting("algorithm_kwargs", dict), **algorithm_kwargs},
+        "algorithm_kwargs": {**kept, **algorithm_kwargs},
         "seed": count_of(checkpoint, "seed"),
     }
+
+
+def _require_as_made(
+    checkpoint: Checkpoint,
+    kept: Mapping[str, Any],
+    algorithm_kwargs: Mapping[str, Any],
+    asked_again: Collection[str],
+) -> None:
+    """Raises CheckpointError for an argument that differs from what the file holds: half of the agent would
+    go by the one, half by the other."""
+    counters = checkpoint.setting("algorithm", dict).get("counters")
+    # What was not given to the agent is a default of its class, of which numbers are counters.
+    held = {**(counters if isinstance(counters, dict) else {}), **kept}
+    given, _ = storable(algorithm_kwargs)
+    for name in algorithm_kwargs:
+        if name in held and name not in asked_again:
+            if name in given and given[name] == held[name]:
+                continue
+            raise CheckpointError(
+                f"checkpoint {checkpoint.path}: the agent was made with {name}={str(held[name])[:60]}; "
+                "leave it out of algorithm_kwargs, or make a new agent"
+            )
 
 
 def _progress(checkpoint: Checkpoint) -> Progress:
@@ -209,7 +244,7 @@ def _rings(experience: MixedReplay) -> dict[str, Ring]:
     return {"real": experience.real, "imagined": experience.imagined}
 
 
-def _fill_replay(checkpoint: Checkpoint, experience: MixedReplay) -> None:
+def _fill_replay(checkpoint: Checkpoint, experience: MixedReplay, space: ActionSpace) -> None:
     """Give a fresh replay the rows of the file. Raises CheckpointError for a misfit."""
     experience.episodes = count_of(checkpoint, "episodes")
     share = checkpoint.config.get("real_share", experience.real_share)
@@ -224,7 +259,39 @@ def _fill_replay(checkpoint: Checkpoint, experience: MixedReplay) -> None:
             if key == "planned" and checkpoint.kind == MBPO_AGENT:
                 continue  # version 0.1 had no plans beside a policy
             shape = (len(ring), *column.shape[1:])
-            column[: len(ring)] = checkpoint.require(f"{name}.{key}", shape, column.dtype)
+            rows = checkpoint.require(f"{name}.{key}", shape, column.dtype)
+            _require_possible(checkpoint, f"{name}.{key}", rows, space)
+            column[: len(ring)] = rows
+    episode = experience.real.stored()["episode"]
+    if len(episode) and experience.episodes <= int(episode.max()):
+        raise CheckpointError(
+            f"checkpoint {checkpoint.path}: it has a step of episode {int(episode.max())}, but its "
+            f"episodes are {experience.episodes}; restore a good copy or save it again"
+        )
+
+
+def _require_possible(checkpoint: Checkpoint, name: str, rows: Tensor, space: ActionSpace) -> None:
+    """Raises CheckpointError for rows of a column that no step can have."""
+    key = name.rpartition(".")[2]
+    if key in ("ended", "planned"):
+        sound = (rows == 0.0) | (rows == 1.0)
+    elif key == "t":
+        sound = rows >= 0
+    elif key == "action" and isinstance(space, gym.spaces.Discrete):
+        choice = rows - int(space.start)
+        sound = (choice >= 0) & (choice < int(space.n)) & (rows == rows.round())
+    elif key == "action":
+        low, high = action_bounds(space)
+        # Recorded actions are within the space but for rounding.
+        slack = 1e-5 + 2e-5 * np.maximum(np.abs(low), np.abs(high)) / (high - low)
+        sound = rows.abs() <= 1.0 + torch.from_numpy(slack)
+    else:
+        return
+    if not bool(sound.all()):
+        raise CheckpointError(
+            f"checkpoint {checkpoint.path}: its {name} holds what no step can have; "
+            "restore a good copy or save it again"
+        )
 
 
 def _fill_states(checkpoint: Checkpoint, agent: AgentParts) -> None:

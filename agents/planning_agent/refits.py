@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from agents.common.saved import Spaces, check_widths
 from agents.planning_agent.settings import PlanningSettings
 from mbrl_bilevel.checkpoint import Checkpoint
 from mbrl_bilevel.data import Folds
@@ -96,19 +97,26 @@ def start_to_checkpoint(start: FitStart) -> tuple[dict[str, Tensor], dict[str, A
 
 
 def start_from_checkpoint(
-    checkpoint: Checkpoint, name: str, rules: Mapping[str, Rule | None]
+    checkpoint: Checkpoint,
+    name: str,
+    rules: Mapping[str, Rule | None],
+    spaces: Spaces,
+    settings: PlanningSettings,
 ) -> FitStart | None:
-    """What is stored under ``name``; None where nothing is. Raises CheckpointError for damage."""
+    """What is stored under ``name``; None where nothing is. Raises CheckpointError for damage, or if it is
+    not of these spaces and settings."""
     if checkpoint.config.get(name) is None:
         return None
     model = model_from_checkpoint(checkpoint, name, rules["termination"], rules["reward"])
+    check_widths(checkpoint, spaces, model.obs_dim, model.policy.inputs - model.obs_dim)
+    alike = (model.members, model.direct) == (settings.members, settings.direct)
     fits = checkpoint.setting(name, dict).get("fits")
     stretches = checkpoint.require(f"{name}.stretches", (None, 4), torch.int64).numpy()
     try:
         folds = GrowingFolds(model.members, stretches)
     except InvalidInputError as error:
         raise CheckpointError(f"checkpoint {checkpoint.path}: {error}") from None
-    if type(fits) is not int or fits < 1:
+    if not alike or type(fits) is not int or not 1 <= fits < 2**31:
         raise CheckpointError(
             f"checkpoint {checkpoint.path}: its {name} is damaged; restore a good copy or save it again"
         )

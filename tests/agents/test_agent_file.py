@@ -12,6 +12,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from stable_baselines3 import TD3
 from torch import Tensor
 
 from agents import MBPO, MPC, MBPOSettings, MPCSettings, PlanningAgent, PlanningSettings
@@ -23,6 +24,8 @@ from agents.planning_agent.settings_file import settings_from_json, settings_to_
 from agents.planning_agent.terminal_value import Value, ValueSettings
 from mbrl_bilevel.branches import Branching
 from mbrl_bilevel.checkpoint import load_checkpoint, save_checkpoint
+from mbrl_bilevel.dynamics import DynamicsModel
+from mbrl_bilevel.dynamics_checkpoint import model_to_checkpoint
 from mbrl_bilevel.errors import CheckpointError, InvalidInputError
 from mbrl_bilevel.fit import Schedule
 from mbrl_bilevel.model_env import Imagination
@@ -150,6 +153,7 @@ def rich() -> PlanningAgent:
         name: torch.rand((3, *column.shape[1:]), generator=agent._generator)
         for name, column in agent.experience.imagined.columns.items()
     }
+    draws["ended"] = draws["ended"].round()
     agent.experience.imagined.add(draws)
     agent.value = terminal_value()
     agent.note(fitted_on=6, imagined_on=5, offline_updates=8, first_planned=2)
@@ -222,6 +226,10 @@ def setting(name: str, value: Any) -> Damage:
     return within("settings", name, value)
 
 
+def counter(name: str, value: Any) -> Damage:
+    return lambda config, tensors: config["algorithm"]["counters"].update({name: value})
+
+
 def tensor(name: str, value: Tensor) -> Damage:
     def put(config: dict[str, Any], tensors: dict[str, Any]) -> None:
         assert name in tensors
@@ -232,6 +240,13 @@ def tensor(name: str, value: Tensor) -> Damage:
 
 def without(name: str) -> Damage:
     return lambda config, tensors: (config if name in config else tensors).pop(name)
+
+
+def put_damage(path: Path, damage: Damage) -> None:
+    sound = load_checkpoint(path, PLANNING_AGENT)
+    config, tensors = dict(sound.config), dict(sound.tensors)
+    damage(config, tensors)
+    save_checkpoint(path, PLANNING_AGENT, tensors, config)
 
 
 @pytest.mark.parametrize(
@@ -319,6 +334,22 @@ def without(name: str) -> Damage:
         edited("algorithm", {}),
         edited("algorithm", {"counters": {"num_timesteps": "seven"}}),
         edited("algorithm", {"counters": {"surplus": 7}}),
+        counter("surplus", 7),
+        lambda config, tensors: config["algorithm"]["counters"].pop("_n_updates"),
+        *(counter(name, -1) for name in ("num_timesteps", "_n_updates", "_episode_num")),
+        *(counter(name, 2**62) for name in ("num_timesteps", "_n_updates", "_total_timesteps")),
+        *(counter(name, 0) for name in ("actor_every", "target_update_interval", "batch_size")),
+        *(counter("gamma", value) for value in (-0.1, 1.1, 1)),
+        *(counter("tau", value) for value in (0.0, 1.1)),
+        *(counter("reward_scale", value) for value in (0.0, -1.0)),
+        edited("episodes", 1),
+        tensor("real.ended", torch.full((7,), 0.5)),
+        tensor("real.planned", torch.full((7,), 2.0)),
+        tensor("imagined.ended", torch.full((3,), -1.0)),
+        tensor("real.action", torch.full((7, 1), 1.001)),
+        tensor("imagined.action", torch.full((3, 1), -1.001)),
+        tensor("real.t", torch.full((7,), -1)),
+        tensor("real.episode", torch.full((7,), 99)),
         edited("value", 3),
         edited("value", {}),
         within("value", "members", 3),
@@ -338,10 +369,7 @@ def without(name: str) -> Damage:
 def test_damage_is_told(damage: Damage, tmp_path: Path) -> None:
     path = tmp_path / "agent"
     rich().save(path)
-    sound = load_checkpoint(path, PLANNING_AGENT)
-    config, tensors = dict(sound.config), dict(sound.tensors)
-    damage(config, tensors)
-    save_checkpoint(path, PLANNING_AGENT, tensors, config)
+    put_damage(path, damage)
     with pytest.raises((CheckpointError, InvalidInputError)) as error:
         PlanningAgent.load(path, Still())
     assert "\n" not in str(error.value)
@@ -349,3 +377,146 @@ def test_damage_is_told(damage: Damage, tmp_path: Path) -> None:
         assert "agent: " in str(error.value)
     else:  # an argument that the class refuses
         assert "cannot be made" in str(error.value)
+
+
+@pytest.fixture(scope="module")
+def updated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file of an agent whose learner has made updates."""
+    path = tmp_path_factory.mktemp("updated") / "agent"
+    agent = rich()
+    agent.algorithm.train(2, 4)
+    agent.save(path)
+    return path
+
+
+def cut(tensors: dict[str, Any]) -> None:
+    for name in tensors:
+        if ".critic.optimizer." in name and name.endswith(".exp_avg"):
+            tensors[name] = tensors[name].flatten()[:1]
+
+
+FIRST = "algorithm.critic.optimizer.0"
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda config, tensors: cut(tensors),
+        tensor(f"{FIRST}.step", torch.ones(2)),
+        tensor(f"{FIRST}.step", torch.tensor(1)),
+        tensor(f"{FIRST}.step", torch.tensor(-1.0)),
+        lambda config, tensors: tensors[f"{FIRST}.exp_avg_sq"].neg_(),
+        lambda config, tensors: tensors[f"{FIRST}.exp_avg_sq"].fill_(torch.inf),
+        lambda config, tensors: tensors.update(
+            {f"{FIRST}.exp_avg": tensors[f"{FIRST}.exp_avg"].double()}
+        ),
+        lambda config, tensors: tensors.update({f"{FIRST}.surplus": torch.zeros(())}),
+        lambda config, tensors: tensors.update(
+            {"algorithm.critic.optimizer.99.step": torch.ones(())}
+        ),
+        without(f"{FIRST}.exp_avg_sq"),
+        lambda config, tensors: [
+            tensors.pop(n) for n in list(tensors) if n.startswith(f"{FIRST}.")
+        ],
+        lambda config, tensors: [tensors.pop(n) for n in list(tensors) if ".optimizer." in n],
+    ],
+)
+def test_states_of_an_optimiser_that_do_not_fit_are_told(
+    damage: Damage, updated: Path, tmp_path: Path
+) -> None:
+    """The fused Adam would write beyond their ends."""
+    path = tmp_path / "agent"
+    path.write_bytes(updated.read_bytes())
+    assert PlanningAgent.load(path, Still()).algorithm._n_updates == 2
+    put_damage(path, damage)
+    with pytest.raises(CheckpointError, match=r"optimi[sz]er") as error:
+        PlanningAgent.load(path, Still())
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.RMSprop, torch.optim.Adamax])
+@pytest.mark.parametrize("updates", [0, 1, 4])
+def test_other_optimisers_and_those_that_have_not_begun_come_back(
+    kind: Any, updates: int, tmp_path: Path
+) -> None:
+    """TD3's actor has no update yet where its critics have one."""
+    networks = {"net_arch": [4], "optimizer_class": kind}
+    kwargs = {"policy_kwargs": networks, "gamma": np.float64(0.9)}
+    settings = PlanningSettings(hidden=(3,), members=1, planner=None, real_share=1.0, real_rows=40)
+    agent = PlanningAgent(Still(), settings, algorithm=TD3, algorithm_kwargs=kwargs)
+    agent.experience.extend(some_steps(7))
+    if updates:
+        agent.algorithm.train(updates, 4)
+    agent.save(tmp_path / "a")
+    again = {"policy_kwargs": networks}
+    found = PlanningAgent.load(tmp_path / "a", Still(), algorithm_kwargs=again)
+    assert found.algorithm.gamma == 0.9
+    mine, theirs = (a.algorithm.get_parameters() for a in (agent, found))
+    for part in ("actor.optimizer", "critic.optimizer"):
+        torch.testing.assert_close(theirs[part]["state"], mine[part]["state"], rtol=0.0, atol=0.0)
+
+
+def test_what_it_was_made_with_stays(tmp_path: Path) -> None:
+    """Half of the agent would go by the old argument, half by the new one."""
+    path = tmp_path / "agent"
+    rich().save(path)
+    for name, value, held in (
+        ("gamma", 0.5, 0.99),
+        ("batch_size", 32, 4),
+        ("tau", np.ones(2), 0.005),
+    ):
+        said = (
+            rf"was made with {name}={held}; leave it out of algorithm_kwargs, or make a new agent"
+        )
+        with pytest.raises(CheckpointError, match=said):
+            PlanningAgent.load(path, Still(), algorithm_kwargs={name: value})
+    same = {"batch_size": 4, "gamma": 0.99, "policy_kwargs": {"net_arch": [4]}}
+    assert PlanningAgent.load(path, Still(), algorithm_kwargs=same).algorithm.batch_size == 4
+
+
+def test_an_object_that_is_given_again_is_the_one_of_now(tmp_path: Path) -> None:
+    """Also where what the learner makes of it is a number."""
+    kwargs = {"policy_kwargs": {"net_arch": [4]}, "target_entropy": np.float32(-1.0)}
+    settings = PlanningSettings(planner=None, real_share=1.0, real_rows=40)
+    PlanningAgent(Still(), settings, algorithm_kwargs=kwargs).save(tmp_path / "a")
+    other = {"target_entropy": np.float32(-2.0)}
+    learner: Any = PlanningAgent.load(tmp_path / "a", Still(), algorithm_kwargs=other).algorithm
+    assert learner.target_entropy == -2.0
+
+
+def put_wider_start(config: dict[str, Any], tensors: dict[str, Any]) -> None:
+    """A model of one more action."""
+    small: dict[str, Any] = {"members": 1, "hidden": (3, 2)}
+    policy = GaussianPolicy(4, 3, generator=torch.Generator().manual_seed(0), **small)
+    inputs, targets = (
+        Normaliser(torch.zeros(n), torch.ones(n), torch.zeros(n) > 0) for n in (4, 3)
+    )
+    own, facts = model_to_checkpoint(DynamicsModel(policy, inputs, targets, 2))
+    config["fit_start"] = {**facts, "fits": 1}
+    tensors.update({f"fit_start.{name}": value for name, value in own.items()})
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        within("fit_start", "fits", 2**31),
+        within("fit_start", "direct", True),
+        setting("members", 3),
+        edited("fit_start", {}),
+        put_wider_start,
+    ],
+)
+def test_a_start_of_fits_that_does_not_fit_is_told(damage: Damage, tmp_path: Path) -> None:
+    path = tmp_path / "agent"
+    agent = rich()
+    settings = replace(agent.settings, method="mse", fresh_every=3, schedule=Schedule(steps=5))
+    agent.settings = settings
+    agent.experience.extend(some_steps(60))
+    agent.refit()
+    agent.save(path)
+    found = PlanningAgent.load(path, Still()).fit_start
+    assert found is not None
+    assert found.fits == 1
+    put_damage(path, damage)
+    with pytest.raises(CheckpointError):
+        PlanningAgent.load(path, Still())

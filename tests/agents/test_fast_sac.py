@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import gymnasium as gym
@@ -15,8 +17,10 @@ from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from stable_baselines3.common.vec_env import DummyVecEnv
 from torch import Tensor, nn
 
+from agents.learners.adam import DirectAdam
 from agents.learners.critics import EnsembleCritic, Standardised
 from agents.learners.fast_sac import FastSAC, standardising_rows
+from agents.learners.named import learner_class
 from mbrl_bilevel.errors import InvalidInputError
 
 OBS, ACTION = 3, 2
@@ -381,6 +385,22 @@ def test_held_as_a_part_and_stored_without_pickle(tmp_path: Path) -> None:
         train(one, 2)
     for mine, other in zip(agent.policy.parameters(), fresh.policy.parameters(), strict=True):
         assert torch.equal(mine, other)
+
+
+@pytest.mark.parametrize("moment", ["exp_avg", "exp_avg_sq"])
+def test_moments_of_another_shape_stop_the_fused_step(moment: str) -> None:
+    parameter = nn.Parameter(torch.zeros(3, 4))
+    adam = DirectAdam([parameter])
+    adam.step_along([torch.ones(3, 4)])
+    adam.state[parameter][moment] = torch.zeros(1)
+    with pytest.raises(AssertionError):
+        adam.step_along([torch.ones(3, 4)])
+
+
+def test_an_old_contrib_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "sb3_contrib", ModuleType("sb3_contrib"))
+    with pytest.raises(InvalidInputError, match=r"^CrossQ is not in .* --upgrade sb3-contrib$"):
+        learner_class("crossq")
 
 
 def test_same_seed_same_result() -> None:
