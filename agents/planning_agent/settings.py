@@ -149,9 +149,9 @@ class PlanningSettings:
     def _check_kinds(self) -> None:
         for name, kind in _KINDS.items():
             found: object = getattr(self, name)
-            if not isinstance(found, kind) and not (name == "planner" and found is None):
-                wanted = " or a ".join(each.__name__ for each in kind)
-                raise InvalidInputError(f"{name} must be a {wanted}; got {found!r}")
+            if not isinstance(found, kind):
+                wanted = " or ".join(each.__name__ for each in kind).replace("NoneType", "None")
+                raise InvalidInputError(f"{name} must be {wanted}; got {found!r}")
 
     def _check_shares(self) -> None:
         if self.real_share != "auto" and not _within(self.real_share, 1.0):
@@ -190,7 +190,7 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "hidden": (tuple, list),
     "schedule": (Schedule,),
     "warm_start": (WarmStart,),
-    "planner": (Planner,),
+    "planner": (Planner, type(None)),
     "imagination": (Imagination,),
     "rollout": (RolloutLength,),
     "branching": (Branching,),
