@@ -215,7 +215,7 @@ class AgentParts:
 def _require_sound(kwargs: Mapping[str, Any]) -> None:
     """Raises InvalidInputError for what SB3 takes without a word."""
     gamma = kwargs.get("gamma", 0.99)
-    number = isinstance(gamma, Real) and type(gamma) is not bool
+    number = not isinstance(gamma, bool) and isinstance(gamma, Real)
     if not (number and 0.0 <= float(gamma) <= 1.0):
         raise InvalidInputError(
             f"algorithm_kwargs['gamma'] must be a number from 0 to 1; got {gamma!r}"
