@@ -147,7 +147,8 @@ def _ended(args: Args, cell: Cell, code: int) -> bool:
     if not last.startswith("error: --resume"):
         keep(args.out / cell.name, args.store, cell)
     if code:
-        print(f"failed: {cell.name}: exit code {code}: {last}", file=sys.stderr, flush=True)
+        how = f"was killed (signal {-code})" if code < 0 else f"exit code {code}"
+        print(f"failed: {cell.name}: {how}: {last}", file=sys.stderr, flush=True)
     return code == 0
 
 

@@ -44,7 +44,9 @@ def draw_against_cpu(path: Path, grid: Grid, summary: Mapping[str, Any]) -> Path
     """Mean return against the mean processor seconds of learning."""
     figure, axes = _panels(grid)
     for axis, task in zip(axes, grid.tasks, strict=True):
-        _curves(axis, grid, summary["tasks"][task.env_id], lambda p: p["cpu_seconds"]["mean"])
+        _curves(
+            axis, grid, summary["tasks"][task.env_id], lambda p: p["cpu_seconds"]["mean"] or None
+        )
         _lines(axis, task)
         _finish(axis, "CPU seconds of learning (log)")
     return save(figure, path)

@@ -15,6 +15,12 @@ from mbrl_bilevel.errors import InvalidInputError
 #: The line that returns are scaled by, beside the target.
 RANDOM = "random actions"
 
+#: Options of train that are not a column's: they are said elsewhere in the study, or are study's own.
+_TAKEN = (
+    *("--seed", "--seeds", "--steps", "--env-id", "--eval-every", "--eval-episodes"),
+    *("--out", "--resume", "--jobs", "--threads", "--quiet"),
+)
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -97,6 +103,8 @@ def read_grid(path: Path) -> Grid:
         raise InvalidInputError(f"{path}: {error.strerror}; give a study's TOML file") from None
     except ValueError as error:  # no UTF-8, or no TOML
         raise InvalidInputError(f"{path}: {error}") from None
+    except RecursionError:
+        raise InvalidInputError(f"{path}: it is nested too deeply for a study's file") from None
     try:
         return _grid(document)
     except InvalidInputError as error:
@@ -111,11 +119,11 @@ def _grid(document: dict[str, Any]) -> Grid:
     }
     seeds = _take(rest, "seeds", _is_seeds, "a list of different seeds", [0])
     compare = _take(rest, "compare", _is_list, "a list of pairs of columns", [])
-    shown = _take(rest, "shown", _is_counts, "a list of steps", [])
-    tasks = _take(rest, "tasks", _is_list, "[[tasks]] tables")
+    shown = _take(rest, "shown", _is_counts, "a list of different steps", [])
+    tasks = _take(rest, "tasks", _is_filled, "[[tasks]] tables")
     _refuse_rest(rest)
     for pair in compare:
-        if not (isinstance(pair, list) and len(pair) == 2 and set(pair) <= columns.keys()):
+        if not (_is_texts(pair) and len(pair) == 2 and set(pair) <= columns.keys()):
             raise InvalidInputError(f"compare: {pair} is no pair of columns")
     found = tuple(_task(each, columns, seeds) for each in tasks)
     names = [task.env_id for task in found]
@@ -129,7 +137,7 @@ def _task(table: Any, columns: Mapping[str, Any], seeds: list[int]) -> Task:
     rest = dict(_known(table, _is_table, "tasks", "tables"))
     env_id = _take(rest, "env_id", _is_env_id, "the name of an environment")
     try:
-        mine = _take(rest, "columns", _is_list, "a list of columns")
+        mine = _take(rest, "columns", _is_texts, "a list of columns")
         for column in mine:
             if column not in columns or mine.count(column) > 1:
                 raise InvalidInputError(f"columns: {column!r} is unknown, or there twice")
@@ -158,7 +166,7 @@ def _task(table: Any, columns: Mapping[str, Any], seeds: list[int]) -> Task:
 
 def _targets(table: Mapping[str, Any]) -> dict[int, float]:
     for step, value in table.items():
-        if not (step.isascii() and step.isdigit() and _is_number(value)):
+        if not (re.fullmatch("[1-9][0-9]{0,9}", step) and _is_number(value)):
             raise InvalidInputError(f"targets: {step} = {value} is no return after a step")
     return {
         int(step): float(value) for step, value in sorted(table.items(), key=lambda x: int(x[0]))
@@ -207,9 +215,16 @@ def _refuse_rest(rest: Mapping[str, Any]) -> None:
 
 def _split(words: Any) -> tuple[str, ...]:
     try:
-        return tuple(shlex.split(_known(words, _is_text, "options", "options of train")))
+        found = tuple(shlex.split(_known(words, _is_text, "options", "options of train")))
     except ValueError as error:
         raise InvalidInputError(f"options: {words!r}: {error}") from None
+    for word in found:
+        if word.replace("_", "-").startswith(_TAKEN):
+            raise InvalidInputError(
+                f"options: {word} is not a column's to choose; leave it out, what may be chosen is "
+                "said by keys of the task"
+            )
+    return found
 
 
 def _is_text(value: Any) -> bool:
@@ -232,12 +247,21 @@ def _is_list(value: Any) -> bool:
     return isinstance(value, list)
 
 
+def _is_filled(value: Any) -> bool:
+    return isinstance(value, list) and bool(value)
+
+
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(map(_is_text, value))
+
+
 def _is_count(value: Any) -> bool:
     return type(value) is int and 0 < value <= 10**9
 
 
 def _is_counts(value: Any) -> bool:
-    return isinstance(value, list) and all(map(_is_count, value))
+    good = isinstance(value, list) and all(map(_is_count, value))
+    return good and len(value) == len(set(value))
 
 
 def _is_seeds(value: Any) -> bool:

@@ -41,7 +41,7 @@ def keep(folder: Path, store: Path, cell: Cell) -> None:
     config = _json(folder / "config.json")
     metrics = _json(folder / "metrics.json") if (folder / "metrics.json").exists() else None
     about = {
-        "finished": metrics is not None,
+        "finished": metrics is not None and cell.steps in rows,
         "options": list(cell.options),
         **{name: config.get(name) for name in ("resolved", "versions", "git_commit")},
         "metrics": {name: metrics.get(name) for name in _METRICS} if metrics else None,
@@ -58,7 +58,8 @@ def keep(folder: Path, store: Path, cell: Cell) -> None:
 def kept(store: Path, cell: Cell) -> Kept | None:
     """What is kept of a cell; None if nothing is.
 
-    Raises InvalidInputError if it was run with other options than are declared now, or is damaged.
+    What says that it is finished is not, where the row at its last step is missing. Raises InvalidInputError
+    if it was run with other options than are declared now, or is damaged.
     """
     path = store / cell.name
     if not _named(path, "json").exists():
@@ -69,9 +70,10 @@ def kept(store: Path, cell: Cell) -> Kept | None:
             f"{_named(path, 'json')} was run with other options than {' '.join(cell.options)}; move it "
             "away to run it anew, or mend the study's file"
         )
-    if type(about.get("finished")) is not bool:
+    if not _is_whole(about):
         raise InvalidInputError(f"{_named(path, 'json')}: it is damaged; restore it")
-    return Kept(evaluations(_named(path, "jsonl")), about)
+    rows = evaluations(_named(path, "jsonl"))
+    return Kept(rows, {**about, "finished": about["finished"] and cell.steps in rows})
 
 
 def _named(path: Path, ending: str) -> Path:
@@ -81,14 +83,41 @@ def _named(path: Path, ending: str) -> Path:
 
 def evaluations(path: Path) -> dict[int, Row]:
     """The rows of a file by their real steps; none if there is no file."""
-    return {row["step"]: row for row in read_file(path, _POINT)}
+    rows = {row["step"]: row for row in read_file(path, _POINT)}
+    for step, row in rows.items():
+        for name in ("policy_mean", "cpu_seconds"):
+            if not _is_number(row.get(name)):
+                raise InvalidInputError(
+                    f"{path}: {name!r} after {step} steps is no number; mend or delete that line"
+                )
+    return rows
 
 
-def _is_number(value: object) -> bool:
-    return value is None or type(value) in (int, float)
+def _is_number(value: Any) -> bool:
+    return value is None or (type(value) in (int, float) and -1e100 < value < 1e100)
 
 
-_POINT: Tests = {"step": lambda value: type(value) is int, "mean": _is_number}
+def _is_count(value: object) -> bool:
+    return type(value) is int and value >= 0
+
+
+_POINT: Tests = {"step": _is_count, "mean": _is_number}
+
+
+def _is_whole(about: Mapping[str, Any]) -> bool:
+    """Whether what the table reads of a cell's settings and metrics is what ``keep`` writes."""
+    metrics, resolved = ({} if about.get(n) is None else about[n] for n in ("metrics", "resolved"))
+    if not isinstance(metrics, dict) or not isinstance(resolved, dict):
+        return False
+    settings = resolved.get("settings")
+    made = isinstance(settings, dict) and all(
+        _is_count(settings.get(name)) for name in ("updates_per_step", "learning_starts")
+    )
+    return (
+        type(about.get("finished")) is bool
+        and _is_number(metrics.get("peak_memory_mb"))
+        and (not resolved or (made and isinstance(resolved.get("learner_class"), str)))
+    )
 
 
 def _json(path: Path) -> dict[str, Any]:

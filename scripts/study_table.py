@@ -109,8 +109,9 @@ def _column(task: Task, column: str, seeds: Mapping[int, Kept]) -> dict[str, Any
                 "cpu_seconds": _spread(_cpu(task, column, seeds, step)),
             }
         )
-    memory = [(run.about["metrics"] or {}).get("peak_memory_mb") for run in seeds.values()]
-    whole = _cpu(task, column, seeds, task.steps[column])
+    memory = [(run.about.get("metrics") or {}).get("peak_memory_mb") for run in seeds.values()]
+    learned = _cpu(task, column, seeds, task.steps[column])
+    whole = {seed: spent for seed, spent in learned.items() if spent > 0.0}
     updates = {seed: _updates(seeds[seed], task.steps[column]) for seed in whole}
     return {
         "points": points,

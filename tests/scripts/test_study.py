@@ -240,7 +240,8 @@ def test_what_is_missing_is_said(tmp_path: Path) -> None:
     assert plan["missing"] == ["First-v0 seed 0", "First-v0 seed 1", "Second-v0 seed 0"]
     assert "3.00 (3.00 to 3.00; 1 of 2 seeds)" in text
     assert "| b | 0.00 (0.00 to 0.00; 1 of 2 seeds) | missing | missing |" in text
-    assert "4 cells are not finished: First-v0/b-0, First-v0/a-1, Second" in text
+    # b-1 says it is finished, but has no row at its last step.
+    assert "5 cells are not finished: First-v0/b-0, First-v0/a-1, First-v0/b-1, Second" in text
     assert found["tasks"]["First-v0"]["b"]["points"][1]["missing_seeds"] == [0, 1]
 
 
@@ -255,6 +256,15 @@ def test_what_is_missing_is_said(tmp_path: Path) -> None:
         ('compare = [["a", "b"]]', 'compare = [["a", "x"]]', "is no pair of columns"),
         ('env_id = "Second-v0"', 'env_id = "../x"', "env_id: '../x' will not do"),
         ('b = ""', 'b = "\'"', "No closing quotation"),
+        ('b = ""', 'b = "--seed=3"', "options: --seed=3 is not a column's to choose; leave it out"),
+        ('b = ""', 'b = "--eval_every 3"', "options: --eval_every is not a column's"),
+        ("seeds = [0]\n", 'options = "--out x"\n', "Second-v0: options: --out is not a column's"),
+        ('[["a", "b"]]', '[[["a"], 1]]', "compare: [['a'], 1] is no pair of columns"),
+        ('columns = ["a", "b"]', "columns = [[1]]", "First-v0: columns: [[1]] will not do"),
+        ("10 = 3", "010 = 3", "First-v0: targets: 010 = 3 is no return after a step"),
+        ("10 = 3", f"{'9' * 5000} = 3", "is no return after a step"),
+        ("seeds = [0, 1]", "shown = [5, 5]", "shown: [5, 5] will not do; give a list of different"),
+        ("seeds = [0, 1]", f"x = {'[' * 5000}", "it is nested too deeply"),
     ],
 )
 def test_a_bad_declaration_is_told_in_one_line(
@@ -267,6 +277,56 @@ def test_a_bad_declaration_is_told_in_one_line(
         read_grid(path)
     assert told in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_a_study_without_tasks_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "grid.toml").write_text("tasks = []\n[columns]\n")
+    with pytest.raises(InvalidInputError, match=r"tasks: \[\] will not do; give \[\[tasks\]\] tab"):
+        read_grid(tmp_path / "grid.toml")
+
+
+@pytest.mark.parametrize(
+    ("ending", "changed"),
+    [
+        ("json", {"metrics": 3}),
+        ("json", {"metrics": {"peak_memory_mb": "1"}}),
+        ("json", {"resolved": []}),
+        ("jsonl", {"mean": float("nan")}),
+        ("json", {"resolved": {"learner_class": "SAC", "settings": {"updates_per_step": 1}}}),
+        ("jsonl", {"policy_mean": "1"}),
+        ("jsonl", {"cpu_seconds": [1]}),
+    ],
+)
+def test_what_was_kept_and_edited_is_told_with_its_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], ending: str, changed: dict[str, Any]
+) -> None:
+    cell = next(read_grid(declared(tmp_path)).cells())
+    write(tmp_path, cell, [0.0])
+    path = tmp_path / "rows" / f"{cell.name}.{ending}"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changed}) + "\n")
+    with pytest.raises(SystemExit) as stop:
+        launch_tool(study_table.Args, study_table.main, [str(tmp_path / "grid.toml")])
+    err = capsys.readouterr().err
+    assert (stop.value.code, err.count("\n")) == (2, 1)
+    assert err.startswith(f"error: {path}: ")
+
+
+def test_learning_that_took_no_measurable_time(tmp_path: Path) -> None:
+    cell = next(read_grid(declared(tmp_path)).cells())
+    write(tmp_path, cell, [0.0, 3.0], cpu_seconds=0.0)
+    found, _ = tabled(tmp_path)
+    a = found["tasks"]["First-v0"]["a"]
+    assert (a["steps_per_cpu_second"], a["updates_per_cpu_second"]) == (None, None)
+
+
+def test_a_killed_cell_is_told_by_its_signal(
+    tmp_path: Path, toy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    toy.write_text("import os\nos.kill(os.getpid(), 9)\n")
+    declared(tmp_path)
+    assert code_of(options(tmp_path, "--only", "Second-v0", "--quiet")) == 2
+    told = capsys.readouterr().err
+    assert "failed: Second-v0/b-0: was killed (signal 9): no message\n" in told
 
 
 def test_a_true_cell_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -300,9 +360,11 @@ def test_the_study_of_the_agents_asks_for_what_train_takes() -> None:
 
     from envs.make import make_env
 
-    grid = read_grid(ROOT / "docs" / "results" / "agents" / "grid.toml")
-    cells = {cell.column: cell for cell in grid.cells() if cell.task == "HalfCheetah-v5"}
-    assert cells.keys() == grid.columns.keys()
+    folder = ROOT / "docs" / "results" / "agents"
+    grids = [read_grid(folder / name) for name in ("grid.toml", "grid-ablation.toml")]
+    found = [cell for grid in grids for cell in grid.cells() if cell.task == "HalfCheetah-v5"]
+    cells = {cell.column: cell for cell in found}
+    assert cells.keys() == grids[0].columns.keys() | grids[1].columns.keys()
     env = make_env("HalfCheetah-v5")
     built = {c: parse(Args, cell.options, None).built(env) for c, cell in cells.items()}
     assert {c for c, b in built.items() if not b.settings.uses_model} == {"learner", "sb3-sac"}
