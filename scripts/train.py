@@ -113,9 +113,10 @@ def _one(args: Args, run: RunFolder) -> Result:
         seconds = _learn(args, agent, bar)
         agent.save(shelf.place(agent.num_timesteps))
     returns = list(run.rows)
-    figure = draw_returns(
-        run.figures / "returns.png", {args.label: [returns]}, {}, f"{args.env_id}, {args.agent}"
-    )
+    curves = {args.label: [returns]}
+    if all("policy_mean" in row for row in returns):
+        curves["its policy alone"] = [[row | {"mean": row["policy_mean"]} for row in returns]]
+    figure = draw_returns(run.figures / "returns.png", curves, {}, f"{args.env_id}, {args.agent}")
     final = returns[-1]["mean"]
     metrics = {
         "returns": returns,
@@ -144,7 +145,7 @@ def _learn(args: Args, agent: PlanningAgent, bar: Bar) -> float:
         # A stretch may end before --learning-starts: the next one goes on.
         warnings.filterwarnings("ignore", message="learn\\(\\) ended")
         steps = min(args.eval_every, args.steps - agent.num_timesteps)
-        agent.learn(steps, _Tick(bar.update))
+        agent.learn(steps, _Tick(bar.update), until=max(args.steps, agent.num_timesteps + steps))
     return round(time.process_time() - before, 2)
 
 

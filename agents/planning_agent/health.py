@@ -52,7 +52,8 @@ class Clock:
 
 def look(agent: AgentParts, clock: Clock) -> dict[str, float]:
     """Log how ``agent`` is; warn where its model should not be planned with."""
-    found = pace(agent, clock)
+    # Before the first fit there were random steps alone, which say nothing of the pace to come.
+    found = {} if agent.model is None else pace(agent, clock)
     new = len(agent.experience) - agent.progress.fitted_on
     count = min(_MOST, new, len(agent.experience.real))
     model = agent.model
