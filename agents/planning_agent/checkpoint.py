@@ -255,13 +255,17 @@ def _fill_replay(checkpoint: Checkpoint, experience: MixedReplay, space: ActionS
     experience.real_share = float(share)
     for name, ring in _rings(experience).items():
         ring.written = count_of(checkpoint, f"{name}_written")
+        found = {}
         for key, column in ring.columns.items():
             if key == "planned" and checkpoint.kind == MBPO_AGENT:
                 continue  # version 0.1 had no plans beside a policy
             shape = (len(ring), *column.shape[1:])
-            rows = checkpoint.require(f"{name}.{key}", shape, column.dtype)
-            _require_possible(checkpoint, f"{name}.{key}", rows, space)
-            column[: len(ring)] = rows
+            found[key] = checkpoint.require(f"{name}.{key}", shape, column.dtype)
+            _require_possible(checkpoint, f"{name}.{key}", found[key], space)
+        # Only for rows that the file has: a forged count must not fill the memory.
+        ring.reserve(len(ring))
+        for key, rows in found.items():
+            ring.columns[key][: len(ring)] = rows
     episode = experience.real.stored()["episode"]
     if len(episode) and experience.episodes <= int(episode.max()):
         raise CheckpointError(

@@ -30,6 +30,10 @@ STEP = ("obs", "action", "next_obs", "reward", "ended")
 _RECORD = ("truncated", "episode", "t")
 
 
+#: Rows that a ring has room for at first.
+_FIRST_ROWS = 4096
+
+
 class Samples(NamedTuple):
     """A batch as SB3's ``ReplayBufferSamples``, and which of its rows were acted by plan, [B, 1] of 0 or 1."""
 
@@ -43,22 +47,36 @@ class Samples(NamedTuple):
 
 
 class Ring:
-    """The last ``capacity`` rows; ``columns`` maps a name to a tensor [capacity, …], and ``written`` counts
-    all rows that ever came."""
+    """The last ``capacity`` rows; ``columns`` maps a name to a tensor [reserved, …], and ``written`` counts
+    all rows that ever came. Memory is reserved as rows come: a million rows of a small task that will
+    never see them would be some hundred megabytes an agent."""
 
     def __init__(self, capacity: int, like: Mapping[str, Tensor]) -> None:
         self.capacity, self.written = capacity, 0
+        reserved = min(capacity, _FIRST_ROWS)
         self.columns = {
-            name: torch.zeros((capacity, *row.shape), dtype=row.dtype) for name, row in like.items()
+            name: torch.zeros((reserved, *row.shape), dtype=row.dtype) for name, row in like.items()
         }
 
     def __len__(self) -> int:
         return min(self.written, self.capacity)
 
+    def reserve(self, rows: int) -> None:
+        """Make room for so many rows, at most ``capacity``; what is there stays."""
+        reserved = len(next(iter(self.columns.values())))
+        if rows <= reserved:
+            return
+        size = min(self.capacity, max(rows, 2 * reserved))
+        for name, column in self.columns.items():
+            grown = torch.zeros((size, *column.shape[1:]), dtype=column.dtype)
+            grown[:reserved] = column
+            self.columns[name] = grown
+
     def add(self, rows: Mapping[str, Tensor]) -> None:
         """Append rows [n, …] of every column; where n is above the capacity the last ones stay."""
         count = len(next(iter(rows.values())))
         kept = min(count, self.capacity)
+        self.reserve(min(self.written + count, self.capacity))
         place = (self.written + count - kept + torch.arange(kept)) % self.capacity
         for name, column in self.columns.items():
             column[place] = rows[name][count - kept :]

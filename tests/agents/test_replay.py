@@ -72,6 +72,20 @@ def test_a_ring_keeps_the_last_rows() -> None:
     assert (len(ring), ring.written) == (5, 19)
 
 
+def test_a_ring_grows_with_its_rows() -> None:
+    """Room for a million rows is not taken before they come; what was there stays, in its order."""
+    ring = Ring(1_000_000, {"a": torch.zeros(2)})
+    assert len(ring.columns["a"]) < 10_000
+    rows = torch.arange(20_000.0).reshape(10_000, 2)
+    for part in rows.split(700):
+        ring.add({"a": part})
+    assert torch.equal(ring.stored()["a"], rows)
+    assert len(ring.columns["a"]) < 20_000
+    small = Ring(5000, {"a": torch.zeros(2)})
+    small.add({"a": rows})
+    assert torch.equal(small.columns["a"].sort(0).values, rows[5000:])
+
+
 def test_shares_are_exact() -> None:
     buffer = replay(share=0.25)
     for step in steps(10):

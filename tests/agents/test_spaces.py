@@ -71,5 +71,5 @@ def test_an_environment_by_name() -> None:
     assert found.observation_space.shape == (3,)
     with pytest.raises(InvalidInputError, match=r"env: .*Pendulumm.*give a registered name"):
         vector_env("Pendulumm-v1")
-    with pytest.raises(InvalidInputError, match="env must be a gymnasium.Env"):
+    with pytest.raises(InvalidInputError, match=r"env must be a gymnasium\.Env"):
         vector_env(3)  # type: ignore[arg-type]
