@@ -65,7 +65,7 @@ def save_agent(path: str | Path, agent: AgentParts) -> None:
         "algorithm_kwargs": kept,
         "asked_again": asked,
         "spaces": asdict(spaces_of(agent.env)),
-        "rules": [name for name in ("termination", "reward") if getattr(agent, name)],
+        "rules": _rules_used(agent),
         "seed": agent.seed,
         "numpy": numpy_state,
         "noise": dict(agent._noise.bit_generator.state),
@@ -92,6 +92,13 @@ def save_agent(path: str | Path, agent: AgentParts) -> None:
         config[name] = dict(facts)
         tensors |= {f"{name}.{key}": value for key, value in own.items()}
     save_checkpoint(path, PLANNING_AGENT, tensors, config)
+
+
+def _rules_used(agent: AgentParts) -> list[str]:
+    """Names of the known rules; without a model nobody asks for them, and none has to be given again."""
+    if not agent.settings.uses_model and agent.model is None:
+        return []
+    return [name for name in ("termination", "reward") if getattr(agent, name)]
 
 
 def load_agent(

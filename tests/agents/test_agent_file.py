@@ -520,3 +520,15 @@ def test_a_start_of_fits_that_does_not_fit_is_told(damage: Damage, tmp_path: Pat
     put_damage(path, damage)
     with pytest.raises(CheckpointError):
         PlanningAgent.load(path, Still())
+
+
+def test_a_learner_alone_asks_for_no_rules(tmp_path: Path) -> None:
+    """It has no model that would use them."""
+    settings = MBPOSettings(real_share=1.0)
+    kwargs: dict[str, Any] = {"policy_kwargs": {"net_arch": [4]}}
+    rules: dict[str, Any] = {"termination": lambda obs, action, next_obs: obs[..., 0] > 9.0}
+    MBPO(gym.make("Pendulum-v1"), settings, algorithm_kwargs=kwargs, **rules).save(tmp_path / "a")
+    assert MBPO.load(tmp_path / "a", gym.make("Pendulum-v1")).settings == settings
+    MBPO(gym.make("Pendulum-v1"), algorithm_kwargs=kwargs, **rules).save(tmp_path / "b")
+    with pytest.raises(CheckpointError, match="known termination"):
+        MBPO.load(tmp_path / "b", gym.make("Pendulum-v1"))
