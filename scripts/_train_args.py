@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from typing import Annotated, Any, Literal, cast
 
 import gymnasium as gym
-from _args import RunArgs, naming, option_name
+from _args import RunArgs, _as_typed, naming, option_name
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from tyro.constructors import PrimitiveConstructorSpec
 
@@ -311,7 +312,8 @@ class Args(RunArgs):
         if "planner" in over and over["planner"] is None:
             parts["planner"] = None
         self._refuse_idle(with_values(base, merged(start, parts)), learner)
-        settings = with_values(base, self._with_particles(base, merged(start, over)))
+        with _typed():
+            settings = with_values(base, self._with_particles(base, merged(start, over)))
         kwargs = merged(self._learner_start(learner, preset), arguments)
         self._check_together(settings, kwargs)
         reward = self.reward or ("learned" if self.agent in ("mpc", "mbpo") else preset.reward)
@@ -460,7 +462,7 @@ class Args(RunArgs):
                 f"--target-critics must be at most --critics ({most}); got {drawn}"
             )
         if settings.uses_model:
-            with naming("--learning-starts"):
+            with _typed():
                 require_enough_for_a_model(settings.members, settings.learning_starts, 0)
 
 
@@ -476,6 +478,15 @@ _USERS: dict[str, dict[str, str]] = {
     **dict.fromkeys(("initial_temperature", "fixed_temperature"), _ENTROPIC),
     "tau": _FAST | {"SAC": "sac", "TD3": "td3", "DDPG": "ddpg", "DQN": "dqn", "TQC": "tqc"},
 }
+
+
+@contextmanager
+def _typed() -> Iterator[None]:
+    """What is refused inside by the name of a setting is told by that of its option."""
+    try:
+        yield
+    except InvalidInputError as error:
+        raise _as_typed(error, Args) from error
 
 
 def _listed(names: Iterable[str]) -> str:

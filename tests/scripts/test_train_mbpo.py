@@ -250,7 +250,7 @@ def test_offline_tells_before_it_learns_what_does_not_fit_the_data(
         (
             train,
             ["--agent", "mbpo", "--learning-starts", "39"],
-            "--learning-starts: learning_starts must be at least 40",
+            "error: --learning-starts must be at least 40",
         ),
         (train, ["--agent", "mbpo", "--model", "bilvel"], "--model: unknown method 'bilvel'"),
         (
@@ -355,6 +355,7 @@ def test_offline_tells_before_it_learns_what_does_not_fit_the_data(
             "--particles must be a multiple of --members (3); got 5",
         ),
         (train, ["--elites", "0"], "--elites must be at least 1"),
+        (train, ["--elites", "7"], "error: --elites must be at most the 5 members; got 7"),
         (train, ["--real-share", "x"], "--real-share: 'x' is no number; give one from 0 to 1, or"),
         (train, ["--noise-beta", "nan"], "--noise-beta must be 0 or positive"),
         (train, ["--exploration", "1001"], "--exploration must be 0 or positive and at most 1,000"),
