@@ -145,7 +145,7 @@ def _learn(args: Args, agent: PlanningAgent, bar: Bar) -> float:
         # A stretch may end before --learning-starts: the next one goes on.
         warnings.filterwarnings("ignore", message="learn\\(\\) ended")
         steps = min(args.eval_every, args.steps - agent.num_timesteps)
-        agent.learn(steps, _Tick(bar.update), until=max(args.steps, agent.num_timesteps + steps))
+        agent.learn(steps, _Tick(bar.update), until=args.steps)
     return round(time.process_time() - before, 2)
 
 

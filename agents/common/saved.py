@@ -6,6 +6,8 @@ Rules are code, never stored, and asked for again.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 
 import gymnasium as gym
@@ -13,6 +15,8 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from agents.common.spaces import action_bounds, require_actions, require_box
 from mbrl_bilevel.checkpoint import Checkpoint
+from mbrl_bilevel.dynamics import DynamicsModel
+from mbrl_bilevel.dynamics_checkpoint import model_from_checkpoint
 from mbrl_bilevel.errors import CheckpointError
 from mbrl_bilevel.types import Rule
 
@@ -104,3 +108,32 @@ def check_widths(checkpoint: Checkpoint, spaces: Spaces, obs_dim: int, actions: 
             f"checkpoint {checkpoint.path}: its parts do not fit each other; "
             "restore a good copy or save it again"
         )
+
+
+def read_model(
+    checkpoint: Checkpoint,
+    name: str,
+    spaces: Spaces,
+    termination: Rule | None,
+    reward: Rule | None,
+) -> DynamicsModel | None:
+    """The model stored under ``name``, if there was one.
+
+    Raises CheckpointError if it is damaged or not of these ``spaces``.
+    """
+    if checkpoint.config.get(name) is None:
+        return None
+    model = model_from_checkpoint(checkpoint, name, termination, reward)
+    check_widths(checkpoint, spaces, model.obs_dim, model.policy.inputs - model.obs_dim)
+    return model
+
+
+@contextmanager
+def random_states_told(checkpoint: Checkpoint) -> Iterator[None]:
+    """Random states that are none, set inside, are told as damage: CheckpointError."""
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise CheckpointError(
+            f"checkpoint {checkpoint.path}: its random states are damaged: {error}"
+        ) from None

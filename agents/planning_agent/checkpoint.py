@@ -18,7 +18,15 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
-from agents.common.saved import Spaces, check_spaces, check_widths, count_of, rules_of, spaces_of
+from agents.common.saved import (
+    Spaces,
+    check_spaces,
+    count_of,
+    random_states_told,
+    read_model,
+    rules_of,
+    spaces_of,
+)
 from agents.common.spaces import ActionSpace, action_bounds
 from agents.learners.held import (
     algorithm_class,
@@ -38,7 +46,7 @@ from agents.planning_agent.settings_file import settings_from_json, settings_to_
 from agents.planning_agent.terminal_value import Value, value_from_checkpoint, value_to_checkpoint
 from mbrl_bilevel.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from mbrl_bilevel.dynamics import DynamicsModel
-from mbrl_bilevel.dynamics_checkpoint import model_from_checkpoint, model_to_checkpoint
+from mbrl_bilevel.dynamics_checkpoint import model_to_checkpoint
 from mbrl_bilevel.errors import CheckpointError, InvalidInputError
 from mbrl_bilevel.types import Rule
 
@@ -113,11 +121,8 @@ def load_agent(
 
     Raises CheckpointError if the file is damaged, of other spaces, or something is missing.
     """
-    checkpoint = load_checkpoint(path, PLANNING_AGENT, *kind._reads)
-    spaces = spaces_of(env)
     rules: dict[str, Any] = {name: given.get(name) for name in ("termination", "reward")}
-    rules_of(checkpoint, **rules)
-    check_spaces(checkpoint, spaces)
+    checkpoint, spaces = _opened(path, kind._reads, env, **rules)
     if checkpoint.kind == MPC_AGENT:
         return read_mpc(kind, checkpoint, env, spaces, given)
     made = _made(kind, checkpoint, algorithm, algorithm_kwargs)
@@ -129,7 +134,7 @@ def load_agent(
         made_with=made["algorithm_kwargs"].keys(),
         asked_again=checkpoint.setting("asked_again", list),
     )
-    agent.model = read_model(checkpoint, spaces, **rules)
+    agent.model = read_model(checkpoint, "model", spaces, **rules)
     agent.fit_start = start_from_checkpoint(checkpoint, "fit_start", rules, spaces, agent.settings)
     agent.value = _value(checkpoint, spaces)
     agent.progress = _progress(checkpoint)
@@ -147,25 +152,27 @@ def read_for_planning(
 
     Raises CheckpointError as ``load_agent`` does, but asks for no class and no objects.
     """
-    checkpoint = load_checkpoint(path, PLANNING_AGENT, MPC_AGENT, MBPO_AGENT)
-    spaces = spaces_of(env)
-    rules_of(checkpoint, termination, reward)
-    check_spaces(checkpoint, spaces)
+    old = (MPC_AGENT, MBPO_AGENT)
+    checkpoint, spaces = _opened(path, old, env, termination=termination, reward=reward)
     config = with_old_defaults(checkpoint.kind, checkpoint.setting("settings", dict))
     settings = settings_from_json(checkpoint.path, PlanningSettings, config)
-    model = read_model(checkpoint, spaces, termination, reward)
+    model = read_model(checkpoint, "model", spaces, termination, reward)
     return model, _value(checkpoint, spaces), settings
 
 
-def read_model(
-    checkpoint: Checkpoint, spaces: Spaces, termination: Rule | None, reward: Rule | None
-) -> DynamicsModel | None:
-    """The model, if there was one. Raises CheckpointError if it is damaged or does not fit."""
-    if checkpoint.config.get("model") is None:
-        return None
-    model = model_from_checkpoint(checkpoint, "model", termination, reward)
-    check_widths(checkpoint, spaces, model.obs_dim, model.policy.inputs - model.obs_dim)
-    return model
+def _opened(
+    path: str | Path,
+    old: Collection[str],
+    env: VecEnv,
+    *,
+    termination: Rule | None,
+    reward: Rule | None,
+) -> tuple[Checkpoint, Spaces]:
+    """The file, of today or of an ``old`` kind, with the rules it asks for and of this environment's spaces."""
+    checkpoint, spaces = load_checkpoint(path, PLANNING_AGENT, *old), spaces_of(env)
+    rules_of(checkpoint, termination, reward)
+    check_spaces(checkpoint, spaces)
+    return checkpoint, spaces
 
 
 def _value(checkpoint: Checkpoint, spaces: Spaces) -> Value | None:
@@ -307,12 +314,8 @@ def _require_possible(checkpoint: Checkpoint, name: str, rows: Tensor, space: Ac
 
 def _fill_states(checkpoint: Checkpoint, agent: AgentParts) -> None:
     own, others = (checkpoint.require(name, dtype=torch.uint8) for name in ("generator", "torch"))
-    try:
+    with random_states_told(checkpoint):
         agent._generator.set_state(own)
         agent._random.states = (others, checkpoint.setting("numpy", dict))
         if checkpoint.kind == PLANNING_AGENT:
             agent._noise.bit_generator.state = checkpoint.setting("noise", dict)
-    except (LookupError, TypeError, ValueError, RuntimeError, OverflowError) as error:
-        raise CheckpointError(
-            f"checkpoint {checkpoint.path}: its random states are damaged: {error}"
-        ) from None

@@ -9,7 +9,7 @@ import math
 import time
 import warnings
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from agents.planning_agent.parts import AgentParts
 from agents.planning_agent.replay import stored_action
+from agents.planning_agent.terminal_value import returns_to_go
 from mbrl_bilevel.dynamics import DynamicsModel
 from mbrl_bilevel.types import Transitions
 
@@ -27,7 +28,6 @@ _MOST = 2000
 _AHEAD = 10
 
 BoolArray = npt.NDArray[np.bool_]
-FloatArray = npt.NDArray[np.floating[Any]]
 Part = Literal["acting", "fitting", "updating"]
 
 
@@ -135,7 +135,7 @@ def of_the_critics(
     imagined = step.reward + gamma * (1.0 - step.terminated) * held.value(step.next_obs)
     off = (imagined - target).square().mean().sqrt()
     own = (q - target).square().mean().sqrt()
-    returns = _returns_to_go(since, held.value(next_obs).numpy(), gamma)
+    returns = returns_to_go(since, held.value(next_obs).double().numpy(), gamma)
     found = {
         "health/q": float(q.mean()),
         "health/return_to_go": float(returns.mean()),
@@ -202,16 +202,3 @@ def _open_loop(
         state, total = step.next_obs, total + step.reward.mean(0)
         real = real + torch.from_numpy(since.reward[index + k])
     return total, real
-
-
-def _returns_to_go(since: Transitions, tail: FloatArray, gamma: float) -> FloatArray:
-    """Σ γᵏ r to the end of what was recorded of each row's episode, and ``tail`` behind it, [N]."""
-    found = np.empty(len(since))
-    after = 0.0
-    for row in range(len(since) - 1, -1, -1):
-        last = row + 1 == len(since) or since.episode[row + 1] != since.episode[row]
-        if last:
-            after = 0.0 if since.terminated[row] else float(tail[row])
-        after = float(since.reward[row]) + gamma * after
-        found[row] = after
-    return found

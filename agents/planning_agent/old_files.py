@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 from stable_baselines3.common.vec_env import VecEnv
 
-from agents.common.saved import Spaces, check_widths, count_of
+from agents.common.saved import Spaces, check_widths, count_of, random_states_told, read_model
 from agents.learners.no_learner import NoLearner
 from agents.planning_agent.parts import AgentParts
 from agents.planning_agent.settings import RolloutLength
@@ -17,7 +17,6 @@ from agents.planning_agent.settings_file import settings_from_json
 from agents.planning_agent.terminal_value import value_from_checkpoint
 from mbrl_bilevel.branches import Branching
 from mbrl_bilevel.checkpoint import Checkpoint
-from mbrl_bilevel.dynamics_checkpoint import model_from_checkpoint
 from mbrl_bilevel.errors import CheckpointError, InvalidInputError
 from mbrl_bilevel.model_env import Imagination
 from mbrl_bilevel.types import Transitions
@@ -59,10 +58,7 @@ def read_mpc(
         **given,
     )
     rules = (given.get("termination"), given.get("reward"))
-    if checkpoint.config.get("model") is not None:
-        model = model_from_checkpoint(checkpoint, "model", *rules)
-        check_widths(checkpoint, spaces, model.obs_dim, model.policy.inputs - model.obs_dim)
-        agent.model = model
+    agent.model = read_model(checkpoint, "model", spaces, *rules)
     if checkpoint.config.get("value") is not None:
         agent.value = value_from_checkpoint(checkpoint, "value", spaces.obs_dim)
     if checkpoint.setting("has_experience", bool):
@@ -74,13 +70,9 @@ def read_mpc(
         fitted_on=count_of(checkpoint, "fitted_on"),
         first_planned=None if first is None else count_of(checkpoint, "first_planned"),
     )
-    try:
+    with random_states_told(checkpoint):
         agent._generator.set_state(checkpoint.require("generator", dtype=torch.uint8))
         agent._noise.bit_generator.state = checkpoint.setting("noise", dict)
-    except (KeyError, TypeError, ValueError, RuntimeError, OverflowError) as error:
-        raise CheckpointError(
-            f"checkpoint {checkpoint.path}: its random states are damaged: {error}"
-        ) from None
     return agent
 
 

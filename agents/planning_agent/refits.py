@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from agents.common.saved import Spaces, check_widths
+from agents.common.saved import Spaces, read_model
 from agents.planning_agent.settings import PlanningSettings
 from mbrl_bilevel.checkpoint import Checkpoint
 from mbrl_bilevel.data import Folds
 from mbrl_bilevel.dynamics import DynamicsModel, fit_dynamics
-from mbrl_bilevel.dynamics_checkpoint import model_from_checkpoint, model_to_checkpoint
+from mbrl_bilevel.dynamics_checkpoint import model_to_checkpoint
 from mbrl_bilevel.errors import CheckpointError, InvalidInputError
 from mbrl_bilevel.growing_folds import GrowingFolds
 from mbrl_bilevel.methods import get_method
@@ -105,10 +105,9 @@ def start_from_checkpoint(
 ) -> FitStart | None:
     """What is stored under ``name``; None where nothing is. Raises CheckpointError for damage, or if it is
     not of these spaces and settings."""
-    if checkpoint.config.get(name) is None:
+    model = read_model(checkpoint, name, spaces, rules["termination"], rules["reward"])
+    if model is None:
         return None
-    model = model_from_checkpoint(checkpoint, name, rules["termination"], rules["reward"])
-    check_widths(checkpoint, spaces, model.obs_dim, model.policy.inputs - model.obs_dim)
     alike = (model.members, model.direct) == (settings.members, settings.direct)
     fits = checkpoint.setting(name, dict).get("fits")
     stretches = checkpoint.require(f"{name}.stretches", (None, 4), torch.int64).numpy()

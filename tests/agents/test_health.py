@@ -15,7 +15,6 @@ import torch
 from agents.planning_agent.agent import PlanningAgent
 from agents.planning_agent.health import (
     Clock,
-    _returns_to_go,
     imagined_share,
     look,
     of_the_critics,
@@ -23,6 +22,7 @@ from agents.planning_agent.health import (
     pace,
 )
 from agents.planning_agent.settings import PlanningSettings
+from agents.planning_agent.terminal_value import returns_to_go
 from envs.make import make_env
 from mbrl_bilevel.dynamics import DynamicsModel
 from mbrl_bilevel.fit import Schedule
@@ -129,7 +129,7 @@ def test_returns_to_go() -> None:
         np.array([0, 0, 1, 1]),
         np.array([0, 1, 0, 1]),
     )
-    found = _returns_to_go(since, np.full(rows, 100.0), 0.5)
+    found = returns_to_go(since, np.full(rows, 100.0), 0.5)
     # The first episode ended; behind the second, 100 goes on.
     np.testing.assert_allclose(found, [1 + 0.5 * 2, 2, 4 + 0.5 * (8 + 50), 8 + 50])
 
