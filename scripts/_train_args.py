@@ -182,6 +182,8 @@ class Args(RunArgs):
     """Noise added to planned actions while learning, in half-ranges of the action space."""
     plan_share: float | None = _of("plan", "plan_share", also="learner")
     """The part of the steps that are acted by plan while learning; in the others the policy explores."""
+    no_gate: bool = field(default=False, metadata={"part": "plan", "also": "learner"})
+    """Plan in that share however little the model explains of returns on new steps."""
     replan_every: int | None = _of("plan", "replan_every")
     """Steps that a plan is followed before the next is made."""
     no_value: bool = field(default=False, metadata={"part": "plan"})
@@ -383,6 +385,8 @@ class Args(RunArgs):
             found = merged(found, {"planner": {"add_middle": True}})
         if self.direct:
             found["direct"] = True
+        if self.no_gate:
+            found["gate_plans"] = False
         if self.planner == "none":
             found |= {"planner": None, "value": None}
         start = self.initial_temperature
@@ -450,8 +454,8 @@ class Args(RunArgs):
                 raise InvalidInputError(
                     f"{option_name(name)}: each fit is from scratch and would ignore it; give --fresh-every 2 or more"
                 )
-        for name in ("exploration", "imitation"):
-            if getattr(self, name) is not None and settings.plan_share == 0.0:
+        for name in ("exploration", "imitation", "no_gate"):
+            if getattr(self, name) not in (None, False) and settings.plan_share == 0.0:
                 raise InvalidInputError(
                     f"{option_name(name)}: with --plan-share 0 no step is acted by plan while learning, which "
                     "would ignore it; leave it out"

@@ -35,6 +35,7 @@ from agents.common.spaces import (
 from agents.common.threads import few_threads
 from agents.learners.held import divergence_told, update_vec_normalize
 from agents.planning_agent.checkpoint import load_agent, save_agent
+from agents.planning_agent.health import trust
 from agents.planning_agent.imagined_rows import imagine
 from agents.planning_agent.old_files import MBPO_AGENT, MPC_AGENT
 from agents.planning_agent.parts import AgentParts
@@ -344,7 +345,7 @@ class PlanningAgent(AgentParts):
         self._behaviours = [
             RandomBehaviour(self.action_space, self._noise) for _ in range(self.n_envs)
         ]
-        self._by_plan = np.ones(self.n_envs, dtype=np.bool_)
+        self._by_plan = np.full(self.n_envs, self._plan_share() >= 1.0)
 
     def _sample_action(
         self, learning_starts: int, action_noise: ActionNoise | None = None, n_envs: int = 1
@@ -372,9 +373,10 @@ class PlanningAgent(AgentParts):
     def _learning_action(self, raw: Array, action_noise: ActionNoise | None) -> Array:
         """By plan, or where it is the policy's turn as its algorithm explores."""
         starting = self.experience.starting
-        if self.settings.plan_share < 1.0 and self.held.exists:
+        share = self._plan_share()
+        if share < 1.0:
             turn = np.array([t % _TURN == 0 for _, t in self.experience.next_places])
-            drawn = self._noise.random(self.n_envs) < self.settings.plan_share
+            drawn = self._noise.random(self.n_envs) < share
             before, self._by_plan = self._by_plan, np.where(turn, drawn, self._by_plan)
             # What was planned before the policy's turn is out of date.
             starting = starting | (self._by_plan & ~before)
@@ -390,6 +392,13 @@ class PlanningAgent(AgentParts):
                 action[~self._by_plan] = own[~self._by_plan]
         self.experience.by_plan = torch.from_numpy(self._by_plan.astype(np.float32))
         return action
+
+    def _plan_share(self) -> float:
+        """The part of the time that is acted by plan, as the model is now."""
+        if not self.held.exists:
+            return 1.0
+        share = self.settings.plan_share
+        return share * trust(dict(self.progress.health)) if self.settings.gate_plans else share
 
     def _plan(
         self, obs: Tensor, memory: Memory, starting: Array | None, explore: bool

@@ -24,6 +24,8 @@ from mbrl_bilevel.types import Transitions
 
 #: Steps at most that are looked at: more tell no more.
 _MOST = 2000
+#: Steps at most by which the spread of returns is told.
+_MOST_SO_FAR = 20_000
 #: Steps ahead over which imagined and real rewards are added up.
 _AHEAD = 10
 
@@ -59,7 +61,8 @@ def look(agent: AgentParts, clock: Clock) -> dict[str, float]:
     model = agent.model
     if isinstance(model, DynamicsModel) and count > 0:
         since, planned = agent.experience.newest(count)
-        found |= of_the_model(model, since)
+        so_far, _ = agent.experience.newest(min(_MOST_SO_FAR, len(agent.experience.real)))
+        found |= of_the_model(model, since, so_far)
         if agent.held.exists:
             found |= of_the_critics(agent, model, since, planned)
         _warn(agent, found)
@@ -90,9 +93,15 @@ def pace(agent: AgentParts, clock: Clock) -> dict[str, float]:
 
 
 @torch.inference_mode()
-def of_the_model(model: DynamicsModel, since: Transitions) -> dict[str, float]:
+def of_the_model(
+    model: DynamicsModel, since: Transitions, so_far: Transitions | None = None
+) -> dict[str, float]:
     """One step ahead: RMSE in spreads of the training targets and coverage of the 90 % interval; and over
-    ten steps under the recorded actions, imagined against real rewards."""
+    ten steps under the recorded actions, imagined against real rewards.
+
+    ``return_error`` is in spreads of the ten-step returns of ``so_far``, all that has been seen (None:
+    ``since``): where an agent has come to act well, those of its latest steps are all alike.
+    """
     obs, action = torch.from_numpy(since.obs), torch.from_numpy(since.action)
     said = model.predict(obs, action, 0.9)
     truth = model.target_values(since)
@@ -108,7 +117,7 @@ def of_the_model(model: DynamicsModel, since: Transitions) -> dict[str, float]:
         imagined, real = _open_loop(model, since, starts)
         found["health/imagined_return"] = float(imagined.mean())
         found["health/real_return"] = float(real.mean())
-        spread = float(real.std()) if len(real) > 1 else 0.0
+        spread = float(_returns(since if so_far is None else so_far).std(correction=0))
         if spread > 0.0:
             found["health/return_error"] = float((imagined - real).square().mean().sqrt()) / spread
     return found
@@ -155,6 +164,16 @@ def imagined_share(target_error: float) -> float:
     return 1.0 / (1.0 + target_error**2) if math.isfinite(target_error) else 0.0
 
 
+def trust(health: Mapping[str, float]) -> float:
+    """How far a model of this ``health`` can be planned with, 0 to 1: the share of the variance of ten-step
+    returns on new steps that it explains (R², of the one-step targets where there are no such returns).
+
+    0 before the first look, where nothing is known.
+    """
+    error = health.get("health/return_error", health.get("health/model_rmse", math.inf))
+    return max(0.0, 1.0 - error**2)
+
+
 def doubtful(health: Mapping[str, float]) -> bool:
     """Whether the model should not be planned with: off by more than the spread of its own targets, or
     sure of what does not happen."""
@@ -176,6 +195,12 @@ def _warn(agent: AgentParts, found: Mapping[str, float]) -> None:
     )
 
 
+def _returns(record: Transitions) -> Tensor:
+    """Sums of rewards over each ten steps in a row, one after another."""
+    index = np.asarray(_stretches(record, _AHEAD), dtype=np.int64)
+    return torch.from_numpy(record.reward[index[:, None] + np.arange(_AHEAD)]).sum(1)
+
+
 def _stretches(since: Transitions, length: int) -> list[int]:
     """Rows that begin ``length`` consecutive steps of an episode, one after another."""
     starts, row = [], 0
@@ -195,10 +220,9 @@ def _open_loop(
     """Sums of rewards over each stretch, by the members' mean and in truth, each [S]."""
     index = np.asarray(starts)
     state = torch.from_numpy(since.obs[index]).expand(model.members, -1, -1)
-    total, real = torch.zeros(len(index)), torch.zeros(len(index))
+    total = torch.zeros(len(index))
     for k in range(_AHEAD):
         action = torch.from_numpy(since.action[index + k]).expand(model.members, -1, -1)
         step = model.step(state, action)
         state, total = step.next_obs, total + step.reward.mean(0)
-        real = real + torch.from_numpy(since.reward[index + k])
-    return total, real
+    return total, _returns(since)

@@ -57,7 +57,9 @@ class PlanningSettings:
     While learning, Gaussian noise of ``exploration`` half-ranges is added to planned actions, a discrete
     action is replaced by a uniform one with that probability; ``plan_share`` is the part of the
     time that is acted by plan, drawn anew at every 50th step of an episode; in the rest the policy
-    explores as its algorithm does.
+    explores as its algorithm does. With ``gate_plans`` it is that share of the variance of ten-step returns
+    on new steps that the model explains (``agents.planning_agent.health.trust``), times ``plan_share``: none
+    while the model is young. Without a policy, plans act throughout.
 
     Learning from imagined rows: every ``imagine_every`` steps, and after each fit, ``rollouts_per_step``
     branches for each of these steps are begun in real states, each ``rollout`` long, and join a ring of
@@ -89,6 +91,7 @@ class PlanningSettings:
     value: ValueSettings | Literal["critic"] | None = "critic"
     exploration: float = 0.1
     plan_share: float = 0.5
+    gate_plans: bool = True
 
     imagine_every: int = 50
     rollouts_per_step: int = 100
@@ -116,8 +119,11 @@ class PlanningSettings:
             require_count(name, getattr(self, name))
         for width in self.hidden:
             require_count("hidden", width)
-        if type(self.direct) is not bool:
-            raise InvalidInputError(f"direct must be True or False; got {self.direct!r}")
+        for name in ("direct", "gate_plans"):
+            if type(getattr(self, name)) is not bool:
+                raise InvalidInputError(
+                    f"{name} must be True or False; got {getattr(self, name)!r}"
+                )
         if self.elites is not None:
             require_count("elites", self.elites)
             if self.elites > self.members:

@@ -50,6 +50,7 @@ SMALL = PlanningSettings(
     imagination=Imagination(2, sample=False),
     proposals=3,
     plan_share=1.0,
+    gate_plans=False,
     fresh_every=1,
     updates_per_step=1,
 )
@@ -268,6 +269,23 @@ def test_who_acted_is_recorded() -> None:
     np.testing.assert_allclose(rows["next_obs"] - rows["obs"], 0.2 * rows["action"], atol=1e-6)
     always = agent(SMALL, seed=2).learn(75).experience.real.stored()["planned"]
     assert always.tolist() == [0.0] * 60 + [1.0] * 15
+
+
+def test_plans_act_as_often_as_the_model_is_right() -> None:
+    """None before it was looked at on new steps; nearly all once it explains what comes."""
+    gated = replace(SMALL, gate_plans=True, schedule=replace(SMALL.schedule, steps=300))
+    found = agent(gated, seed=2).learn(60 + 29)
+    assert found.experience.real.stored()["planned"].sum() == 0.0
+    found.learn(400)
+    explained = dict(found.progress.health)["health/return_error"]
+    assert explained < 0.4
+    assert found.experience.real.stored()["planned"][-150:].mean() > 0.8
+    # A model that explains nothing is not planned with, however it is asked.
+    found.progress = found.progress.with_health({"health/return_error": 1.2})
+    found.settings = replace(found.settings, refit_every=10_000)
+    before = int(found.experience.real.stored()["planned"].sum())
+    found.learn(60)
+    assert int(found.experience.real.stored()["planned"].sum()) == before
 
 
 def test_where_it_is_the_policys_turn_it_explores_as_its_algorithm_does() -> None:
