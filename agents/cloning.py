@@ -16,11 +16,11 @@ import numpy.typing as npt
 import torch
 
 from agents.common.spaces import from_vectors, require_box, require_recorded
-from mbrl_bilevel.data import group_by_episode, groups_needed
-from mbrl_bilevel.fit import Schedule
-from mbrl_bilevel.methods import get_method
-from mbrl_bilevel.regression import Regression, fit_regression
-from mbrl_bilevel.types import Transitions
+from mbrl_bilevel.base.records import Transitions
+from mbrl_bilevel.data.rows import group_by_episode, groups_needed
+from mbrl_bilevel.models.regression import Regression, fit_regression
+from mbrl_bilevel.training.fit import Schedule
+from mbrl_bilevel.training.methods import get_method
 
 Array = npt.NDArray[Any]
 

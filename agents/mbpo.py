@@ -13,7 +13,7 @@ from agents.planning_agent.agent import PlanningAgent
 from agents.planning_agent.old_files import MBPO_AGENT
 from agents.planning_agent.settings import PlanningSettings, RolloutLength
 from agents.planning_agent.terminal_value import ValueSettings
-from mbrl_bilevel.fit import Schedule
+from mbrl_bilevel.training.fit import Schedule
 
 __all__ = ["MBPO", "MBPOSettings", "RolloutLength"]
 

@@ -16,8 +16,8 @@ from agents.planning_agent.agent import PlanningAgent
 from agents.planning_agent.old_files import MPC_AGENT
 from agents.planning_agent.settings import PlanningSettings
 from agents.planning_agent.terminal_value import ValueSettings
-from mbrl_bilevel.fit import Schedule
-from mbrl_bilevel.model_env import Imagination
+from mbrl_bilevel.imagination.particles import Imagination
+from mbrl_bilevel.training.fit import Schedule
 
 __all__ = ["MPC", "MPCSettings"]
 

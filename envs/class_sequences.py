@@ -16,8 +16,8 @@ from scipy.ndimage import rotate
 from sklearn import datasets
 from sklearn.model_selection import train_test_split
 
-from mbrl_bilevel.data import IntArray
-from mbrl_bilevel.errors import InvalidInputError
+from mbrl_bilevel.base.errors import InvalidInputError
+from mbrl_bilevel.data.rows import IntArray
 
 Array = npt.NDArray[np.float64]
 

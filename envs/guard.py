@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import gymnasium as gym
 import numpy as np
 
-from mbrl_bilevel.errors import BilevelError, EnvironmentFailedError, InvalidInputError
+from mbrl_bilevel.base.errors import BilevelError, EnvironmentFailedError, InvalidInputError
 
 T = TypeVar("T")
 

@@ -18,7 +18,7 @@ import gymnasium as gym
 import numpy as np
 
 from envs.guard import Guard
-from mbrl_bilevel.errors import InvalidInputError
+from mbrl_bilevel.base.errors import InvalidInputError
 
 Env = gym.Env[Any, Any]
 

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import special, stats
 
-from mbrl_bilevel.types import Transitions
+from mbrl_bilevel.base.records import Transitions
 
 Array = npt.NDArray[np.float64]
 

@@ -21,8 +21,8 @@ import numpy.typing as npt
 from gymnasium.envs.registration import EnvSpec
 from minari.data_collector import EpisodeBuffer
 
-from mbrl_bilevel.errors import InvalidInputError
-from mbrl_bilevel.types import Transitions
+from mbrl_bilevel.base.errors import InvalidInputError
+from mbrl_bilevel.base.records import Transitions
 
 _MAX_METADATA = 10_000_000  # bytes
 

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from envs.make import Env, acting_layers, is_bystander
 from envs.rollouts import Rollouts, judge_of
-from mbrl_bilevel.errors import InvalidInputError
-from mbrl_bilevel.types import require_floating
+from mbrl_bilevel.base.errors import InvalidInputError
+from mbrl_bilevel.base.records import require_floating
 
 # Attributes that are not state, or that a copy has to keep for itself.
 _OWN = frozenset(

@@ -21,7 +21,7 @@ from gymnasium.envs.mujoco.walker2d_v5 import Walker2dEnv
 from gymnasium.utils.ezpickle import EzPickle
 
 from envs.tasks import VARIATIONS, Factors, checked_variation
-from mbrl_bilevel.errors import InvalidInputError
+from mbrl_bilevel.base.errors import InvalidInputError
 
 #: Density of air in kg/m³: without a medium there is no wind.
 _AIR = 1.2

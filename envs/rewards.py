@@ -22,7 +22,7 @@ from torch import Tensor
 
 from envs.make import Env, acting_layers
 from envs.rules import double_pendulum_tip, termination_rule
-from mbrl_bilevel.types import Rule
+from mbrl_bilevel.base.records import Rule
 
 
 def reward_rule(env: Env) -> Rule | None:

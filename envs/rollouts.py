@@ -26,8 +26,8 @@ from torch import Tensor
 from envs.make import Env, acting_layers
 from envs.rewards import reward_rule
 from envs.rules import termination_rule
-from mbrl_bilevel.errors import require_count
-from mbrl_bilevel.types import Rule
+from mbrl_bilevel.base.errors import require_count
+from mbrl_bilevel.base.records import Rule
 
 Array = npt.NDArray[np.float64]
 

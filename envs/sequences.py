@@ -15,9 +15,9 @@ import numpy as np
 from envs.gaits import Gaits
 from envs.make import Env, make_env
 from envs.tasks import VARIATIONS
-from mbrl_bilevel.data import sample_segments, stretch_means
-from mbrl_bilevel.errors import InvalidInputError, look_up
-from mbrl_bilevel.types import Transitions
+from mbrl_bilevel.base.errors import InvalidInputError, look_up
+from mbrl_bilevel.base.records import Transitions
+from mbrl_bilevel.data.rows import sample_segments, stretch_means
 
 #: ``collect(env, behaviour, steps, seed=…, max_episode_steps=…)``: that of ``agents.common.experience``, passed in.
 Collect = Callable[..., Transitions]

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from mbrl_bilevel.errors import InvalidInputError
+from mbrl_bilevel.base.errors import InvalidInputError
 
 #: A file of this many bytes, unpacked, is taken for a mistake or an attack: see ``limit``.
 LIMIT = 8 * 2**30

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import gymnasium as gym
 
-from mbrl_bilevel.errors import InvalidInputError
+from mbrl_bilevel.base.errors import InvalidInputError
 
 #: One factor for all bodies, or a factor for each of the bodies named.
 Factors = float | Mapping[str, float]

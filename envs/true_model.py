@@ -24,8 +24,8 @@ from torch import Tensor
 from envs.make import Env, acting_layers
 from envs.rollouts import Array, Judge, Rollouts, judge_of, starts_at, twin
 from envs.rules import SHOWN_VELOCITY
-from mbrl_bilevel.errors import InvalidInputError
-from mbrl_bilevel.types import Step, require_floating, require_rows
+from mbrl_bilevel.base.errors import InvalidInputError
+from mbrl_bilevel.base.records import Step, require_floating, require_rows
 
 #: ``state_of(obs [N, O]) -> (qpos [N, nq], qvel [N, nv])``
 _StateOf = Callable[[Array], tuple[Array, Array]]

@@ -17,7 +17,7 @@ from typing import Any, TypeVar, get_args, get_type_hints
 
 import tyro
 
-from mbrl_bilevel.errors import BilevelError, InvalidInputError
+from mbrl_bilevel.base.errors import BilevelError, InvalidInputError
 
 
 @dataclass(frozen=True, kw_only=True)

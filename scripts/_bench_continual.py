@@ -10,10 +10,10 @@ from dataclasses import replace
 import torch
 from _bench_pair import Pair, Sizes, make_data
 
-from mbrl_bilevel.continual_methods import get_recipe
-from mbrl_bilevel.fit import Schedule
-from mbrl_bilevel.keeping import Elastic
-from mbrl_bilevel.learner import Learner
+from mbrl_bilevel.continual.keeping import Elastic
+from mbrl_bilevel.continual.learner import Learner
+from mbrl_bilevel.continual.recipes import get_recipe
+from mbrl_bilevel.training.fit import Schedule
 
 #: Tasks seen before the one that is timed.
 _MANY, _FEW = 7, 1

@@ -17,16 +17,16 @@ from torch import Tensor
 
 from agents.common.experience import RandomBehaviour, collect
 from envs.make import make_env
-from mbrl_bilevel.bilevel import Hypergradient, Problem, Warm
-from mbrl_bilevel.data import FitData, Minibatches, cross_fit, group_by_episode, groups_needed
-from mbrl_bilevel.fit import Schedule, fit
-from mbrl_bilevel.implicit import FisherImplicit
-from mbrl_bilevel.linalg import LinearSolveInfo, MatVec
-from mbrl_bilevel.losses import NLL, PolicyGradient
-from mbrl_bilevel.objectives import ProfileNLL
-from mbrl_bilevel.outer import Outer
-from mbrl_bilevel.rewards import Mahalanobis
-from mbrl_bilevel.types import FitResult
+from mbrl_bilevel.base.records import FitResult
+from mbrl_bilevel.data.rows import FitData, Minibatches, cross_fit, group_by_episode, groups_needed
+from mbrl_bilevel.inner.losses import NLL, PolicyGradient
+from mbrl_bilevel.inner.rewards import Mahalanobis
+from mbrl_bilevel.outer.implicit import FisherImplicit
+from mbrl_bilevel.outer.level import Outer
+from mbrl_bilevel.outer.linear_solvers import LinearSolveInfo, MatVec
+from mbrl_bilevel.outer.objectives import ProfileNLL
+from mbrl_bilevel.outer.problem import Hypergradient, Problem, Warm
+from mbrl_bilevel.training.fit import Schedule, fit
 
 
 def fisher_vector_product(sizes: Sizes, seed: int) -> Pair:

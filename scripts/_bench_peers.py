@@ -25,13 +25,13 @@ from agents.mpc import MPC, MPCSettings
 from agents.planners.actions import BoxActions
 from agents.planners.cem import CEM
 from envs.make import make_env
-from mbrl_bilevel.dynamics import DynamicsModel
-from mbrl_bilevel.errors import BilevelError
-from mbrl_bilevel.fit import Schedule, fit
-from mbrl_bilevel.inference import Precision
-from mbrl_bilevel.losses import NLL
-from mbrl_bilevel.model_env import Imagination, imagined_returns
-from mbrl_bilevel.normaliser import Normaliser
+from mbrl_bilevel.base.errors import BilevelError
+from mbrl_bilevel.data.normaliser import Normaliser
+from mbrl_bilevel.imagination.particles import Imagination, imagined_returns
+from mbrl_bilevel.inner.losses import NLL
+from mbrl_bilevel.models.dynamics import DynamicsModel
+from mbrl_bilevel.policies.fast_inference import Precision
+from mbrl_bilevel.training.fit import Schedule, fit
 
 #: The python of the peers, as ``make peers`` makes it.
 PEERS = Path(os.environ.get("PEERS", ".venv-peers")) / "bin" / "python"

@@ -12,7 +12,7 @@ from sklearn import datasets
 from sklearn.model_selection import train_test_split
 
 from envs.tables import load_table
-from mbrl_bilevel.errors import InvalidInputError
+from mbrl_bilevel.base.errors import InvalidInputError
 
 SETS = {
     "wine": datasets.load_wine,

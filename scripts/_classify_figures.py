@@ -13,7 +13,7 @@ import matplotlib as mpl
 import numpy as np
 from _rows import Row
 
-from mbrl_bilevel.statistics import interval
+from mbrl_bilevel.evaluation.statistics import interval
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt  # after the backend is chosen

@@ -11,9 +11,9 @@ from _data import Source
 from _settings import Settings, read_settings
 
 from envs.noise import Noise
-from mbrl_bilevel.errors import InvalidInputError
-from mbrl_bilevel.fit import Schedule
-from mbrl_bilevel.methods import get_method
+from mbrl_bilevel.base.errors import InvalidInputError
+from mbrl_bilevel.training.fit import Schedule
+from mbrl_bilevel.training.methods import get_method
 
 
 @dataclass(frozen=True, kw_only=True)

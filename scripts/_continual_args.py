@@ -9,10 +9,10 @@ from _args import RunArgs, naming, option_name
 from envs.class_sequences import CLASS_SEQUENCES, ClassSequence
 from envs.make import import_user_module
 from envs.sequences import SEQUENCES, STRETCH, TaskSequence
-from mbrl_bilevel.class_methods import get_class_method
-from mbrl_bilevel.continual_methods import Recipe, get_recipe
-from mbrl_bilevel.errors import InvalidInputError, look_up
-from mbrl_bilevel.methods import get_method
+from mbrl_bilevel.base.errors import InvalidInputError, look_up
+from mbrl_bilevel.continual.recipes import Recipe, get_recipe
+from mbrl_bilevel.training.class_methods import get_class_method
+from mbrl_bilevel.training.methods import get_method
 
 #: One step ahead: RMSE in the first task's target std, NLL in nats per dimension; RMSE k steps ahead.
 DYNAMICS_METRICS = ("rmse", "nll", "k_rmse")

@@ -15,7 +15,7 @@ from _figures import colour, save
 from _rows import Row
 from matplotlib.ticker import MaxNLocator
 
-from mbrl_bilevel.statistics import interval
+from mbrl_bilevel.evaluation.statistics import interval
 
 #: Matrices side by side.
 _ABREAST = 6

@@ -1,6 +1,6 @@
 """What the matrices of several repeats say: forgetting and transfer of each method, and differences.
 
-Definitions and signs: ``mbrl_bilevel.continual.Transfer``. Repeats of two methods share their data, so
+Definitions and signs: ``mbrl_bilevel.continual.sequence.Transfer``. Repeats of two methods share their data, so
 differences are paired.
 """
 
@@ -14,8 +14,8 @@ from typing import Any, get_args
 import numpy as np
 from _rows import Row
 
-from mbrl_bilevel.continual import Better, Transfer, transfer
-from mbrl_bilevel.statistics import interval, mean, stratified_interval
+from mbrl_bilevel.continual.sequence import Better, Transfer, transfer
+from mbrl_bilevel.evaluation.statistics import interval, mean, stratified_interval
 
 PARTS = tuple(field.name for field in dataclasses.fields(Transfer))
 _LOWER, _HIGHER = get_args(Better)

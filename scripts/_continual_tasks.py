@@ -16,14 +16,14 @@ from torch import Tensor
 from agents.common.experience import collect
 from envs.class_sequences import ClassSequence, ClassTask
 from envs.sequences import Task
-from mbrl_bilevel.calibration import class_scores
-from mbrl_bilevel.classification import Classification
-from mbrl_bilevel.data import IntArray, group_by_episode, groups_needed
-from mbrl_bilevel.dynamics import DynamicsModel
-from mbrl_bilevel.evaluation import evaluate_one_step, evaluate_open_loop
-from mbrl_bilevel.learner import Learner
-from mbrl_bilevel.regression import Regression
-from mbrl_bilevel.types import Transitions
+from mbrl_bilevel.base.records import Transitions
+from mbrl_bilevel.continual.learner import Learner
+from mbrl_bilevel.data.rows import IntArray, group_by_episode, groups_needed
+from mbrl_bilevel.evaluation.class_scores import class_scores
+from mbrl_bilevel.evaluation.dynamics import evaluate_one_step, evaluate_open_loop
+from mbrl_bilevel.models.classification import Classification
+from mbrl_bilevel.models.dynamics import DynamicsModel
+from mbrl_bilevel.models.regression import Regression
 
 
 @dataclass(frozen=True)

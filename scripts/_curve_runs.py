@@ -12,7 +12,7 @@ from _folder import FREE_ON_RESUME
 from _reading import Tests, misfit, read_rows
 from _train_args import label_of
 
-from mbrl_bilevel.errors import InvalidInputError
+from mbrl_bilevel.base.errors import InvalidInputError
 
 #: Options in which repeats may differ.
 _FREE = (

@@ -21,9 +21,9 @@ from envs.make import make_env
 from envs.noise import Noise, Units, add_noise
 from envs.offline import load_minari
 from envs.tables import Table, load_table
-from mbrl_bilevel.data import stretch_means
-from mbrl_bilevel.errors import InvalidInputError
-from mbrl_bilevel.types import Transitions
+from mbrl_bilevel.base.errors import InvalidInputError
+from mbrl_bilevel.base.records import Transitions
+from mbrl_bilevel.data.rows import stretch_means
 
 #: Stretches that are slower than this share of them are for training, faster than that for the test.
 _SLOW, _FAST = 0.5, 0.75

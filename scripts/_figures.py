@@ -13,8 +13,8 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 
-from mbrl_bilevel.evaluation import LEVELS
-from mbrl_bilevel.statistics import interval
+from mbrl_bilevel.evaluation.dynamics import LEVELS
+from mbrl_bilevel.evaluation.statistics import interval
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt  # after the backend is chosen

@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 from _args import RunArgs, option_name
 from _rows import Rows, strict
 
-from mbrl_bilevel.atomic import write_atomically
-from mbrl_bilevel.errors import InvalidInputError
+from mbrl_bilevel.base.atomic import write_atomically
+from mbrl_bilevel.base.errors import InvalidInputError
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter

@@ -11,8 +11,8 @@ from stable_baselines3.common.evaluation import evaluate_policy
 
 from agents.mpc import MPC, MPCSettings
 from envs.rules import termination_rule
-from mbrl_bilevel.dynamics import DynamicsModel
-from mbrl_bilevel.model_env import Imagination
+from mbrl_bilevel.imagination.particles import Imagination
+from mbrl_bilevel.models.dynamics import DynamicsModel
 
 
 def planned_return(

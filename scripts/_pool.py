@@ -22,7 +22,7 @@ from _args import RunArgs
 from _folder import RunFolder
 from _rows import Row
 
-from mbrl_bilevel.errors import BilevelError
+from mbrl_bilevel.base.errors import BilevelError
 
 R = TypeVar("R", bound=RunArgs)
 

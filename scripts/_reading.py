@@ -8,7 +8,7 @@ from typing import Any
 
 from _rows import Row, read_row
 
-from mbrl_bilevel.errors import InvalidInputError
+from mbrl_bilevel.base.errors import InvalidInputError
 
 #: What must hold of a value: name -> test.
 Tests = Mapping[str, Callable[[Any], bool]]

@@ -11,7 +11,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-from mbrl_bilevel.errors import InvalidInputError
+from mbrl_bilevel.base.errors import InvalidInputError
 
 
 class PolicyAlone:

@@ -7,8 +7,8 @@ from _args import naming
 from envs.make import Env
 from envs.rewards import approximate_reward_rule, reward_rule
 from envs.rules import load_rule, termination_rule
-from mbrl_bilevel.errors import InvalidInputError
-from mbrl_bilevel.types import Rule
+from mbrl_bilevel.base.errors import InvalidInputError
+from mbrl_bilevel.base.records import Rule
 
 
 def named_termination(option: str | None, env: Env) -> Rule | None:

@@ -21,7 +21,7 @@ from _args import RunArgs, parse
 from _folder import Bar, RunFolder
 from _rows import Rows, strict
 
-from mbrl_bilevel.errors import BilevelError
+from mbrl_bilevel.base.errors import BilevelError
 
 __all__ = ["Bar", "Result", "Rows", "RunArgs", "RunFolder", "launch", "launch_tool", "set_threads"]
 

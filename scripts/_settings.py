@@ -9,9 +9,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from mbrl_bilevel.errors import InvalidInputError
-from mbrl_bilevel.fit import Schedule
-from mbrl_bilevel.methods import get_method
+from mbrl_bilevel.base.errors import InvalidInputError
+from mbrl_bilevel.training.fit import Schedule
+from mbrl_bilevel.training.methods import get_method
 
 #: Method -> options of its Schedule.
 Settings = Mapping[str, Mapping[str, Any]]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from mbrl_bilevel.atomic import write_atomically
+from mbrl_bilevel.base.atomic import write_atomically
 
 
 class Shelf:

@@ -1,7 +1,7 @@
 """What the rows of a comparison say: each method on each data set, differences, and all data together.
 
 A stratum is one data set at one size; repeats of two methods share a split, so they are paired.
-Definitions: Agarwal et al. 2021 (``mbrl_bilevel.statistics``).
+Definitions: Agarwal et al. 2021 (``mbrl_bilevel.evaluation.statistics``).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from _rows import Row
 
-from mbrl_bilevel.statistics import (
+from mbrl_bilevel.evaluation.statistics import (
     Interval,
     interquartile_mean,
     interval,

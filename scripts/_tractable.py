@@ -12,14 +12,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mbrl_bilevel.bilevel import Problem
-from mbrl_bilevel.brute_force import solve_inner
-from mbrl_bilevel.closed_form import held_out_second_moment
-from mbrl_bilevel.losses import PolicyGradient
-from mbrl_bilevel.policies import FullGaussianPolicy, GaussianPolicy
-from mbrl_bilevel.positive import Form
-from mbrl_bilevel.rewards import Mahalanobis
-from mbrl_bilevel.types import Batch
+from mbrl_bilevel.base.records import Batch
+from mbrl_bilevel.inner.losses import PolicyGradient
+from mbrl_bilevel.inner.positive import Form
+from mbrl_bilevel.inner.rewards import Mahalanobis
+from mbrl_bilevel.outer.closed_form import held_out_second_moment
+from mbrl_bilevel.outer.problem import Problem
+from mbrl_bilevel.policies.policies import FullGaussianPolicy, GaussianPolicy
+from mbrl_bilevel.theory.brute_force import solve_inner
 
 _INPUTS = 2
 

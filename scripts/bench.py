@@ -28,17 +28,17 @@ from torch import Tensor, nn
 
 from agents.planners import ICEM
 from agents.planners.actions import BoxActions
-from mbrl_bilevel.data import FitData, Minibatches
-from mbrl_bilevel.dynamics import DynamicsModel
-from mbrl_bilevel.errors import InvalidInputError, look_up
-from mbrl_bilevel.fit import Schedule, fit
-from mbrl_bilevel.losses import NLL
-from mbrl_bilevel.methods import get_method
-from mbrl_bilevel.model_env import Imagination, imagined_returns
-from mbrl_bilevel.networks import EnsembleLinear
-from mbrl_bilevel.normaliser import Normaliser
-from mbrl_bilevel.policies import GaussianPolicy
-from mbrl_bilevel.types import FitResult
+from mbrl_bilevel.base.errors import InvalidInputError, look_up
+from mbrl_bilevel.base.records import FitResult
+from mbrl_bilevel.data.normaliser import Normaliser
+from mbrl_bilevel.data.rows import FitData, Minibatches
+from mbrl_bilevel.imagination.particles import Imagination, imagined_returns
+from mbrl_bilevel.inner.losses import NLL
+from mbrl_bilevel.models.dynamics import DynamicsModel
+from mbrl_bilevel.policies.networks import EnsembleLinear
+from mbrl_bilevel.policies.policies import GaussianPolicy
+from mbrl_bilevel.training.fit import Schedule, fit
+from mbrl_bilevel.training.methods import get_method
 
 _QUICK = Sizes(
     members=2,

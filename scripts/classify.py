@@ -24,12 +24,12 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from mbrl_bilevel.calibration import class_scores
-from mbrl_bilevel.class_methods import get_class_method
-from mbrl_bilevel.errors import InvalidInputError
-from mbrl_bilevel.fit import Schedule
-from mbrl_bilevel.statistics import interval
-from mbrl_bilevel.tabular import BilevelClassifier
+from mbrl_bilevel.base.errors import InvalidInputError
+from mbrl_bilevel.evaluation.class_scores import class_scores
+from mbrl_bilevel.evaluation.statistics import interval
+from mbrl_bilevel.models.sklearn import BilevelClassifier
+from mbrl_bilevel.training.class_methods import get_class_method
+from mbrl_bilevel.training.fit import Schedule
 
 #: Columns that are summarised; accuracies are the better the higher, the others the lower.
 METRICS = ("accuracy", "balanced_accuracy", "nll", "ece", "brier")

@@ -19,7 +19,7 @@ from agents.common.experience import Behaviour, RandomBehaviour, collect
 from agents.common.spaces import require_box
 from envs.make import make_env
 from envs.offline import require_new_minari, save_minari
-from mbrl_bilevel.errors import InvalidInputError
+from mbrl_bilevel.base.errors import InvalidInputError
 
 #: Steps of the policy's training between two moves of the bar.
 _STRETCH = 1000

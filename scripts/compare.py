@@ -26,10 +26,10 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 from agents.mpc import MPC, MPCSettings
 from envs.rules import termination_rule
-from mbrl_bilevel.data import sample_segments
-from mbrl_bilevel.dynamics import DynamicsModel, fit_dynamics
-from mbrl_bilevel.errors import InvalidInputError
-from mbrl_bilevel.evaluation import (
+from mbrl_bilevel.base.errors import InvalidInputError
+from mbrl_bilevel.base.records import FitResult, Rule, Transitions
+from mbrl_bilevel.data.rows import sample_segments
+from mbrl_bilevel.evaluation.dynamics import (
     LEVELS,
     OneStep,
     evaluate_one_step,
@@ -37,10 +37,10 @@ from mbrl_bilevel.evaluation import (
     evaluate_regression,
     rollout_band,
 )
-from mbrl_bilevel.methods import get_method
-from mbrl_bilevel.model_env import Imagination
-from mbrl_bilevel.regression import fit_regression
-from mbrl_bilevel.types import FitResult, Rule, Transitions
+from mbrl_bilevel.imagination.particles import Imagination
+from mbrl_bilevel.models.dynamics import DynamicsModel, fit_dynamics
+from mbrl_bilevel.models.regression import fit_regression
+from mbrl_bilevel.training.methods import get_method
 
 #: Metrics that are summarised.
 METRICS = (

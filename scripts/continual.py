@@ -19,9 +19,9 @@ from _pool import Cells, Done, run_cells
 from _rows import Row
 from _run import Result, RunFolder, launch
 
-from mbrl_bilevel.continual import run as run_sequence
-from mbrl_bilevel.fit import Schedule
-from mbrl_bilevel.learner import Learner
+from mbrl_bilevel.continual.learner import Learner
+from mbrl_bilevel.continual.sequence import run as run_sequence
+from mbrl_bilevel.training.fit import Schedule
 
 
 def main(args: Args, run: RunFolder) -> Result:

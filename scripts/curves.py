@@ -17,8 +17,8 @@ from _curve_figures import draw_curves
 from _curve_runs import Curve, read_runs
 from _run import Result, RunArgs, RunFolder, launch
 
-from mbrl_bilevel.errors import InvalidInputError
-from mbrl_bilevel.statistics import interval
+from mbrl_bilevel.base.errors import InvalidInputError
+from mbrl_bilevel.evaluation.statistics import interval
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,8 +30,8 @@ from agents.mpc import MPCSettings
 from agents.planners.actions import BoxActions
 from envs.make import make_env
 from envs.oracle import Oracle
-from mbrl_bilevel.errors import BilevelError
-from mbrl_bilevel.methods import get_method
+from mbrl_bilevel.base.errors import BilevelError
+from mbrl_bilevel.training.methods import get_method
 
 SCRIPTS = Path(__file__).resolve().parent
 #: The learner of the planning agent without its model.

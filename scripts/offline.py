@@ -26,12 +26,12 @@ from agents.common.spaces import require_box
 from agents.mbpo import MBPO, MBPOSettings, RolloutLength
 from envs.make import Env, make_env
 from envs.offline import load_minari
-from mbrl_bilevel.branches import Branching
-from mbrl_bilevel.errors import InvalidInputError
-from mbrl_bilevel.fit import Schedule
-from mbrl_bilevel.methods import get_method
-from mbrl_bilevel.statistics import interval
-from mbrl_bilevel.types import Transitions
+from mbrl_bilevel.base.errors import InvalidInputError
+from mbrl_bilevel.base.records import Transitions
+from mbrl_bilevel.evaluation.statistics import interval
+from mbrl_bilevel.imagination.branches import Branching
+from mbrl_bilevel.training.fit import Schedule
+from mbrl_bilevel.training.methods import get_method
 
 
 @dataclass(frozen=True, kw_only=True)

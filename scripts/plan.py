@@ -31,10 +31,10 @@ from agents.planners.actions import BoxActions
 from agents.planning_agent.checkpoint import read_for_planning
 from envs.make import Env, make_env
 from envs.oracle import Oracle
-from mbrl_bilevel.errors import InvalidInputError
-from mbrl_bilevel.model_env import Imagination
-from mbrl_bilevel.statistics import interval
-from mbrl_bilevel.types import Rule
+from mbrl_bilevel.base.errors import InvalidInputError
+from mbrl_bilevel.base.records import Rule
+from mbrl_bilevel.evaluation.statistics import interval
+from mbrl_bilevel.imagination.particles import Imagination
 
 Array = npt.NDArray[Any]
 

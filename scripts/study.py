@@ -22,7 +22,7 @@ from _run import launch_tool
 from study_grid import Cell, read_grid
 from study_rows import evaluations, keep, kept
 
-from mbrl_bilevel.errors import BilevelError, InvalidInputError, look_up
+from mbrl_bilevel.base.errors import BilevelError, InvalidInputError, look_up
 
 TRAIN = Path(__file__).resolve().parent / "train.py"
 

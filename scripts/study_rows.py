@@ -12,8 +12,8 @@ from _reading import Tests, read_file
 from _rows import Row, strict
 from study_grid import Cell
 
-from mbrl_bilevel.atomic import write_atomically
-from mbrl_bilevel.errors import InvalidInputError
+from mbrl_bilevel.base.atomic import write_atomically
+from mbrl_bilevel.base.errors import InvalidInputError
 
 #: Of the metrics, what the rows do not say.
 _METRICS = ("env_steps", "wall_seconds", "peak_memory_mb", "device")

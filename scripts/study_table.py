@@ -21,9 +21,9 @@ from study_grid import RANDOM, Grid, Task, read_grid
 from study_markdown import document
 from study_rows import Kept, kept
 
-from mbrl_bilevel.atomic import write_atomically
-from mbrl_bilevel.errors import InvalidInputError
-from mbrl_bilevel.statistics import Array, stratified_interval
+from mbrl_bilevel.base.atomic import write_atomically
+from mbrl_bilevel.base.errors import InvalidInputError
+from mbrl_bilevel.evaluation.statistics import Array, stratified_interval
 
 #: The kept seeds of each column of each task.
 Found = Mapping[tuple[str, str], Mapping[int, Kept]]

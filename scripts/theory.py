@@ -19,22 +19,22 @@ from _theory_figures import draw_convergence, draw_hypergradients, draw_moments
 from _tractable import Setting, build, linear_gaussian, optimal, settle
 from torch import Tensor
 
-from mbrl_bilevel.bilevel import Solver
-from mbrl_bilevel.brute_force import relative_error
-from mbrl_bilevel.closed_form import ClosedForm
-from mbrl_bilevel.data import FitData, Folds
-from mbrl_bilevel.estimators import LeaveOneOut
-from mbrl_bilevel.fit import Schedule, fit
-from mbrl_bilevel.implicit import FisherImplicit, Neumann
-from mbrl_bilevel.linalg import neumann_series
-from mbrl_bilevel.losses import NLL, Loss, PolicyGradient
-from mbrl_bilevel.outer import Outer
-from mbrl_bilevel.policies import FullGaussianPolicy
-from mbrl_bilevel.positive import Form
-from mbrl_bilevel.problems import catalogue, hypergradient_errors, sampled, solvers
-from mbrl_bilevel.rewards import Mahalanobis
-from mbrl_bilevel.types import Batch
-from mbrl_bilevel.unrolled import Unrolled
+from mbrl_bilevel.base.records import Batch
+from mbrl_bilevel.data.rows import FitData, Folds
+from mbrl_bilevel.inner.estimators import LeaveOneOut
+from mbrl_bilevel.inner.losses import NLL, Loss, PolicyGradient
+from mbrl_bilevel.inner.positive import Form
+from mbrl_bilevel.inner.rewards import Mahalanobis
+from mbrl_bilevel.outer.closed_form import ClosedForm
+from mbrl_bilevel.outer.implicit import FisherImplicit, Neumann
+from mbrl_bilevel.outer.level import Outer
+from mbrl_bilevel.outer.linear_solvers import neumann_series
+from mbrl_bilevel.outer.problem import Solver
+from mbrl_bilevel.outer.unrolled import Unrolled
+from mbrl_bilevel.policies.policies import FullGaussianPolicy
+from mbrl_bilevel.theory.brute_force import relative_error
+from mbrl_bilevel.theory.catalogue import catalogue, hypergradient_errors, sampled, solvers
+from mbrl_bilevel.training.fit import Schedule, fit
 
 Row = dict[str, Any]
 

@@ -30,9 +30,9 @@ from stable_baselines3.common.monitor import Monitor
 from agents.planning_agent.agent import PlanningAgent
 from envs.make import make_env
 from envs.offline import load_minari, require_new_minari, save_minari
-from mbrl_bilevel.errors import CheckpointError, InvalidInputError
-from mbrl_bilevel.statistics import interval
-from mbrl_bilevel.types import Rule
+from mbrl_bilevel.base.errors import CheckpointError, InvalidInputError
+from mbrl_bilevel.base.records import Rule
+from mbrl_bilevel.evaluation.statistics import interval
 
 
 def main(args: Args, run: RunFolder) -> Result:

@@ -22,12 +22,12 @@ from _rows import Row
 from _run import Result, RunArgs, RunFolder, launch
 from scipy.stats import qmc
 
-from mbrl_bilevel.data import sample_segments
-from mbrl_bilevel.dynamics import fit_dynamics
-from mbrl_bilevel.errors import DivergedError, InvalidInputError
-from mbrl_bilevel.evaluation import evaluate_one_step
-from mbrl_bilevel.fit import Schedule
-from mbrl_bilevel.methods import get_method
+from mbrl_bilevel.base.errors import DivergedError, InvalidInputError
+from mbrl_bilevel.data.rows import sample_segments
+from mbrl_bilevel.evaluation.dynamics import evaluate_one_step
+from mbrl_bilevel.models.dynamics import fit_dynamics
+from mbrl_bilevel.training.fit import Schedule
+from mbrl_bilevel.training.methods import get_method
 
 #: What is tuned, on a logarithmic scale, alike for every method: options of ``fit.Schedule``.
 SPACE: Mapping[str, tuple[float, float]] = {

@@ -24,15 +24,15 @@ from agents.mpc import MPC
 from envs.make import make_env
 from envs.rewards import reward_rule
 from envs.rules import termination_rule
-from mbrl_bilevel.dynamics_checkpoint import load_model, load_parameters
-from mbrl_bilevel.losses import PolicyGradient
-from mbrl_bilevel.policies import (
+from mbrl_bilevel.inner.losses import PolicyGradient
+from mbrl_bilevel.inner.rewards import RBF, Mahalanobis, NeuralReward, RewardMatrix
+from mbrl_bilevel.models.dynamics_checkpoint import load_model, load_parameters
+from mbrl_bilevel.policies.policies import (
     CategoricalPolicy,
     FullGaussianPolicy,
     GaussianPolicy,
     MixturePolicy,
 )
-from mbrl_bilevel.rewards import RBF, Mahalanobis, NeuralReward, RewardMatrix
 
 FILES = Path(__file__).resolve().parent / "data" / "files"
 sys.path.append(str(FILES))

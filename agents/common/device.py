@@ -8,9 +8,9 @@ import torch
 from stable_baselines3.common.utils import get_device
 
 from agents.planning_agent.terminal_value import Value
-from mbrl_bilevel.dynamics import DynamicsModel
-from mbrl_bilevel.errors import InvalidInputError
-from mbrl_bilevel.model_env import StepModel
+from mbrl_bilevel.base.errors import InvalidInputError
+from mbrl_bilevel.imagination.particles import StepModel
+from mbrl_bilevel.models.dynamics import DynamicsModel
 
 
 def planning_device(device: torch.device | str) -> torch.device:

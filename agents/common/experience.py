@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from agents.common.spaces import ActionSpace, from_vectors, to_vector
-from mbrl_bilevel.errors import InvalidInputError
-from mbrl_bilevel.types import Transitions
+from mbrl_bilevel.base.errors import InvalidInputError
+from mbrl_bilevel.base.records import Transitions
 
 Array = npt.NDArray[Any]
 

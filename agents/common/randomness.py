@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mbrl_bilevel.errors import InvalidInputError
+from mbrl_bilevel.base.errors import InvalidInputError
 
 #: A state of PyTorch's generator, and one of NumPy's ``RandomState`` as plain numbers.
 States = tuple[Tensor, dict[str, Any]]

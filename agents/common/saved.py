@@ -14,11 +14,11 @@ import gymnasium as gym
 from stable_baselines3.common.vec_env import VecEnv
 
 from agents.common.spaces import action_bounds, require_actions, require_box
-from mbrl_bilevel.checkpoint import Checkpoint
-from mbrl_bilevel.dynamics import DynamicsModel
-from mbrl_bilevel.dynamics_checkpoint import model_from_checkpoint
-from mbrl_bilevel.errors import CheckpointError
-from mbrl_bilevel.types import Rule
+from mbrl_bilevel.base.checkpoint import Checkpoint
+from mbrl_bilevel.base.errors import CheckpointError
+from mbrl_bilevel.base.records import Rule
+from mbrl_bilevel.models.dynamics import DynamicsModel
+from mbrl_bilevel.models.dynamics_checkpoint import model_from_checkpoint
 
 
 @dataclass(frozen=True)

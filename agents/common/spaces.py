@@ -15,7 +15,7 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 from agents.planners.actions import ActionSet, BoxActions, DiscreteActions
-from mbrl_bilevel.errors import InvalidInputError
+from mbrl_bilevel.base.errors import InvalidInputError
 
 Array = npt.NDArray[Any]
 ActionSpace = gym.spaces.Box | gym.spaces.Discrete

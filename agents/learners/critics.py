@@ -27,7 +27,7 @@ from torch.nn import functional
 
 from agents.learners.adam import DirectAdam
 from agents.learners.perceptrons import Layer, values
-from mbrl_bilevel.errors import InvalidInputError, require_count
+from mbrl_bilevel.base.errors import InvalidInputError, require_count
 
 #: Standardised observations stay within this many spreads of their mean.
 _LIMIT = 10.0

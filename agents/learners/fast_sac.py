@@ -28,7 +28,7 @@ from agents.learners.critics import (
     Standardised,
     squashed_sample,
 )
-from mbrl_bilevel.errors import InvalidInputError, require_count
+from mbrl_bilevel.base.errors import InvalidInputError, require_count
 
 Array = npt.NDArray[Any]
 

@@ -24,9 +24,9 @@ from torch import Tensor
 
 from agents.learners.adam import DirectAdam
 from agents.learners.named import class_in_file
-from mbrl_bilevel.checkpoint import Checkpoint
-from mbrl_bilevel.errors import CheckpointError, DivergedError, InvalidInputError
-from mbrl_bilevel.types import Transitions
+from mbrl_bilevel.base.checkpoint import Checkpoint
+from mbrl_bilevel.base.errors import CheckpointError, DivergedError, InvalidInputError
+from mbrl_bilevel.base.records import Transitions
 
 #: Arguments of an algorithm that its holder decides on.
 HELD = frozenset(

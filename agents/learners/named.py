@@ -12,7 +12,7 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
 from agents.learners.fast_sac import FastSAC
 from agents.learners.no_learner import NoLearner
-from mbrl_bilevel.errors import InvalidInputError, look_up
+from mbrl_bilevel.base.errors import InvalidInputError, look_up
 
 #: On a command line; None stands for a class of sb3-contrib.
 LEARNERS: dict[str, type[OffPolicyAlgorithm] | None] = {

@@ -11,7 +11,7 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from torch import Tensor
 
-from mbrl_bilevel.errors import InvalidInputError
+from mbrl_bilevel.base.errors import InvalidInputError
 
 
 class NoPolicy(BasePolicy):

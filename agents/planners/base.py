@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from agents.planners.actions import ActionSet, require
-from mbrl_bilevel.errors import require_count
+from mbrl_bilevel.base.errors import require_count
 
 #: ``score(actions [S, N, H, A]) -> [S, N]``: the predicted return of each candidate. The actions
 #: are float32: in the environment's units and within its bounds, or one-hot where they are discrete.

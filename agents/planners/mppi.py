@@ -24,7 +24,7 @@ from agents.planners.base import (
     shift,
 )
 from agents.planners.coloured_noise import coloured_noise
-from mbrl_bilevel.errors import require_count
+from mbrl_bilevel.base.errors import require_count
 
 
 @dataclass(frozen=True)

@@ -43,9 +43,9 @@ from agents.planning_agent.plans import Memory
 from agents.planning_agent.refits import fit_model
 from agents.planning_agent.terminal_value import Value, ValueSettings, fit_value
 from agents.planning_agent.upkeep import Upkeep
-from mbrl_bilevel.dynamics import DynamicsModel
-from mbrl_bilevel.errors import InvalidInputError, require_count
-from mbrl_bilevel.types import FitResult, Rule, Transitions
+from mbrl_bilevel.base.errors import InvalidInputError, require_count
+from mbrl_bilevel.base.records import FitResult, Rule, Transitions
+from mbrl_bilevel.models.dynamics import DynamicsModel
 
 Array = npt.NDArray[Any]
 

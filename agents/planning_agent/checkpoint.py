@@ -1,6 +1,6 @@
 """A planning agent to and from one file: no pickle; rules and objects are code, and asked for again.
 
-The file is a checkpoint of ``mbrl_bilevel.checkpoint``: the learner, the model, a fitted value, both rings
+The file is a checkpoint of ``mbrl_bilevel.base.checkpoint``: the learner, the model, a fitted value, both rings
 of the replay, settings, progress, random states.
 """
 
@@ -44,11 +44,11 @@ from agents.planning_agent.replay import MixedReplay, Ring
 from agents.planning_agent.settings import PlanningSettings
 from agents.planning_agent.settings_file import settings_from_json, settings_to_json
 from agents.planning_agent.terminal_value import Value, value_from_checkpoint, value_to_checkpoint
-from mbrl_bilevel.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from mbrl_bilevel.dynamics import DynamicsModel
-from mbrl_bilevel.dynamics_checkpoint import model_to_checkpoint
-from mbrl_bilevel.errors import CheckpointError, InvalidInputError
-from mbrl_bilevel.types import Rule
+from mbrl_bilevel.base.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from mbrl_bilevel.base.errors import CheckpointError, InvalidInputError
+from mbrl_bilevel.base.records import Rule
+from mbrl_bilevel.models.dynamics import DynamicsModel
+from mbrl_bilevel.models.dynamics_checkpoint import model_to_checkpoint
 
 #: What the file says it holds.
 PLANNING_AGENT = "planning agent"

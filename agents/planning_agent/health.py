@@ -19,8 +19,8 @@ from torch import Tensor
 from agents.planning_agent.parts import AgentParts
 from agents.planning_agent.replay import stored_action
 from agents.planning_agent.terminal_value import returns_to_go
-from mbrl_bilevel.dynamics import DynamicsModel
-from mbrl_bilevel.types import Transitions
+from mbrl_bilevel.base.records import Transitions
+from mbrl_bilevel.models.dynamics import DynamicsModel
 
 #: Steps at most that are looked at: more tell no more.
 _MOST = 2000

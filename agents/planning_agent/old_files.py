@@ -15,11 +15,11 @@ from agents.planning_agent.parts import AgentParts
 from agents.planning_agent.settings import RolloutLength
 from agents.planning_agent.settings_file import settings_from_json
 from agents.planning_agent.terminal_value import value_from_checkpoint
-from mbrl_bilevel.branches import Branching
-from mbrl_bilevel.checkpoint import Checkpoint
-from mbrl_bilevel.errors import CheckpointError, InvalidInputError
-from mbrl_bilevel.model_env import Imagination
-from mbrl_bilevel.types import Transitions
+from mbrl_bilevel.base.checkpoint import Checkpoint
+from mbrl_bilevel.base.errors import CheckpointError, InvalidInputError
+from mbrl_bilevel.base.records import Transitions
+from mbrl_bilevel.imagination.branches import Branching
+from mbrl_bilevel.imagination.particles import Imagination
 
 #: What such a file says it holds.
 MPC_AGENT, MBPO_AGENT = "mpc agent", "mbpo agent"

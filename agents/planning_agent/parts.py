@@ -40,9 +40,9 @@ from agents.planning_agent.replay import MixedReplay
 from agents.planning_agent.settings import PlanningSettings
 from agents.planning_agent.terminal_value import Value
 from agents.presets.preset import learner_defaults, preset_for, with_values
-from mbrl_bilevel.errors import InvalidInputError, require_count
-from mbrl_bilevel.model_env import StepModel
-from mbrl_bilevel.types import FitResult, Rule, require_rules
+from mbrl_bilevel.base.errors import InvalidInputError, require_count
+from mbrl_bilevel.base.records import FitResult, Rule, require_rules
+from mbrl_bilevel.imagination.particles import StepModel
 
 
 class AgentParts:

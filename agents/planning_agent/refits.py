@@ -12,15 +12,15 @@ from torch import Tensor
 
 from agents.common.saved import Spaces, read_model
 from agents.planning_agent.settings import PlanningSettings
-from mbrl_bilevel.checkpoint import Checkpoint
-from mbrl_bilevel.data import Folds
-from mbrl_bilevel.dynamics import DynamicsModel, fit_dynamics
-from mbrl_bilevel.dynamics_checkpoint import model_to_checkpoint
-from mbrl_bilevel.errors import CheckpointError, InvalidInputError
-from mbrl_bilevel.growing_folds import GrowingFolds
-from mbrl_bilevel.methods import get_method
-from mbrl_bilevel.regression import draw_seed
-from mbrl_bilevel.types import FitResult, Rule, Transitions
+from mbrl_bilevel.base.checkpoint import Checkpoint
+from mbrl_bilevel.base.errors import CheckpointError, InvalidInputError
+from mbrl_bilevel.base.records import FitResult, Rule, Transitions
+from mbrl_bilevel.data.growing_folds import GrowingFolds
+from mbrl_bilevel.data.rows import Folds
+from mbrl_bilevel.models.dynamics import DynamicsModel, fit_dynamics
+from mbrl_bilevel.models.dynamics_checkpoint import model_to_checkpoint
+from mbrl_bilevel.models.regression import draw_seed
+from mbrl_bilevel.training.methods import get_method
 
 
 @dataclass(frozen=True)

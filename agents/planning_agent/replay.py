@@ -19,8 +19,8 @@ from torch import Tensor
 
 from agents.common.experience import require_finite
 from agents.common.spaces import ActionSpace, require_recorded
-from mbrl_bilevel.errors import InvalidInputError
-from mbrl_bilevel.types import Transitions
+from mbrl_bilevel.base.errors import InvalidInputError
+from mbrl_bilevel.base.records import Transitions
 
 Array = npt.NDArray[Any]
 

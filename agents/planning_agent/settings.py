@@ -7,12 +7,12 @@ from typing import Literal
 
 from agents.planners import MPPI, Planner
 from agents.planning_agent.terminal_value import ValueSettings
-from mbrl_bilevel.branches import Branching
-from mbrl_bilevel.errors import InvalidInputError, require_count
-from mbrl_bilevel.fit import Schedule
-from mbrl_bilevel.methods import get_method
-from mbrl_bilevel.model_env import Imagination
-from mbrl_bilevel.warm_start import WarmStart
+from mbrl_bilevel.base.errors import InvalidInputError, require_count
+from mbrl_bilevel.imagination.branches import Branching
+from mbrl_bilevel.imagination.particles import Imagination
+from mbrl_bilevel.training.fit import Schedule
+from mbrl_bilevel.training.methods import get_method
+from mbrl_bilevel.training.warm_start import WarmStart
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class RolloutLength:
 class PlanningSettings:
     """The choices behind a planning agent; each has a default.
 
-    The model: ``method`` (how it is trained, ``mbrl_bilevel.methods``), an ensemble of ``members``
+    The model: ``method`` (how it is trained, ``mbrl_bilevel.training.methods``), an ensemble of ``members``
     networks of ``hidden`` layers, fitted by ``schedule`` after ``learning_starts`` random steps and then
     every ``refit_every`` steps, to all experience. Every ``fresh_every``-th fit is from scratch, the others go
     on from the last one as ``warm_start`` says. ``direct``: the next observation is predicted, not its change.

@@ -9,11 +9,11 @@ from typing import Any
 from agents.planners import PLANNERS, Planner
 from agents.planning_agent.settings import PlanningSettings, RolloutLength
 from agents.planning_agent.terminal_value import ValueSettings
-from mbrl_bilevel.branches import Branching
-from mbrl_bilevel.errors import CheckpointError, InvalidInputError
-from mbrl_bilevel.fit import Schedule
-from mbrl_bilevel.model_env import Imagination
-from mbrl_bilevel.warm_start import WarmStart
+from mbrl_bilevel.base.errors import CheckpointError, InvalidInputError
+from mbrl_bilevel.imagination.branches import Branching
+from mbrl_bilevel.imagination.particles import Imagination
+from mbrl_bilevel.training.fit import Schedule
+from mbrl_bilevel.training.warm_start import WarmStart
 
 _PLANNERS: dict[str, type[Planner]] = {kind.__name__: kind for kind in PLANNERS.values()}
 

@@ -16,21 +16,21 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from mbrl_bilevel.checkpoint import Checkpoint
-from mbrl_bilevel.data import FitData, cross_fit, group_by_episode, groups_needed
-from mbrl_bilevel.dynamics_checkpoint import (
+from mbrl_bilevel.base.checkpoint import Checkpoint
+from mbrl_bilevel.base.errors import CheckpointError, InvalidInputError, require_count
+from mbrl_bilevel.base.records import Transitions
+from mbrl_bilevel.data.normaliser import Normaliser
+from mbrl_bilevel.data.rows import FitData, cross_fit, group_by_episode, groups_needed
+from mbrl_bilevel.inner.losses import MSE
+from mbrl_bilevel.models.dynamics_checkpoint import (
     load_normaliser,
     load_policy,
     normaliser_tensors,
     policy_tensors,
 )
-from mbrl_bilevel.errors import CheckpointError, InvalidInputError, require_count
-from mbrl_bilevel.fit import Schedule, fit
-from mbrl_bilevel.losses import MSE
-from mbrl_bilevel.normaliser import Normaliser
-from mbrl_bilevel.objectives import OneStepMSE
-from mbrl_bilevel.policies import GaussianPolicy
-from mbrl_bilevel.types import Transitions
+from mbrl_bilevel.outer.objectives import OneStepMSE
+from mbrl_bilevel.policies.policies import GaussianPolicy
+from mbrl_bilevel.training.fit import Schedule, fit
 
 
 @dataclass(frozen=True)

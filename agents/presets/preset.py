@@ -23,11 +23,11 @@ from agents.learners.no_learner import NoLearner
 from agents.planners import PLANNERS, Planner
 from agents.planning_agent.settings import PlanningSettings, RolloutLength
 from agents.planning_agent.terminal_value import ValueSettings
-from mbrl_bilevel.branches import Branching
-from mbrl_bilevel.errors import InvalidInputError, look_up
-from mbrl_bilevel.fit import Schedule
-from mbrl_bilevel.model_env import Imagination
-from mbrl_bilevel.warm_start import WarmStart
+from mbrl_bilevel.base.errors import InvalidInputError, look_up
+from mbrl_bilevel.imagination.branches import Branching
+from mbrl_bilevel.imagination.particles import Imagination
+from mbrl_bilevel.training.fit import Schedule
+from mbrl_bilevel.training.warm_start import WarmStart
 
 S = TypeVar("S", bound=PlanningSettings)
 

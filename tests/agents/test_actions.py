@@ -9,7 +9,7 @@ from torch import Tensor
 from agents.planners import CEM, ICEM, MPPI, Planner, RandomShooting
 from agents.planners.actions import DiscreteActions
 from agents.planners.coloured_noise import coloured_noise
-from mbrl_bilevel.errors import InvalidInputError
+from mbrl_bilevel.base.errors import InvalidInputError
 
 PLANNERS: list[Planner] = [
     CEM(horizon=5, population=100, iterations=5),

@@ -22,17 +22,17 @@ from agents.planning_agent.checkpoint import PLANNING_AGENT, Progress
 from agents.planning_agent.settings import RolloutLength
 from agents.planning_agent.settings_file import settings_from_json, settings_to_json
 from agents.planning_agent.terminal_value import Value, ValueSettings
-from mbrl_bilevel.branches import Branching
-from mbrl_bilevel.checkpoint import load_checkpoint, save_checkpoint
-from mbrl_bilevel.dynamics import DynamicsModel
-from mbrl_bilevel.dynamics_checkpoint import model_to_checkpoint
-from mbrl_bilevel.errors import CheckpointError, InvalidInputError
-from mbrl_bilevel.fit import Schedule
-from mbrl_bilevel.model_env import Imagination
-from mbrl_bilevel.normaliser import Normaliser
-from mbrl_bilevel.policies import GaussianPolicy
-from mbrl_bilevel.types import Transitions
-from mbrl_bilevel.warm_start import WarmStart
+from mbrl_bilevel.base.checkpoint import load_checkpoint, save_checkpoint
+from mbrl_bilevel.base.errors import CheckpointError, InvalidInputError
+from mbrl_bilevel.base.records import Transitions
+from mbrl_bilevel.data.normaliser import Normaliser
+from mbrl_bilevel.imagination.branches import Branching
+from mbrl_bilevel.imagination.particles import Imagination
+from mbrl_bilevel.models.dynamics import DynamicsModel
+from mbrl_bilevel.models.dynamics_checkpoint import model_to_checkpoint
+from mbrl_bilevel.policies.policies import GaussianPolicy
+from mbrl_bilevel.training.fit import Schedule
+from mbrl_bilevel.training.warm_start import WarmStart
 
 PLANS: list[Planner | None] = [
     None,

@@ -11,8 +11,8 @@ import numpy.typing as npt
 import pytest
 
 from agents.common.experience import RandomBehaviour, Recorder, collect
-from mbrl_bilevel.errors import InvalidInputError
-from mbrl_bilevel.types import Transitions
+from mbrl_bilevel.base.errors import InvalidInputError
+from mbrl_bilevel.base.records import Transitions
 
 Array = npt.NDArray[Any]
 

@@ -19,12 +19,12 @@ from agents.mpc import MPC, MPCSettings
 from agents.planners import ICEM
 from agents.planning_agent.plans import Plans
 from agents.planning_agent.terminal_value import ValueSettings, fit_value
-from mbrl_bilevel.dynamics import DynamicsModel, fit_dynamics
-from mbrl_bilevel.errors import InvalidInputError
-from mbrl_bilevel.fit import Schedule
-from mbrl_bilevel.methods import get_method
-from mbrl_bilevel.model_env import Imagination, Propagation, imagined_returns
-from mbrl_bilevel.types import Transitions
+from mbrl_bilevel.base.errors import InvalidInputError
+from mbrl_bilevel.base.records import Transitions
+from mbrl_bilevel.imagination.particles import Imagination, Propagation, imagined_returns
+from mbrl_bilevel.models.dynamics import DynamicsModel, fit_dynamics
+from mbrl_bilevel.training.fit import Schedule
+from mbrl_bilevel.training.methods import get_method
 
 
 @pytest.fixture(scope="module")

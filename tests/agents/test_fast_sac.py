@@ -21,7 +21,7 @@ from agents.learners.adam import DirectAdam
 from agents.learners.critics import EnsembleCritic, Standardised
 from agents.learners.fast_sac import FastSAC, standardising_rows
 from agents.learners.named import learner_class
-from mbrl_bilevel.errors import InvalidInputError
+from mbrl_bilevel.base.errors import InvalidInputError
 
 OBS, ACTION = 3, 2
 LOOSE = {"rtol": 1e-4, "atol": 1e-4}
@@ -369,7 +369,7 @@ def test_saved_and_loaded_it_is_the_same(tmp_path: Path) -> None:
 
 def test_held_as_a_part_and_stored_without_pickle(tmp_path: Path) -> None:
     held = pytest.importorskip("agents.learners.held")
-    from mbrl_bilevel.checkpoint import load_checkpoint, save_checkpoint
+    from mbrl_bilevel.base.checkpoint import load_checkpoint, save_checkpoint
 
     agent, fresh = (make(standardise=True, actor_every=2, seed=seed) for seed in (0, 1))
     train(agent, 3)

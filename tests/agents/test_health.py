@@ -25,10 +25,10 @@ from agents.planning_agent.health import (
 from agents.planning_agent.settings import PlanningSettings
 from agents.planning_agent.terminal_value import returns_to_go
 from envs.make import make_env
-from mbrl_bilevel.dynamics import DynamicsModel
-from mbrl_bilevel.fit import Schedule
-from mbrl_bilevel.model_env import Imagination
-from mbrl_bilevel.types import Transitions
+from mbrl_bilevel.base.records import Transitions
+from mbrl_bilevel.imagination.particles import Imagination
+from mbrl_bilevel.models.dynamics import DynamicsModel
+from mbrl_bilevel.training.fit import Schedule
 
 Array = npt.NDArray[Any]
 

@@ -28,9 +28,9 @@ from agents.planners import CEM, ICEM
 from agents.planning_agent import agent as planning_agent
 from agents.planning_agent import plans
 from agents.planning_agent.terminal_value import ValueSettings
-from mbrl_bilevel.errors import CheckpointError, InvalidInputError
-from mbrl_bilevel.fit import Schedule
-from mbrl_bilevel.model_env import Imagination
+from mbrl_bilevel.base.errors import CheckpointError, InvalidInputError
+from mbrl_bilevel.imagination.particles import Imagination
+from mbrl_bilevel.training.fit import Schedule
 
 Array = npt.NDArray[Any]
 

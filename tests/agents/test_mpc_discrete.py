@@ -14,9 +14,9 @@ from stable_baselines3.common.evaluation import evaluate_policy
 
 from agents.mpc import MPC, MPCSettings
 from agents.planners import ICEM
-from mbrl_bilevel.errors import CheckpointError
-from mbrl_bilevel.fit import Schedule
-from mbrl_bilevel.model_env import Imagination
+from mbrl_bilevel.base.errors import CheckpointError
+from mbrl_bilevel.imagination.particles import Imagination
+from mbrl_bilevel.training.fit import Schedule
 
 TINY = MPCSettings(
     method="mse",

@@ -18,7 +18,7 @@ from agents.planners.actions import BoxActions
 from agents.planners.base import PlanInfo, PlannerState, Score
 from agents.planners.cem import CEM, ICEM, _elite_weight, _refit
 from agents.planners.coloured_noise import coloured_noise
-from mbrl_bilevel.errors import InvalidInputError
+from mbrl_bilevel.base.errors import InvalidInputError
 
 PLANNERS = [CEM, ICEM]
 

@@ -30,9 +30,9 @@ from agents import MPC, FastSAC, MPCSettings, PlanningAgent, PlanningSettings
 from agents.common.threads import few_threads
 from agents.planners import ICEM, MPPI
 from agents.planning_agent import plans
-from mbrl_bilevel.errors import CheckpointError, InvalidInputError
-from mbrl_bilevel.fit import Schedule
-from mbrl_bilevel.model_env import Imagination
+from mbrl_bilevel.base.errors import CheckpointError, InvalidInputError
+from mbrl_bilevel.imagination.particles import Imagination
+from mbrl_bilevel.training.fit import Schedule
 
 Array = npt.NDArray[Any]
 

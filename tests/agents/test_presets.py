@@ -25,7 +25,7 @@ from agents.presets.preset import (
 )
 from envs.make import make_env
 from envs.rewards import approximate_reward_rule, reward_rule
-from mbrl_bilevel.errors import InvalidInputError
+from mbrl_bilevel.base.errors import InvalidInputError
 
 TASKS = [
     *("Ant-v5", "HalfCheetah-v5", "Hopper-v5", "Humanoid-v5", "HumanoidStandup-v5"),

@@ -15,10 +15,10 @@ import torch
 from agents import MPC, MPCSettings
 from agents.planners import RandomShooting
 from agents.planning_agent import refits
-from mbrl_bilevel.checkpoint import load_checkpoint, save_checkpoint
-from mbrl_bilevel.errors import CheckpointError
-from mbrl_bilevel.fit import Schedule
-from mbrl_bilevel.model_env import Imagination
+from mbrl_bilevel.base.checkpoint import load_checkpoint, save_checkpoint
+from mbrl_bilevel.base.errors import CheckpointError
+from mbrl_bilevel.imagination.particles import Imagination
+from mbrl_bilevel.training.fit import Schedule
 
 Array = npt.NDArray[Any]
 

@@ -14,7 +14,7 @@ from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from agents.planning_agent.replay import STEP, MixedReplay, Ring, model_action, stored_action
-from mbrl_bilevel.errors import InvalidInputError
+from mbrl_bilevel.base.errors import InvalidInputError
 
 Array = npt.NDArray[Any]
 

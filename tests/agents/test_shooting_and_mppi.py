@@ -16,7 +16,7 @@ from agents.planners.base import Planner, Score
 from agents.planners.cem import ICEM
 from agents.planners.mppi import MPPI, path_weights
 from agents.planners.shooting import RandomShooting
-from mbrl_bilevel.errors import InvalidInputError
+from mbrl_bilevel.base.errors import InvalidInputError
 
 PLANNERS: list[Planner] = [
     MPPI(horizon=3, population=200, iterations=6),

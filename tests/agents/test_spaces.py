@@ -14,7 +14,7 @@ from agents.cloning import fit_clone
 from agents.common.experience import RandomBehaviour, collect
 from agents.common.spaces import action_set, from_vectors, require_actions, to_vector, vector_env
 from agents.planners.actions import BoxActions, DiscreteActions
-from mbrl_bilevel.errors import InvalidInputError
+from mbrl_bilevel.base.errors import InvalidInputError
 
 
 def test_choices_become_one_hot_and_come_back() -> None:

@@ -15,9 +15,9 @@ from agents.planning_agent.terminal_value import (
     value_from_checkpoint,
     value_to_checkpoint,
 )
-from mbrl_bilevel.checkpoint import load_checkpoint, save_checkpoint
-from mbrl_bilevel.errors import CheckpointError, InvalidInputError
-from mbrl_bilevel.types import Transitions
+from mbrl_bilevel.base.checkpoint import load_checkpoint, save_checkpoint
+from mbrl_bilevel.base.errors import CheckpointError, InvalidInputError
+from mbrl_bilevel.base.records import Transitions
 
 
 def corridor(episodes: int = 60, seed: int = 0) -> Transitions:

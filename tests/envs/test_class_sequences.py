@@ -9,7 +9,7 @@ import pytest
 from sklearn.datasets import load_breast_cancer, load_digits, load_iris
 
 from envs.class_sequences import CLASS_SEQUENCES, ClassSequence, ClassTask
-from mbrl_bilevel.errors import InvalidInputError
+from mbrl_bilevel.base.errors import InvalidInputError
 
 
 def made(name: str, seed: int = 0) -> list[ClassTask]:

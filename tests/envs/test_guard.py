@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from envs.guard import Guard
-from mbrl_bilevel.errors import EnvironmentFailedError, InvalidInputError
+from mbrl_bilevel.base.errors import EnvironmentFailedError, InvalidInputError
 
 
 class Faulty(gym.Env[Any, Any]):

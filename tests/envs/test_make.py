@@ -17,7 +17,7 @@ import pytest
 from gymnasium.spaces import Box, Dict, Discrete, MultiBinary
 
 from envs.make import acting_layers, make_env
-from mbrl_bilevel.errors import InvalidInputError
+from mbrl_bilevel.base.errors import InvalidInputError
 
 
 class Blank(gym.Env[Any, Any]):

@@ -14,7 +14,7 @@ from envs.noise import (
     spread_at,
     two_mode_log_density,
 )
-from mbrl_bilevel.types import Transitions
+from mbrl_bilevel.base.records import Transitions
 
 N = 20_000
 

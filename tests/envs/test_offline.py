@@ -17,8 +17,8 @@ from minari.data_collector import EpisodeBuffer
 from agents.common.experience import RandomBehaviour, collect
 from envs.make import make_env
 from envs.offline import load_minari, save_minari
-from mbrl_bilevel.errors import InvalidInputError
-from mbrl_bilevel.types import Transitions
+from mbrl_bilevel.base.errors import InvalidInputError
+from mbrl_bilevel.base.records import Transitions
 
 
 @pytest.fixture(autouse=True)

@@ -18,7 +18,7 @@ from envs import rollouts
 from envs.make import make_env
 from envs.oracle import Oracle
 from envs.rollouts import judge_of
-from mbrl_bilevel.errors import InvalidInputError
+from mbrl_bilevel.base.errors import InvalidInputError
 
 TASKS = [
     "Ant-v5",

@@ -14,7 +14,7 @@ from gymnasium.envs.mujoco.reacher_v5 import ReacherEnv
 from envs.make import make_env
 from envs.rewards import approximate_reward_rule, reward_rule
 from envs.rules import load_rule
-from mbrl_bilevel.errors import InvalidInputError
+from mbrl_bilevel.base.errors import InvalidInputError
 
 SHOWN: dict[str, Any] = {"exclude_current_positions_from_observation": False}
 KNOWN: list[tuple[str, dict[str, Any]]] = [

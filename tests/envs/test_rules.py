@@ -18,7 +18,7 @@ from torch import Tensor
 
 from envs.make import make_env
 from envs.rules import load_rule, termination_rule
-from mbrl_bilevel.errors import InvalidInputError
+from mbrl_bilevel.base.errors import InvalidInputError
 
 # How far from the start state the visited states are spread: positions (m, rad), velocities (/s).
 SPREAD = {

@@ -7,7 +7,7 @@ import pytest
 
 from agents.common.experience import collect
 from envs.sequences import SEQUENCES, changing, get_sequence
-from mbrl_bilevel.errors import InvalidInputError
+from mbrl_bilevel.base.errors import InvalidInputError
 
 
 @pytest.mark.parametrize("name", SEQUENCES)

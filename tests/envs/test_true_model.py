@@ -21,10 +21,10 @@ from envs.make import Env, make_env
 from envs.oracle import Oracle
 from envs.rollouts import judge_of
 from envs.true_model import TrueModel
-from mbrl_bilevel.branches import Branching
-from mbrl_bilevel.errors import InvalidInputError
-from mbrl_bilevel.imagined_env import ImaginedEnv
-from mbrl_bilevel.model_env import Imagination, imagined_returns, imagined_trajectories
+from mbrl_bilevel.base.errors import InvalidInputError
+from mbrl_bilevel.imagination.branches import Branching
+from mbrl_bilevel.imagination.environments import ImaginedEnv
+from mbrl_bilevel.imagination.particles import Imagination, imagined_returns, imagined_trajectories
 
 Array = npt.NDArray[Any]
 

@@ -15,8 +15,8 @@ from agents.mbpo import MBPO, MBPOSettings
 from agents.mpc import MPC, MPCSettings
 from agents.planners import ICEM
 from envs.make import make_env
-from mbrl_bilevel.fit import Schedule
-from mbrl_bilevel.model_env import Imagination
+from mbrl_bilevel.imagination.particles import Imagination
+from mbrl_bilevel.training.fit import Schedule
 
 ROOT = Path(__file__).resolve().parents[2]
 TASKS = ROOT / "tests" / "scripts"  # where my_task.py is

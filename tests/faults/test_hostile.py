@@ -21,8 +21,8 @@ from agents import MBPO, MPC, PlanningAgent
 from envs.make import make_env
 from envs.offline import load_minari
 from envs.tables import load_table
-from mbrl_bilevel.checkpoint import load_checkpoint
-from mbrl_bilevel.errors import BilevelError
+from mbrl_bilevel.base.checkpoint import load_checkpoint
+from mbrl_bilevel.base.errors import BilevelError
 
 _NAMES = ("agent.safetensors", "agent.pt", "agent.zip", "table.csv", "table.npz")
 

@@ -12,10 +12,10 @@ from faulting import ROOT
 _TRAIN = """
 import resource, sys
 import numpy as np, torch
-from mbrl_bilevel.dynamics import fit_dynamics
-from mbrl_bilevel.fit import Schedule
-from mbrl_bilevel.methods import get_method
-from mbrl_bilevel.types import Transitions
+from mbrl_bilevel.models.dynamics import fit_dynamics
+from mbrl_bilevel.training.fit import Schedule
+from mbrl_bilevel.training.methods import get_method
+from mbrl_bilevel.base.records import Transitions
 
 torch.set_num_threads(1)
 n, random = 1_000_000, np.random.default_rng(0)

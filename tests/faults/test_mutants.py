@@ -22,10 +22,10 @@ from agents.planners import MPPI
 from agents.planning_agent.checkpoint import PLANNING_AGENT
 from envs.make import make_env
 from envs.tables import load_table
-from mbrl_bilevel.checkpoint import load_checkpoint, save_checkpoint
-from mbrl_bilevel.errors import BilevelError, CheckpointError, InvalidInputError
-from mbrl_bilevel.fit import Schedule
-from mbrl_bilevel.model_env import Imagination
+from mbrl_bilevel.base.checkpoint import load_checkpoint, save_checkpoint
+from mbrl_bilevel.base.errors import BilevelError, CheckpointError, InvalidInputError
+from mbrl_bilevel.imagination.particles import Imagination
+from mbrl_bilevel.training.fit import Schedule
 
 # ruff: noqa: PT017 - whether a mutant is refused is not known beforehand
 COUNT = 1000

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from mbrl_bilevel.dynamics import DynamicsModel
-from mbrl_bilevel.normaliser import Normaliser
-from mbrl_bilevel.policies import GaussianPolicy
+from mbrl_bilevel.data.normaliser import Normaliser
+from mbrl_bilevel.models.dynamics import DynamicsModel
+from mbrl_bilevel.policies.policies import GaussianPolicy
 
 LinearModel = Callable[..., DynamicsModel]
 

@@ -14,7 +14,7 @@ sys.path.append(str(ROOT / "scripts"))  # where a script finds its neighbours
 
 from _args import RunArgs, naming, parse  # noqa: E402
 
-from mbrl_bilevel.errors import InvalidInputError, require_count  # noqa: E402
+from mbrl_bilevel.base.errors import InvalidInputError, require_count  # noqa: E402
 
 
 @dataclass(frozen=True)

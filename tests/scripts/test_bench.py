@@ -20,8 +20,8 @@ import bench  # noqa: E402
 from _run import launch  # noqa: E402
 from bench import ROWS, Args, EagerDynamics, Pair, main, measure, train_eagerly  # noqa: E402
 
-from mbrl_bilevel.fit import Schedule  # noqa: E402
-from mbrl_bilevel.policies import GaussianPolicy  # noqa: E402
+from mbrl_bilevel.policies.policies import GaussianPolicy  # noqa: E402
+from mbrl_bilevel.training.fit import Schedule  # noqa: E402
 
 SMALL = bench._QUICK
 

@@ -14,7 +14,7 @@ import pytest
 
 from envs.class_sequences import CLASS_SEQUENCES, ClassSequence, ClassTask
 from envs.sequences import SEQUENCES, changing
-from mbrl_bilevel.continual import transfer
+from mbrl_bilevel.continual.sequence import transfer
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 sys.path.append(str(SCRIPTS))

@@ -22,7 +22,7 @@ import test_pool as here  # noqa: E402  (pytest's own copy has a name that no wo
 from _pool import Cells, Done, run_cells  # noqa: E402
 from _run import Result, RunArgs, RunFolder, launch  # noqa: E402
 
-from mbrl_bilevel.errors import DivergedError, InvalidInputError  # noqa: E402
+from mbrl_bilevel.base.errors import DivergedError, InvalidInputError  # noqa: E402
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ sys.path.append(str(ROOT / "scripts"))  # where a script finds its neighbours
 
 from _rows import Rows, strict  # noqa: E402
 
-from mbrl_bilevel.errors import InvalidInputError  # noqa: E402
+from mbrl_bilevel.base.errors import InvalidInputError  # noqa: E402
 
 
 @pytest.mark.parametrize("tail", [b'{"a": 3', b'{"a": 3}', b"\0\0\0", b'{"a": \xff}\n', b"3\n"])

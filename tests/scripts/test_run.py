@@ -20,7 +20,7 @@ sys.path.append(str(ROOT / "scripts"))  # where a script finds its neighbours
 from _rows import Rows  # noqa: E402
 from _run import Result, RunArgs, RunFolder, launch, launch_tool  # noqa: E402
 
-from mbrl_bilevel.errors import InvalidInputError  # noqa: E402
+from mbrl_bilevel.base.errors import InvalidInputError  # noqa: E402
 
 
 @dataclass(frozen=True)

@@ -24,9 +24,9 @@ import train  # noqa: E402
 from _data import _slow_and_fast  # noqa: E402
 from _run import launch  # noqa: E402
 
-from mbrl_bilevel.errors import DivergedError  # noqa: E402
-from mbrl_bilevel.methods import METHODS  # noqa: E402
-from mbrl_bilevel.types import Transitions  # noqa: E402
+from mbrl_bilevel.base.errors import DivergedError  # noqa: E402
+from mbrl_bilevel.base.records import Transitions  # noqa: E402
+from mbrl_bilevel.training.methods import METHODS  # noqa: E402
 
 OWN = ["--import-module", "my_task", "--env-id", "Line-v0", "--quiet"]
 NET = ["--members", "2", "--hidden", "16"]

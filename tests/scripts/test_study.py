@@ -20,7 +20,7 @@ import study_table
 from _run import launch_tool
 from study_grid import read_grid
 
-from mbrl_bilevel.errors import InvalidInputError
+from mbrl_bilevel.base.errors import InvalidInputError
 
 ROOT = Path(__file__).resolve().parents[2]
 HERE = str(Path(__file__).resolve().parent)  # where my_task.py is

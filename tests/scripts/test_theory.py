@@ -25,9 +25,9 @@ from _tractable import (  # noqa: E402
 )
 from theory import Args, main  # noqa: E402
 
-from mbrl_bilevel.bilevel import Problem  # noqa: E402
-from mbrl_bilevel.positive import Form  # noqa: E402
-from mbrl_bilevel.problems import hypergradient, solvers  # noqa: E402
+from mbrl_bilevel.inner.positive import Form  # noqa: E402
+from mbrl_bilevel.outer.problem import Problem  # noqa: E402
+from mbrl_bilevel.theory.catalogue import hypergradient, solvers  # noqa: E402
 
 FORMS: tuple[Form, ...] = ("scaled_identity", "diagonal", "full")
 

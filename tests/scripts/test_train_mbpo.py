@@ -16,7 +16,7 @@ from agents.mbpo import MBPO
 from agents.planning_agent.settings import PlanningSettings
 from envs.make import make_env
 from envs.offline import save_minari
-from mbrl_bilevel.errors import InvalidInputError
+from mbrl_bilevel.base.errors import InvalidInputError
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 sys.path.append(str(SCRIPTS))

@@ -18,7 +18,7 @@ import tune  # noqa: E402
 from _run import launch  # noqa: E402
 from _settings import read_settings  # noqa: E402
 
-from mbrl_bilevel.errors import DivergedError, InvalidInputError  # noqa: E402
+from mbrl_bilevel.base.errors import DivergedError, InvalidInputError  # noqa: E402
 
 TINY = [
     *["--import-module", "my_task", "--env-id", "Line-v0", "--quiet", "--members", "2"],

@@ -1,0 +1,249 @@
+"""Frozen records with their shapes, and the protocols of the slots.
+
+Shape legend, used in every docstring: E ensemble members, K samples, B batch, D target dims,
+H horizon, N candidate action sequences, P particles, S start states, O observation dims, A action dims.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from mbrl_bilevel.base.errors import InvalidInputError
+
+FloatArray = npt.NDArray[np.float32]
+
+#: A known reward or termination: ``rule(obs [..., O], action [..., A], next_obs [..., O]) -> [...]``
+#: (float for a reward, bool for a termination), batched over all leading dimensions.
+Rule = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def require_rules(termination: object, reward: object) -> None:
+    """Raises InvalidInputError unless both can be called or are None."""
+    for name, rule in (("termination", termination), ("reward", reward)):
+        if rule is not None and not callable(rule):
+            raise InvalidInputError(
+                f"{name} must be a function of (obs, action, next_obs), or None; got {rule!r}"
+            )
+
+
+def require_floating(name: str, value: Tensor) -> None:
+    """Raises InvalidInputError for integers, which would cut off what is computed, and complex numbers."""
+    if not value.is_floating_point():
+        raise InvalidInputError(
+            f"{name} must be of a floating type; got {value.dtype}: use .float()"
+        )
+
+
+def require_rows(obs: Tensor, action: Tensor, obs_dim: int, action_dim: int) -> None:
+    """Raises InvalidInputError unless they are [..., B, O] and [..., B, A] with the same rows."""
+    widths = (obs.shape[-1], action.shape[-1])
+    if obs.ndim < 2 or obs.shape[:-1] != action.shape[:-1] or widths != (obs_dim, action_dim):
+        raise InvalidInputError(
+            f"obs must be [..., {obs_dim}] and action [..., {action_dim}] with "
+            f"the same rows; got {tuple(obs.shape)} and {tuple(action.shape)}"
+        )
+
+
+def require_entries(rule: str, found: object, next_obs: Tensor) -> Tensor:
+    """What ``rule`` returned. Raises InvalidInputError unless it is a tensor [...] for next_obs [..., O]."""
+    shape = next_obs.shape[:-1]
+    if not isinstance(found, Tensor) or found.shape != shape:
+        got = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        raise InvalidInputError(
+            f"{rule} must return a tensor of shape {tuple(shape)} for next_obs {tuple(next_obs.shape)}, "
+            f"one entry per transition; got {got}"
+        )
+    return found
+
+
+#: The types of the columns of Transitions: torch makes float32 and int64 tensors of them.
+_COLUMN_TYPES = {
+    **dict.fromkeys(("obs", "action", "reward", "next_obs"), np.dtype(np.float32)),
+    **dict.fromkeys(("terminated", "truncated"), np.dtype(np.bool_)),
+    **dict.fromkeys(("episode", "t"), np.dtype(np.int64)),
+}
+
+
+@dataclass(frozen=True)
+class Segment:
+    """What followed each row of a batch in its episode: H rows from the row itself on.
+
+    ``x`` [H, E, B, X] and ``y`` [H, E, B, D] as in Batch; ``there`` [H, E, B] is one until the episode
+    (or its part of the split) ends and zero from then on. The first O inputs are a state, which a
+    target y moves by ``y @ gain + drift`` ([D, O] and [O]), or which is that afterwards where targets are
+    ``direct``; the others are given: actions.
+    """
+
+    x: Tensor
+    y: Tensor
+    there: Tensor
+    gain: Tensor
+    drift: Tensor
+    direct: bool = False
+
+    @property
+    def horizon(self) -> int:
+        """H."""
+        return len(self.x)
+
+    def moved(self, x: Tensor, y: Tensor, t: int) -> Tensor:
+        """The input of step t + 1 [E, B, X] after target ``y`` [E, B, D] at input ``x`` of step t."""
+        state = y @ self.gain if self.direct else x[..., : len(self.drift)] + y @ self.gain
+        state = state + self.drift
+        return torch.cat([state, self.x[t + 1, ..., len(self.drift) :]], dim=-1)
+
+    def target_from(self, x: Tensor, t: int) -> Tensor:
+        """The target [E, B, D] at an imagined input ``x`` of step t that lands on the true state of
+        step t + 1; where a target moves no state (a reward), or is that state, it is the true one."""
+        if self.direct:
+            return self.y[t]
+        states = len(self.drift)
+        back = torch.where(self.gain != 0.0, 1.0 / self.gain, 0.0).mT
+        return self.y[t] + (self.x[t, ..., :states] - x[..., :states]) @ back
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Inputs and targets of the generative policy, one row of data per ensemble member.
+
+    ``x`` is [E, B, X], ``y`` is [E, B, D], both in normalised units. ``weight`` [E, B] weighs the
+    rows of every mean; zero leaves a row out, so members may hold samples of different sizes.
+    ``segment`` is what followed each row, for losses and objectives that look several steps ahead.
+    """
+
+    x: Tensor
+    y: Tensor
+    weight: Tensor | None = None
+    segment: Segment | None = None
+
+    def __post_init__(self) -> None:
+        if self.x.ndim != 3 or self.y.ndim != 3 or self.x.shape[:2] != self.y.shape[:2]:
+            raise InvalidInputError(
+                f"Batch: x must be [E, B, X] and y [E, B, D] with the same E and B; "
+                f"got x {tuple(self.x.shape)} and y {tuple(self.y.shape)}"
+            )
+        if self.weight is not None and self.weight.shape != self.x.shape[:2]:
+            raise InvalidInputError(
+                f"Batch: weight must be [E, B] = {tuple(self.x.shape[:2])}; "
+                f"got {tuple(self.weight.shape)}"
+            )
+
+    def mean(self, values: Tensor) -> Tensor:
+        """Weighted mean of ``values`` [..., E, B] over the rows: [..., E].
+
+        NaN for a member whose weights are all zero: it has no rows to take a mean of.
+        """
+        if self.weight is None:
+            return values.mean(-1)
+        return (values * self.weight).sum(-1) / self.weight.sum(-1)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One imagined step: ``next_obs`` [E, …, B, O], ``reward`` and ``terminated`` [E, …, B] (the
+    probability that the episode ended with it)."""
+
+    next_obs: Tensor
+    reward: Tensor
+    terminated: Tensor
+
+
+@dataclass(frozen=True)
+class Transitions:
+    """N environment steps in order of collection, grouped by episode.
+
+    ``obs`` and ``next_obs`` [N, O], ``action`` [N, A], ``reward`` [N], ``terminated`` and
+    ``truncated`` [N] bool, ``episode`` [N] int (which episode the step belongs to), ``t`` [N] int
+    (the step's time in it). All values are finite: an environment that returns NaN is an error
+    at collection.
+
+    Raises InvalidInputError for another type or shape of a column, or a value that is not finite.
+    """
+
+    obs: FloatArray
+    action: FloatArray
+    reward: FloatArray
+    next_obs: FloatArray
+    terminated: npt.NDArray[np.bool_]
+    truncated: npt.NDArray[np.bool_]
+    episode: npt.NDArray[np.int64]
+    t: npt.NDArray[np.int64]
+
+    def __post_init__(self) -> None:
+        n = len(self.obs)
+        for field in fields(self):
+            value = getattr(self, field.name)
+            expected = 2 if field.name in ("obs", "action", "next_obs") else 1
+            if value.dtype != _COLUMN_TYPES[field.name]:
+                raise InvalidInputError(
+                    f"Transitions: {field.name} must be {_COLUMN_TYPES[field.name]}; "
+                    f"got {value.dtype}: convert it with .astype"
+                )
+            if value.ndim != expected or len(value) != n:
+                raise InvalidInputError(
+                    f"Transitions: {field.name} must have {expected} dimension(s) and {n} rows "
+                    f"like obs; got shape {value.shape}"
+                )
+            if value.dtype == np.float32 and not np.isfinite(value).all():
+                raise InvalidInputError(
+                    f"Transitions: {field.name} holds NaN or infinite values; "
+                    "remove these steps, or mend the environment that returned them"
+                )
+        if self.obs.shape != self.next_obs.shape:
+            raise InvalidInputError(
+                f"Transitions: obs {self.obs.shape} and next_obs {self.next_obs.shape} must agree"
+            )
+
+    def __len__(self) -> int:
+        return len(self.obs)
+
+    def __getitem__(
+        self, rows: npt.NDArray[np.int64] | npt.NDArray[np.bool_] | slice
+    ) -> Transitions:
+        """The given rows, by index array, boolean mask or slice."""
+        return Transitions(**{f.name: getattr(self, f.name)[rows] for f in fields(self)})
+
+    @staticmethod
+    def concatenate(parts: list[Transitions]) -> Transitions:
+        """All parts one after another. Episode numbers are kept: the caller keeps them distinct.
+
+        Raises InvalidInputError if there are no parts, or their dimensions differ.
+        """
+        if not parts:
+            raise InvalidInputError("Transitions.concatenate: parts is empty; give at least one")
+        widths = {(p.obs.shape[1], p.action.shape[1]) for p in parts}
+        if len(widths) > 1:
+            raise InvalidInputError(
+                f"Transitions.concatenate: parts have different (observation, action) dimensions "
+                f"{sorted(widths)}; give parts of one environment"
+            )
+        return Transitions(
+            **{
+                f.name: np.concatenate([getattr(p, f.name) for p in parts])
+                for f in fields(Transitions)
+            }
+        )
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """What one call of ``fit`` did. The fitted policy is the one that was passed in.
+
+    ``criterion`` [E] is the early-stopping value of each member's kept state, reached at
+    ``best_step`` [E]; ``steps`` were run of those asked, fewer if ``stopped_early``.
+    ``history`` maps a metric's name to its (step, value) pairs; ``outer`` is the last report of
+    the outer level (empty without one).
+    """
+
+    criterion: tuple[float, ...]
+    best_step: tuple[int, ...]
+    steps: int
+    stopped_early: bool
+    history: Mapping[str, tuple[tuple[int, float], ...]]
+    outer: Mapping[str, float]

@@ -1,0 +1,1 @@
+"""Who may see which rows: splits by episode, folds, minibatches, normalisers."""

@@ -1,0 +1,1 @@
+"""How good a model is: errors, likelihoods, calibration, and statistics over repeats."""

@@ -1,0 +1,1 @@
+"""Steps in a learned model: particles of a plan, branches of a replay, environments."""

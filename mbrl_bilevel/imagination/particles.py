@@ -1,0 +1,234 @@
+"""Imagined rollouts: many candidate action sequences, many particles, one batched step each.
+
+Particles follow members as in PETS (Chua et al. 2018, section 5.1): TS∞ keeps each particle's
+member for the whole rollout, TS1 draws the member anew at every step.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from typing import Literal, Protocol, get_args
+
+import torch
+from torch import Tensor
+
+from mbrl_bilevel.base.errors import InvalidInputError, require_count
+from mbrl_bilevel.base.records import Step
+from mbrl_bilevel.policies.fast_inference import Precision, fastest_precision
+
+Propagation = Literal["ts1", "tsinf"]
+
+
+class StepModel(Protocol):
+    """What imagination needs of a model: ``DynamicsModel``, or the true simulator in its place.
+
+    ``step`` moves each of ``members`` E from its own rows, as ``DynamicsModel.step`` does; a model
+    without chance has ``noise_width`` 0 and leaves particles that are alike as the one they are.
+    """
+
+    @property
+    def members(self) -> int: ...
+
+    @property
+    def obs_dim(self) -> int: ...
+
+    @property
+    def action_dim(self) -> int: ...
+
+    @property
+    def noise_width(self) -> int: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def unchanged(self, precision: Precision) -> AbstractContextManager[None]:
+        """Within it nobody changes the model, so that ``step`` need not look each time."""
+
+    def step(
+        self,
+        obs: Tensor,
+        action: Tensor,
+        noise: Tensor | None = None,
+        precision: Precision | None = None,
+    ) -> Step:
+        """From obs [E, …, B, O] by action [E, …, B, A]."""
+
+
+@dataclass(frozen=True)
+class Imagination:
+    """How to roll a model out: ``particles`` P for each candidate (a multiple of E).
+
+    ``sample`` draws each step from the member's distribution, else its mean is followed. All
+    candidates share the particles' draws (common random numbers), so that their ranking is not
+    blurred by noise.
+
+    ``pessimism`` λ: a candidate's score is the mean over members of their returns less λ standard
+    deviations, a lower confidence bound. It needs "tsinf", where a return is one member's. Where
+    ``sample`` is set, a member's return is over its own particles' draws: more of them leave less
+    chance in the deviation.
+
+    ``precision`` of the networks: "bfloat16" is several times faster on a processor made for it, with
+    rewards that agree to about two digits; "auto" takes it where ``fast_inference.fastest_precision`` says
+    so, ``settled`` once. States and returns are added up in float32 either way. The default is the
+    same on every machine.
+    """
+
+    particles: int = 5
+    propagation: Propagation = "tsinf"
+    sample: bool = True
+    pessimism: float = 0.0
+    precision: Precision | Literal["auto"] = "float32"
+
+    def __post_init__(self) -> None:
+        if self.propagation not in ("ts1", "tsinf"):
+            raise InvalidInputError(
+                f'propagation must be "ts1" or "tsinf"; got {self.propagation!r}'
+            )
+        if self.precision not in (*get_args(Precision), "auto"):
+            raise InvalidInputError(
+                f'precision must be "float32", "bfloat16" or "auto"; got {self.precision!r}'
+            )
+        require_count("particles", self.particles, 100_000)
+        if not 0.0 <= self.pessimism < math.inf:
+            raise InvalidInputError(f"pessimism must be finite and >= 0; got {self.pessimism}")
+        if self.pessimism and self.propagation == "ts1":
+            raise InvalidInputError(
+                'pessimism needs propagation "tsinf": with "ts1" no return is of one member'
+            )
+
+    def settled(self) -> Imagination:
+        """The same with "auto" replaced by what it stands for here, so that it can be written down."""
+        return replace(self, precision=self.chosen_precision)
+
+    @property
+    def chosen_precision(self) -> Precision:
+        """What "auto" comes to on this machine."""
+        return fastest_precision() if self.precision == "auto" else self.precision
+
+
+@torch.inference_mode()
+def imagined_returns(
+    model: StepModel,
+    obs: Tensor,
+    actions: Tensor,
+    imagination: Imagination,
+    generator: torch.Generator,
+    value: Callable[[Tensor], Tensor] | None = None,
+    discount: float = 1.0,
+) -> Tensor:
+    """Score of each candidate, [S, N], from obs [S, O] and actions [S, N, H, A].
+
+    The mean imagined return over particles, rewards ``discount``-ed step by step, less ``imagination.pessimism`` standard deviations of
+    the members' mean returns (over E, not E − 1).
+
+    A reward counts with the probability that the episode has not ended before it, and so does the
+    ``value`` of the last state ([..., O] -> [...]), where one is given. NaN and infinity
+    are left in the result: planners score them as −inf and count them. The model's device does the
+    work; obs, actions and generator may live on others, and scores go where actions are. Raises InvalidInputError for
+    shapes that do not fit, or particles that the members do not divide.
+    """
+    if actions.ndim != 4 or obs.ndim != 2 or len(obs) != len(actions):
+        raise InvalidInputError(
+            f"obs must be [S, O] and actions [S, N, H, A] with the same S; "
+            f"got {tuple(obs.shape)} and {tuple(actions.shape)}"
+        )
+    home, device = actions.device, model.device
+    obs, actions = obs.to(device), actions.to(device)
+    starts, candidates, horizon, _ = actions.shape
+    rows = starts * candidates
+    state = _alike(model, obs.repeat_interleave(candidates, 0), imagination)
+    plans = actions.reshape(rows, horizon, -1)
+    total, alive = obs.new_zeros(()), obs.new_ones(())
+    with model.unchanged(imagination.chosen_precision):
+        for h in range(horizon):
+            step = _step_particles(model, state, plans[:, h], imagination, generator)
+            state = step.next_obs
+            total = total + alive * step.reward
+            alive = alive * (1.0 - step.terminated)
+            if discount != 1.0:
+                alive = alive * discount
+    if value is not None:
+        total = total + alive * value(state)
+    # A known reward may not look at the state; one that stopped being finite still counts.
+    total = torch.where(state.isfinite().all(-1), total, torch.nan)
+    each = total.mean(1)
+    score = each.mean(0)
+    if imagination.pessimism:
+        score = score - imagination.pessimism * each.std(0, correction=0)
+    return score.reshape(starts, candidates).to(home)
+
+
+@torch.inference_mode()
+def imagined_trajectories(
+    model: StepModel,
+    obs: Tensor,
+    actions: Tensor,
+    imagination: Imagination,
+    generator: torch.Generator,
+) -> tuple[Tensor, Tensor]:
+    """Open-loop particles along given actions: obs [P, B, H, O] and reward [P, B, H].
+
+    ``obs`` is [B, O] and ``actions`` [B, H, A]. Termination is ignored: data says where it ended.
+    """
+    state = _alike(model, obs, imagination)
+    states, rewards = [], []
+    with model.unchanged(imagination.chosen_precision):
+        for h in range(actions.shape[1]):
+            step = _step_particles(model, state, actions[:, h], imagination, generator)
+            state = step.next_obs
+            states.append(_each(state, imagination))
+            rewards.append(_each(step.reward, imagination))
+    return torch.stack(states, dim=2), torch.stack(rewards, dim=2)
+
+
+def _alike(model: StepModel, obs: Tensor, imagination: Imagination) -> Tensor:
+    """The particles at the start, [E, 1, B, O] at obs [B, O]: each member's are alike until they draw."""
+    if imagination.particles % model.members:
+        raise InvalidInputError(
+            f"particles must be a multiple of the model's {model.members} members; "
+            f"got {imagination.particles}"
+        )
+    return obs.expand(model.members, 1, -1, -1)
+
+
+def _each(value: Tensor, imagination: Imagination) -> Tensor:
+    """[E, K or 1, B, …] to [P, B, …]."""
+    share = imagination.particles // len(value)
+    return value.expand(-1, share, *value.shape[2:]).flatten(0, 1)
+
+
+def _step_particles(
+    model: StepModel,
+    state: Tensor,
+    action: Tensor,
+    imagination: Imagination,
+    generator: torch.Generator,
+) -> Step:
+    """All particles one step on, [E, K, B, ·] with K = P / E, or 1 while they are alike; action [B, A]."""
+    members, particles = model.members, imagination.particles
+    order = None
+    if imagination.propagation == "ts1":
+        # Shuffling the particles among the members leaves each with a uniformly drawn member.
+        order = torch.randperm(particles, generator=generator, device=generator.device)
+        order = order.to(state.device)
+        state = _by_member(_each(state, imagination)[order], members)
+    noise = None
+    if imagination.sample:
+        shape, device = (particles, 1, model.noise_width), generator.device
+        draws = torch.randn(shape, generator=generator, dtype=state.dtype, device=device)
+        noise = _by_member(draws.to(state.device), members)
+    action = action.expand(*state.shape[:2], -1, -1)
+    step = model.step(state, action, noise, imagination.chosen_precision)
+    if order is None:
+        return step
+    back = torch.argsort(order)
+    parts = (step.next_obs, step.reward, step.terminated)
+    return Step(*(_by_member(_each(v, imagination)[back], members) for v in parts))
+
+
+def _by_member(value: Tensor, members: int) -> Tensor:
+    """[P, B, …] to [E, P / E, B, …]."""
+    return value.reshape(members, len(value) // members, *value.shape[1:])

@@ -1,0 +1,442 @@
+"""The dynamics model: a generative policy over (Δobservation, reward) in normalised units, or over the next
+observation and reward.
+
+``step`` is what planners and imagined rollouts call; ``fit_dynamics`` makes one from experience.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mbrl_bilevel.base.errors import InvalidInputError
+from mbrl_bilevel.base.records import (
+    FitResult,
+    Rule,
+    Step,
+    Transitions,
+    require_entries,
+    require_rows,
+    require_rules,
+)
+from mbrl_bilevel.data.growing_folds import GrowingFolds
+from mbrl_bilevel.data.normaliser import Normaliser
+from mbrl_bilevel.data.rows import (
+    NO_GROUP,
+    BoolArray,
+    FitData,
+    IntArray,
+    cross_fit,
+    group_by_episode,
+    groups_needed,
+    successors,
+)
+from mbrl_bilevel.inner.losses import NLL
+from mbrl_bilevel.models.regression import Regression, draw_seed, fit_regression
+from mbrl_bilevel.policies.distributions import DiagonalGaussian
+from mbrl_bilevel.policies.fast_inference import Precision, infer, unchanged
+from mbrl_bilevel.policies.mixture import GaussianMixture
+from mbrl_bilevel.policies.policies import (
+    CategoricalPolicy,
+    GaussianPolicy,
+    MixturePolicy,
+    with_members,
+)
+from mbrl_bilevel.training.fit import Log, Schedule, fit
+from mbrl_bilevel.training.methods import Method
+from mbrl_bilevel.training.warm_start import WarmStart
+
+#: Probability that a step terminates: ``(obs, action, next_obs) [..., ·] -> [...]`` in [0, 1].
+Termination = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the ensemble says of its targets, (Δobs, reward) say, at B inputs, in raw units, each [B, D].
+
+    ``std`` is of the mixture of members, ``disagreement`` the members' means' share of it;
+    ``low`` and ``high`` bound the central interval of a Gaussian with that mean and std.
+    """
+
+    mean: Tensor
+    std: Tensor
+    low: Tensor
+    high: Tensor
+    disagreement: Tensor
+
+
+@dataclass(frozen=True)
+class DynamicsModel:
+    """A Gaussian or mixture policy between its normalisers, with known or learned reward and termination.
+
+    Targets are (Δobs, reward), or Δobs alone where the ``reward`` rule is known; where ``direct``, the next
+    observation stands in the place of Δobs. A target dimension that was constant in training is predicted
+    as that constant, outside the policy.
+
+    A learned reward is smooth, but tasks that pay for survival drop at termination: there
+    ``terminal_jump`` is added, and the policy learns the reward without it.
+    """
+
+    policy: GaussianPolicy | MixturePolicy
+    inputs: Normaliser
+    targets: Normaliser
+    obs_dim: int
+    termination: Termination | None = None
+    reward: Rule | None = None
+    terminal_jump: float = 0.0
+    direct: bool = False
+
+    @property
+    def members(self) -> int:
+        """E."""
+        return self.policy.members
+
+    @property
+    def action_dim(self) -> int:
+        """A."""
+        return len(self.inputs.shift) - self.obs_dim
+
+    @property
+    def noise_width(self) -> int:
+        """Standard normal numbers that a draw of ``step`` takes."""
+        return self.policy.noise_width
+
+    @property
+    def device(self) -> torch.device:
+        """Where ``step`` works."""
+        return self.inputs.shift.device
+
+    @property
+    def active(self) -> Tensor:
+        """[D] bool: the target dimensions that the policy predicts."""
+        return ~self.targets.constant
+
+    @cached_property
+    def _active_units(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Scale, shift and place of the active targets, each [D_active].
+
+        Looked up once, not at every imagined step; usable by autograd wherever that was.
+        """
+        with torch.inference_mode(False):
+            place = self.active.nonzero().squeeze(1)
+            return self.targets.scale[place], self.targets.shift[place], place
+
+    def dist(
+        self, obs: Tensor, action: Tensor, precision: Precision | None = None
+    ) -> DiagonalGaussian | GaussianMixture:
+        """Each member's distribution of the active targets in raw units, [E, B, D_active].
+
+        ``obs`` is [E, B, O] or [B, O], ``action`` likewise. With a ``precision`` there are no
+        gradients, much speed, and room for dimensions between (``fast_inference.infer``). Raises
+        InvalidInputError for other shapes.
+        """
+        scale, shift, _ = self._active_units
+        return self._normalised_dist(obs, action, precision).affine(scale, shift)
+
+    def target_values(self, transitions: Transitions) -> Tensor:
+        """What the policy should have predicted, in raw units, [N, D_active]."""
+        with_reward = self.reward is None
+        found = _raw_targets(transitions, with_reward, self.terminal_jump, self.direct)
+        return found[:, self.active]
+
+    def unchanged(self, precision: Precision) -> AbstractContextManager[None]:
+        """Vouches that the parameters stay as they are within (``fast_inference.unchanged``)."""
+        return unchanged(self.policy, precision)
+
+    def step(
+        self,
+        obs: Tensor,
+        action: Tensor,
+        noise: Tensor | None = None,
+        precision: Precision | None = None,
+    ) -> Step:
+        """Each member's next state from its own rows: obs [E, B, O], action [E, B, A].
+
+        ``noise`` (standard normal, broadcastable with [E, B, noise_width]) draws from the
+        members' distributions; None takes their means. ``precision`` as in ``dist``; obs may then be
+        [E, 1, B, O] where noise is [E, K, B, ·], which costs the network one K-th. Raises
+        InvalidInputError for other shapes, of what a rule returns too, and for a termination outside
+        [0, 1].
+        """
+        dist = self._normalised_dist(obs, action, precision)
+        active = dist.marginals()[0] if noise is None else dist.drawn(noise)
+        scale, shift, _ = self._active_units
+        target = self._with_constants(torch.addcmul(shift, active, scale))
+        said = target[..., : self.obs_dim]
+        next_obs = said if self.direct else obs + said
+        obs, action = (v.expand(*next_obs.shape[:-1], -1) for v in (obs, action))
+        if self.termination is None:
+            terminated = torch.zeros_like(next_obs[..., 0])
+        else:
+            terminated = _judged("termination", self.termination, obs, action, next_obs)
+        if self.reward is None:
+            reward = target[..., self.obs_dim]
+            if self.terminal_jump != 0.0:
+                reward = reward + self.terminal_jump * terminated
+        else:
+            reward = _judged("reward", self.reward, obs, action, next_obs)
+        return Step(next_obs, reward, terminated)
+
+    @torch.inference_mode()
+    def predict(self, obs: Tensor, action: Tensor, coverage: float = 0.9) -> Prediction:
+        """Mean, central interval and disagreement of the ensemble at obs [B, O], action [B, A]."""
+        if not 0.0 < coverage < 1.0:
+            raise InvalidInputError(f"coverage must lie between 0 and 1; got {coverage}")
+        dist = self.dist(obs, action)
+        each, own = dist.marginals()
+        mean, disagreement = each.mean(0), each.std(0, correction=0)
+        std = (own.square().mean(0) + disagreement.square()).sqrt()
+        half = std * torch.special.ndtri(torch.tensor(0.5 + coverage / 2.0, dtype=std.dtype))
+        full = [self._with_constants(v) for v in (mean, mean - half, mean + half)]
+        spread = [self._with_constants(v, constant=0.0) for v in (std, disagreement)]
+        return Prediction(full[0], spread[0], full[1], full[2], spread[1])
+
+    def to(self, device: torch.device | str) -> DynamicsModel:
+        """The same model on ``device``, with parameters of its own; itself where it is there already.
+
+        A rule of yours stays what it is, and is called with tensors there.
+        """
+        if self.device == torch.empty(0, device=device).device:
+            return self
+        known = self.termination
+        return replace(
+            self,
+            policy=copy.deepcopy(self.policy).to(device),
+            inputs=self.inputs.to(device),
+            targets=self.targets.to(device),
+            termination=known.to(device) if isinstance(known, LearnedTermination) else known,
+        )
+
+    def elites(self, criterion: Sequence[float], count: int) -> DynamicsModel:
+        """The same model with only the ``count`` members of the lowest ``criterion`` [E], best first.
+
+        ``FitResult.criterion`` is what early stopping read on held-out data. Each member's is of its
+        own fold, so folds that differ in difficulty blur the ranking. Raises InvalidInputError for a
+        count out of range, or a criterion that is not one number per member.
+        """
+        if len(criterion) != self.members or not 1 <= count <= self.members:
+            raise InvalidInputError(
+                f"elites: give one criterion for each of the {self.members} members and a count from "
+                f"1 to {self.members}; got {len(criterion)} and {count}"
+            )
+        order = sorted(range(self.members), key=lambda member: criterion[member])
+        return replace(self, policy=with_members(self.policy, order[:count]))
+
+    def _normalised_dist(
+        self, obs: Tensor, action: Tensor, precision: Precision | None
+    ) -> DiagonalGaussian | GaussianMixture:
+        require_rows(obs, action, self.obs_dim, self.action_dim)
+        x = self.inputs.normalise(torch.cat([obs, action], dim=-1))
+        if x.ndim == 2:
+            x = x.expand(self.members, -1, -1)
+        return self.policy.dist(x) if precision is None else infer(self.policy, x, precision)
+
+    def _with_constants(self, active: Tensor, constant: float | None = None) -> Tensor:
+        place = self._active_units[-1]
+        if len(place) == len(self.targets.shift):
+            return active
+        shape = (*active.shape[:-1], len(self.targets.shift))
+        if constant is None:
+            full = self.targets.shift.expand(shape)
+        else:
+            full = active.new_full(shape, constant)
+        return full.index_copy(-1, place, active)
+
+
+def _judged(name: str, rule: Rule, obs: Tensor, action: Tensor, next_obs: Tensor) -> Tensor:
+    """What ``rule`` says, [...]. A wrong shape would broadcast, or fail far from here."""
+    found = require_entries(f"{name}: the rule", rule(obs, action, next_obs), next_obs)
+    if name == "termination" and found.dtype != torch.bool:
+        _require_probability(found)
+    # A rule may have made a tensor of its own, elsewhere.
+    return found.to(next_obs)
+
+
+def _require_probability(found: Tensor) -> None:
+    if found.numel():
+        low, high = (end.item() for end in found.aminmax())
+        # To the rounding of a mean; NaN is told as divergence.
+        if low < -1e-5 or high > 1.0 + 1e-5:
+            raise InvalidInputError(
+                "termination: the rule must return True or False, or a probability from 0 to 1; "
+                f"got {low:.4g} to {high:.4g}"
+            )
+
+
+@dataclass(frozen=True)
+class LearnedTermination:
+    """p(terminated | obs, action, next_obs) from a small ensemble of classifiers."""
+
+    policy: CategoricalPolicy
+    inputs: Normaliser
+
+    def to(self, device: torch.device | str) -> LearnedTermination:
+        """The same on ``device``, with parameters of its own."""
+        return LearnedTermination(copy.deepcopy(self.policy).to(device), self.inputs.to(device))
+
+    def __call__(self, obs: Tensor, action: Tensor, next_obs: Tensor) -> Tensor:
+        """The members' mean probability, over all leading dimensions."""
+        x = self.inputs.normalise(torch.cat([obs, action, next_obs], dim=-1))
+        flat = x.reshape(1, -1, x.shape[-1]).expand(self.policy.members, -1, -1)
+        return self.policy.dist(flat).probs[..., 1].mean(0).reshape(x.shape[:-1])
+
+
+def fit_dynamics(
+    transitions: Transitions,
+    method: Method,
+    *,
+    generator: torch.Generator,
+    members: int = 5,
+    hidden: Sequence[int] = (200, 200),
+    schedule: Schedule | None = None,
+    termination: Rule | None = None,
+    reward: Rule | None = None,
+    outer_transitions: Transitions | None = None,
+    progress: bool = False,
+    log: Log | None = None,
+    direct: bool = False,
+    folds: GrowingFolds | None = None,
+    start: DynamicsModel | None = None,
+    warm_start: WarmStart | None = None,
+) -> tuple[DynamicsModel, FitResult]:
+    """Fit a dynamics model to experience; splits are by episode (``rows.group_by_episode``).
+
+    A termination that is not known by rule is learned when the data holds one; data that never
+    terminates gives a model that never does. With ``outer_transitions`` (another policy's data, say)
+    the outer level sees these alone; a method without one gets them for training. With ``direct`` targets
+    the next observation is learned instead of its change: at long horizons residuals inflate a model's
+    variance (arXiv 2412.14312).
+
+    ``folds`` that have grown with the experience say who holds out what. The network then goes on from
+    ``start``, a model of this method fitted with these folds before they grew, as ``warm_start`` says; from
+    scratch where a target's spread has changed too much (``warm_start.lasting_units``). A learned termination
+    is always fitted from scratch.
+
+    Raises InvalidInputError if there is too little data, no target varies in it, a rule cannot be called,
+    or ``start`` does not fit.
+    """
+    require_rules(termination, reward)
+    _require_going_on(start, folds, members, reward, direct, outer_transitions)
+    if folds is None:
+        groups = group_by_episode(transitions.episode, transitions.t, groups_needed(members))
+    else:
+        groups = folds.groups(transitions.episode, transitions.t)
+    outer_only = None
+    if outer_transitions is not None:
+        transitions, groups, outer_only = _with_outer(
+            transitions, groups, outer_transitions, members
+        )
+    jump = 0.0 if reward is not None else _terminal_jump(transitions)
+    raw_x = torch.from_numpy(np.concatenate([transitions.obs, transitions.action], axis=1))
+    raw_y = _raw_targets(transitions, reward is None, jump, direct)
+    fitted, result = fit_regression(
+        raw_x,
+        raw_y,
+        groups,
+        method,
+        generator=generator,
+        members=members,
+        hidden=hidden,
+        schedule=schedule,
+        progress=progress,
+        log=log,
+        successor=successors(transitions.episode, transitions.t, groups),
+        state=transitions.obs.shape[1],
+        outer_only=outer_only,
+        direct=direct,
+        folds=None if folds is None else folds.folds(transitions.episode, transitions.t),
+        start=None if start is None else Regression(start.policy, start.inputs, start.targets),
+        how=warm_start,
+    )
+    known: Termination | None = termination
+    if known is None and transitions.terminated.any():
+        known = _fit_termination(transitions, members, generator)
+    obs_dim = transitions.obs.shape[1]
+    parts = (fitted.policy, fitted.inputs, fitted.targets)
+    return DynamicsModel(*parts, obs_dim, known, reward, jump, direct), result
+
+
+def _require_going_on(
+    start: DynamicsModel | None,
+    folds: GrowingFolds | None,
+    members: int,
+    reward: Rule | None,
+    direct: bool,
+    outer: Transitions | None,
+) -> None:
+    if folds is not None and outer is not None:
+        raise InvalidInputError("outer_transitions: they have no folds that grow; leave out folds")
+    if folds is not None and folds.members != members:
+        raise InvalidInputError(f"folds are for {folds.members} members; got members={members}")
+    if start is None:
+        return
+    if folds is None:
+        raise InvalidInputError(
+            "start: without the folds that it was fitted with, its training rows would be held out; give "
+            "folds (GrowingFolds)"
+        )
+    if start.direct != direct or (start.reward is None) != (reward is None):
+        raise InvalidInputError(
+            "start: it has other targets; a fit goes on with the same direct, and with a reward rule where "
+            "there was one"
+        )
+
+
+def _with_outer(
+    inner: Transitions, groups: IntArray, outer: Transitions, members: int
+) -> tuple[Transitions, IntArray, BoolArray]:
+    """Both in one, with episodes and groups of their own; the groups, and which rows are outer's."""
+    first = 1 + int(inner.episode.max()) - int(outer.episode.min())
+    outer = replace(outer, episode=outer.episode + first)
+    others = group_by_episode(outer.episode, outer.t, members)
+    others = np.where(others == NO_GROUP, NO_GROUP, others + 1 + groups.max())
+    both = Transitions.concatenate([inner, outer])
+    return both, np.concatenate([groups, others]), np.arange(len(both)) >= len(inner)
+
+
+def _raw_targets(transitions: Transitions, with_reward: bool, jump: float, direct: bool) -> Tensor:
+    after = transitions.next_obs if direct else transitions.next_obs - transitions.obs
+    if not with_reward:
+        return torch.from_numpy(after)
+    reward = transitions.reward - np.float32(jump) * transitions.terminated
+    return torch.from_numpy(np.concatenate([after, reward[:, None]], axis=1))
+
+
+def _terminal_jump(transitions: Transitions) -> float:
+    """How much the reward drops at termination: the median of r_T − r_{T−1} over episodes.
+
+    One step apart, little else has changed; and the median ignores the episodes where it has.
+    """
+    order = np.lexsort((transitions.t, transitions.episode))
+    last, before = order[1:], order[:-1]
+    same = transitions.episode[last] == transitions.episode[before]
+    follows = transitions.t[last] == transitions.t[before] + 1
+    drop = transitions.terminated[last] & same & follows
+    if not drop.any():
+        return 0.0
+    return float(np.median(transitions.reward[last[drop]] - transitions.reward[before[drop]]))
+
+
+def _fit_termination(
+    transitions: Transitions, members: int, generator: torch.Generator
+) -> LearnedTermination:
+    raw = np.concatenate([transitions.obs, transitions.action, transitions.next_obs], axis=1)
+    inputs = Normaliser.fit(torch.from_numpy(raw))
+    splits = np.random.default_rng(draw_seed(generator))
+    groups = group_by_episode(transitions.episode, transitions.t, groups_needed(members))
+    labels = torch.from_numpy(transitions.terminated.astype(np.float32)).unsqueeze(1)
+    data = FitData(
+        inputs.normalise(torch.from_numpy(raw)),
+        labels,
+        cross_fit(groups, members, splits).without_outer(),
+    )
+    policy = CategoricalPolicy(data.x.shape[1], 2, generator=generator, members=members)
+    fit(policy, NLL(), data, generator=generator, schedule=Schedule(steps=500))
+    return LearnedTermination(policy, inputs)

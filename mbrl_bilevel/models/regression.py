@@ -1,0 +1,165 @@
+"""A generative policy between two normalisers: raw x in, a distribution over raw y out.
+
+What a dynamics model is underneath, and all that a table needs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mbrl_bilevel.base.errors import InvalidInputError
+from mbrl_bilevel.base.records import FitResult
+from mbrl_bilevel.data.normaliser import Normaliser
+from mbrl_bilevel.data.rows import BoolArray, Chain, FitData, Folds, IntArray, cross_fit
+from mbrl_bilevel.policies.distributions import DiagonalGaussian
+from mbrl_bilevel.policies.mixture import GaussianMixture
+from mbrl_bilevel.policies.policies import GaussianPolicy, MixturePolicy
+from mbrl_bilevel.training.fit import Log, Schedule
+from mbrl_bilevel.training.methods import Method
+from mbrl_bilevel.training.warm_start import WarmStart, lasting_units, warm_start
+
+
+@dataclass(frozen=True)
+class Regression:
+    """An ensemble p(y|x). A target dimension that was constant in training is not predicted."""
+
+    policy: GaussianPolicy | MixturePolicy
+    inputs: Normaliser
+    targets: Normaliser
+
+    @property
+    def members(self) -> int:
+        """E."""
+        return self.policy.members
+
+    @cached_property
+    def active(self) -> Tensor:
+        """[D] bool: the target dimensions that the policy predicts."""
+        return ~self.targets.constant
+
+    def rows(
+        self, x: Tensor, y: Tensor, groups: IntArray | None, random: np.random.Generator
+    ) -> FitData:
+        """Raw x [N, X] and y [N, D] to learn from, in this model's units. Rows of one of the ``groups``
+        [N] are never parted; None takes each by itself. Raises as ``cross_fit``."""
+        folds = cross_fit(np.arange(len(x)) if groups is None else groups, self.members, random)
+        return FitData(self.inputs.normalise(x), self.targets.normalise(y)[:, self.active], folds)
+
+    def dist(self, x: Tensor) -> DiagonalGaussian | GaussianMixture:
+        """Each member's distribution of the active targets at x [B, X], raw units, [E, B, D_active]."""
+        normalised = self.inputs.normalise(x).expand(self.members, -1, -1)
+        scale, shift = self.targets.scale[self.active], self.targets.shift[self.active]
+        return self.policy.dist(normalised).affine(scale, shift)
+
+
+def fit_regression(
+    x: Tensor,
+    y: Tensor,
+    groups: IntArray,
+    method: Method,
+    *,
+    generator: torch.Generator,
+    members: int = 5,
+    hidden: Sequence[int] = (200, 200),
+    schedule: Schedule | None = None,
+    progress: bool = False,
+    log: Log | None = None,
+    successor: IntArray | None = None,
+    state: int = 0,
+    outer_only: BoolArray | None = None,
+    weight: Tensor | None = None,
+    direct: bool = False,
+    folds: Folds | None = None,
+    start: Regression | None = None,
+    how: WarmStart | None = None,
+) -> tuple[Regression, FitResult]:
+    """Fit x [N, X] to y [N, D], both raw; rows of one of the ``groups`` [N] are never parted.
+
+    Rows that are independent are each a group of their own: ``numpy.arange(N)``. A method without an
+    outer level gets the outer sample for training. Methods that look ahead need each row's
+    ``successor`` [N] (``rows.successors``), and the first ``state`` columns of y to be the changes of
+    those of x, or what they are next where ``direct``. ``outer_only`` as for ``cross_fit``, ``weight`` [N] as
+    for ``FitData``; ``folds`` take the place of those that are made of the groups.
+
+    The parameters go on from ``start``, a fit by this method, as ``how`` says, where its targets are of use
+    (``warm_start.lasting_units``), else from scratch; give ``folds`` whose held-out rows it has not seen
+    (``GrowingFolds``). Raises InvalidInputError if there is too little data, no target varies in it, a method
+    that looks ahead gets no successors, or a start is of another form.
+    """
+    inputs, targets = Normaliser.fit(x), Normaliser.fit(y)
+    if start is not None:
+        _require_widths(start, x, y)
+    lasting = None if start is None else lasting_units(start.targets, targets)
+    targets = lasting or targets
+    active = ~targets.constant
+    if not bool(active.any()):
+        raise InvalidInputError("no target ever changes in the data: there is nothing to learn")
+    chain = None
+    if method.horizon > 1:
+        if successor is None:
+            raise InvalidInputError(
+                "this method looks several steps ahead, and rows of a table do not follow each other: "
+                "choose a method of one step"
+            )
+        chain = _chain(inputs, targets, successor, state, method.horizon, direct)
+    splits = np.random.default_rng(draw_seed(generator))
+    if folds is None:
+        folds = cross_fit(groups, members, splits, outer_only)
+    data = FitData(
+        inputs.normalise(x),
+        targets.normalise(y)[:, active],
+        folds if method.outer is not None else folds.without_outer(),
+        chain,
+        weight,
+    )
+    policy = method.policy(
+        data.x.shape[1], data.y.shape[1], generator=generator, members=members, hidden=hidden
+    )
+    if start is not None and lasting is not None:
+        units = ((start.inputs, inputs), (start.targets, targets))
+        how = how or WarmStart()
+        warm_start(policy, start.policy, *units, how)
+        schedule = schedule or Schedule()
+        schedule = replace(schedule, steps=max(1, round(how.part * schedule.steps)))
+    result = method.fit(
+        policy, data, generator=generator, schedule=schedule, progress=progress, log=log
+    )
+    return Regression(policy, inputs, targets), result
+
+
+def _require_widths(start: Regression, x: Tensor, y: Tensor) -> None:
+    found = (len(start.inputs.shift), len(start.targets.shift))
+    if found != (x.shape[1], y.shape[1]):
+        raise InvalidInputError(
+            f"start: it has {found[0]} inputs and {found[1]} targets, the data {x.shape[1]} and {y.shape[1]}"
+        )
+
+
+def _chain(
+    inputs: Normaliser,
+    targets: Normaliser,
+    successor: IntArray,
+    state: int,
+    horizon: int,
+    direct: bool,
+) -> Chain:
+    """How a normalised target moves the normalised state: by σ_y/σ_x of each dimension. A direct one is
+    that state, in other units."""
+    gain = torch.diag(targets.scale[:state] / inputs.scale[:state])
+    rewards = gain.new_zeros(len(targets.scale) - state, state)
+    gain = torch.cat([gain, rewards])[~targets.constant]
+    drift = targets.shift[:state] / inputs.scale[:state]
+    if direct:
+        drift = drift - inputs.shift[:state] / inputs.scale[:state]
+    return Chain(torch.from_numpy(successor), gain, drift, horizon, direct)
+
+
+def draw_seed(generator: torch.Generator) -> int:
+    """A seed for NumPy, drawn from PyTorch's generator."""
+    return int(torch.randint(2**62, (), generator=generator).item())

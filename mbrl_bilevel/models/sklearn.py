@@ -1,0 +1,358 @@
+"""scikit-learn estimators on the same core: a classifier and a regressor that are generative policies.
+
+``fit`` is ``mbrl_bilevel.training.fit.fit`` on cross-fitted folds; which inner loss and which outer level, if
+any, is the value of ``method`` (class_methods.py, methods.py). Source: arXiv 2510.07624.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, Self
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
+from sklearn.utils import check_random_state
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
+from torch import Tensor
+
+from mbrl_bilevel.base.errors import InvalidInputError
+from mbrl_bilevel.data.folds import FEWEST_ROWS, row_folds
+from mbrl_bilevel.data.normaliser import Normaliser
+from mbrl_bilevel.data.rows import FitData, Folds
+from mbrl_bilevel.inner.losses import PolicyGradient
+from mbrl_bilevel.inner.rewards import RewardMatrix
+from mbrl_bilevel.models.classification import CHUNK, FAR, Classification
+from mbrl_bilevel.models.regression import fit_regression
+from mbrl_bilevel.outer.class_objectives import ExpectedCost
+from mbrl_bilevel.outer.objectives import BalancedError, Objective, OneStepNLL
+from mbrl_bilevel.training.class_methods import get_class_method
+from mbrl_bilevel.training.fit import Schedule, fit
+from mbrl_bilevel.training.methods import get_method
+
+Array = npt.NDArray[Any]
+#: What an outer level may want of a classifier: a name, or costs [C, C] of answering ŷ where y is true.
+Wanted = Literal["nll", "balanced_accuracy"] | Sequence[Sequence[float]]
+
+#: A regression's folds need this many rows; fewer are repeated.
+_REGRESSION_ROWS = 10
+
+
+class BilevelClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+    """An ensemble of linear (``hidden=()``) or MLP policies over classes.
+
+    ``method`` is one of ``class_methods.CLASS_METHODS``. ``objective`` is what the outer level wants on
+    held-out rows: "nll", "balanced_accuracy", or a cost matrix [C, C], row y, column ŷ, in the order of
+    ``classes_``. Five folds; member k holds out fold k mod 5, half of it to stop by and half for the
+    outer level. ``steps`` of Adam at most, fewer after ``patience`` readings (every 20 steps) without
+    gain; a ``verbose`` above zero shows a progress bar.
+
+    After ``fit``: ``classes_``, ``n_features_in_``, ``feature_names_in_``, ``result_`` (FitResult: the
+    curves, and the outer level's report) and, where there is one, ``reward_matrix_`` [C, C], row ŷ,
+    column y.
+
+    Raises ValueError for bad input, in scikit-learn's own words where it has them.
+    """
+
+    classes_: Array
+    reward_matrix_: Array
+    _model: Classification
+
+    def __init__(
+        self,
+        method: str = "bilevel",
+        *,
+        objective: Wanted = "nll",
+        hidden: Sequence[int] = (64,),
+        members: int = 20,
+        steps: int = 600,
+        batch_size: int = 64,
+        learning_rate: float = 3e-3,
+        weight_decay: float = 0.0,
+        patience: int = 10,
+        random_state: Any = None,
+        verbose: int = 0,
+    ) -> None:
+        self.method = method
+        self.objective = objective
+        self.hidden = hidden
+        self.members = members
+        self.steps = steps
+        self.batch_size = batch_size
+        self.learning_rate = learning_rate
+        self.weight_decay = weight_decay
+        self.patience = patience
+        self.random_state = random_state
+        self.verbose = verbose
+
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
+        """Fit to X [N, X] and classes y [N] of any kind; rows of weight zero are as if not there."""
+        method, objective = get_class_method(self.method), _objective(self.objective)
+        X, y, weight = _checked(self, X, y, sample_weight)
+        check_classification_targets(y)
+        X, y, weight = X[weight > 0.0], y[weight > 0.0], weight[weight > 0.0]
+        classes = np.unique(y)
+        if len(classes) < 2:
+            raise ValueError(
+                f"{type(self).__name__} needs at least 2 classes to tell apart; y holds one class: "
+                f"{classes.tolist()[0]!r}"
+            )
+        if isinstance(objective, ExpectedCost) and len(objective.cost) != len(classes):
+            raise ValueError(
+                f"objective: the cost matrix has {len(objective.cost)} rows, but there are "
+                f"{len(classes)} classes: {classes.tolist()}"
+            )
+        random = check_random_state(self.random_state)
+        generator = torch.Generator().manual_seed(int(random.randint(2**31 - 1)))
+        data = self._start(X, classes, generator)
+        folds = row_folds(
+            np.searchsorted(classes, y),
+            self.members,
+            np.random.default_rng(int(random.randint(2**31 - 1))),
+        )
+        self._loss = method.loss(len(classes), self.n_features_in_)
+        self.result_ = method.fit(
+            self._model.policy,
+            self._data(data, y, weight, folds),
+            generator=generator,
+            loss=self._loss,
+            objective=objective,
+            schedule=self._schedule(self.steps),
+            progress=self.verbose > 0,
+        )
+        self._keep_reward()
+        return self
+
+    def partial_fit(self, X: Any, y: Any, classes: Any = None, sample_weight: Any = None) -> Self:
+        """One pass over these rows on the inner level; the reward stays what ``fit`` inferred.
+
+        The first call without a ``fit`` before it needs all ``classes``, and takes the features' means
+        and spreads from its own rows. The outer level needs held-out rows: that is for ``fit``.
+        """
+        method, first = get_class_method(self.method), not hasattr(self, "classes_")
+        X, y, weight = _checked(self, X, y, sample_weight, first=first, rows=1)
+        check_classification_targets(y)
+        X, y, weight = X[weight > 0.0], y[weight > 0.0], weight[weight > 0.0]
+        if first and classes is None:
+            raise ValueError(
+                "classes must be given at the first call to partial_fit: all there are"
+            )
+        known = np.unique(classes) if first else self.classes_
+        unknown = np.setdiff1d(y if classes is None else np.append(y, classes), known)
+        if len(unknown):
+            raise ValueError(
+                f"classes={unknown.tolist()} are not among those of the first call: {known.tolist()}"
+            )
+        if first:
+            random = check_random_state(self.random_state)
+            generator = torch.Generator().manual_seed(int(random.randint(2**31 - 1)))
+            data = self._start(X, known, generator)
+            self._loss = method.loss(len(known), self.n_features_in_)
+            self._keep_reward()
+        else:
+            data = self._inputs(X)
+        everything = (np.arange(len(X)),) * self.members
+        none = (np.arange(0),) * self.members
+        # The temperature is for answers, not for training: the inner problem is the one at λ.
+        policy = self._model.policy
+        kept = policy.temper.detach().clone()
+        policy.temper.data.zero_()
+        passes = -(-len(X) // self.batch_size)
+        self.result_ = fit(
+            policy,
+            self._loss,
+            self._data(data, y, weight, Folds(everything, everything, none)),
+            generator=self._generator,
+            schedule=self._schedule(passes, evaluate_every=passes),
+            progress=self.verbose > 0,
+        )
+        policy.temper.data.copy_(kept)
+        return self
+
+    def predict_proba(self, X: Any) -> Array:
+        """Probabilities [N, C] in the order of ``classes_``: the mean over the members."""
+        check_is_fitted(self, "result_")
+        X = validate_data(self, X, reset=False, dtype=np.float64)
+        probabilities: Array = self._model.probs(torch.tensor(X)).numpy()
+        return probabilities
+
+    def predict(self, X: Any) -> Array:
+        """The likeliest class of each row [N]."""
+        probabilities = self.predict_proba(X)
+        answers: Array = self.classes_[probabilities.argmax(1)]
+        return answers
+
+    def _start(self, X: Array, classes: Array, generator: torch.Generator) -> Tensor:
+        """An untrained policy over ``classes``; the inputs of X."""
+        if hasattr(self, "reward_matrix_"):  # of another method, fitted before
+            del self.reward_matrix_
+        self.classes_ = classes
+        self._generator = generator
+        policy = get_class_method(self.method).policy(
+            X.shape[1],
+            len(classes),
+            generator=generator,
+            members=self.members,
+            hidden=tuple(self.hidden),
+        )
+        self._model = Classification(policy, Normaliser.fit(torch.tensor(X)))
+        return self._inputs(X)
+
+    def _inputs(self, X: Array) -> Tensor:
+        return self._model.normalise(torch.tensor(X))
+
+    def _data(self, x: Tensor, y: Array, weight: Array, folds: Folds) -> FitData:
+        codes = torch.from_numpy(np.searchsorted(self.classes_, y)).float().unsqueeze(1)
+        return FitData(x.float(), codes, folds, weight=_weights(weight))
+
+    def _schedule(self, steps: int, evaluate_every: int = 20) -> Schedule:
+        return Schedule(
+            steps=steps,
+            batch_size=self.batch_size,
+            learning_rate=self.learning_rate,
+            weight_decay=self.weight_decay,
+            evaluate_every=evaluate_every,
+            patience=self.patience,
+        )
+
+    def _keep_reward(self) -> None:
+        if isinstance(self._loss, PolicyGradient) and isinstance(self._loss.reward, RewardMatrix):
+            self.reward_matrix_ = self._loss.reward.matrix.detach().double().numpy()
+
+
+class BilevelRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
+    """An ensemble of Gaussian policies; ``method`` is one of ``methods.METHODS`` that look one step ahead.
+
+    The rest as for BilevelClassifier. Early stopping and the outer level look at held-out rows
+    (``rows.cross_fit``); fewer than ten rows are repeated until there are ten, and then nothing is
+    really held out.
+    """
+
+    def __init__(
+        self,
+        method: str = "bilevel",
+        *,
+        hidden: Sequence[int] = (64, 64),
+        members: int = 5,
+        steps: int = 1000,
+        batch_size: int = 64,
+        learning_rate: float = 3e-3,
+        weight_decay: float = 0.0,
+        patience: int = 10,
+        random_state: Any = None,
+        verbose: int = 0,
+    ) -> None:
+        self.method = method
+        self.hidden = hidden
+        self.members = members
+        self.steps = steps
+        self.batch_size = batch_size
+        self.learning_rate = learning_rate
+        self.weight_decay = weight_decay
+        self.patience = patience
+        self.random_state = random_state
+        self.verbose = verbose
+
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
+        """Fit to X [N, X] and numbers y [N]; rows of weight zero are as if not there."""
+        method = get_method(self.method)
+        X, y, weight = _checked(self, X, y, sample_weight, rows=2, y_numeric=True)
+        X, y, weight = X[weight > 0.0], y[weight > 0.0].astype(np.float64), weight[weight > 0.0]
+        self._centre, self._spread = float(y.mean()), float(y.std())
+        self._normaliser = Normaliser.fit(torch.tensor(X))
+        self._model = None
+        if not self._spread > 1e-12 * (1.0 + abs(self._centre)):
+            self._spread = 0.0  # a constant target: there is nothing to learn
+            return self
+        if len(y) < _REGRESSION_ROWS:
+            again = np.resize(np.arange(len(y)), _REGRESSION_ROWS)
+            X, y, weight = X[again], y[again], weight[again]
+        random = check_random_state(self.random_state)
+        model, self.result_ = fit_regression(
+            self._inputs(X).float(),
+            torch.from_numpy((y - self._centre) / self._spread).float().unsqueeze(1),
+            np.arange(len(y)),
+            method,
+            generator=torch.Generator().manual_seed(int(random.randint(2**31 - 1))),
+            members=self.members,
+            hidden=tuple(self.hidden),
+            schedule=Schedule(
+                steps=self.steps,
+                batch_size=self.batch_size,
+                learning_rate=self.learning_rate,
+                weight_decay=self.weight_decay,
+                evaluate_every=20,
+                patience=self.patience,
+            ),
+            progress=self.verbose > 0,
+            weight=_weights(weight),
+        )
+        model.policy.double()
+        self._model = model
+        return self
+
+    def predict(self, X: Any, return_std: bool = False) -> Any:
+        """The ensemble's mean [N]; with ``return_std`` also the standard deviation of its mixture."""
+        check_is_fitted(self, "_model")
+        X = validate_data(self, X, reset=False, dtype=np.float64)
+        if self._model is None:
+            mean, std = np.full(len(X), self._centre), np.zeros(len(X))
+            return (mean, std) if return_std else mean
+        means, stds = [], []
+        with torch.inference_mode():
+            for part in torch.split(self._inputs(X), CHUNK):
+                each, covariance = self._model.dist(part).moments()  # [E, B, 1], [E, B, 1, 1]
+                spread = covariance[..., 0].mean(0) + each.var(0, correction=0)
+                means.append(each.mean(0).squeeze(-1))
+                stds.append(spread.sqrt().squeeze(-1))
+        mean = torch.cat(means).numpy() * self._spread + self._centre
+        return (mean, torch.cat(stds).numpy() * self._spread) if return_std else mean
+
+    def _inputs(self, X: Array) -> Tensor:
+        return self._normaliser.normalise(torch.tensor(X)).clamp(-FAR, FAR)
+
+
+def _objective(wanted: Wanted) -> Objective:
+    if isinstance(wanted, str):
+        known: dict[str, Objective] = {
+            "nll": OneStepNLL(),
+            "balanced_accuracy": BalancedError(),
+        }
+        if wanted not in known:
+            raise InvalidInputError(
+                f"objective must be one of {', '.join(known)} or a cost matrix; got {wanted!r}"
+            )
+        return known[wanted]
+    return ExpectedCost(tuple(tuple(map(float, row)) for row in wanted))
+
+
+def _checked(
+    estimator: Any,
+    X: Any,
+    y: Any,
+    sample_weight: Any,
+    *,
+    first: bool = True,
+    rows: int = FEWEST_ROWS,
+    y_numeric: bool = False,
+) -> tuple[Array, Array, Array]:
+    X, y = validate_data(
+        estimator,
+        X,
+        y,
+        reset=first,
+        dtype=np.float64,
+        ensure_min_samples=rows,
+        y_numeric=y_numeric,
+    )
+    weight = _check_sample_weight(sample_weight, X, ensure_non_negative=True)
+    return X, y, weight
+
+
+def _weights(weight: Array) -> Tensor | None:
+    """None where all are alike: the mean is then the plain one, to the last bit."""
+    if (weight == weight[0]).all():
+        return None
+    return torch.from_numpy(weight / weight.mean()).float()

@@ -1,0 +1,166 @@
+"""What the outer level wants, and what early stopping watches: a value per member on held-out data.
+
+Lower is better. One-step likelihood is the objective of arXiv 2510.07624; any callable of the same
+form is one, since the solvers need its gradient in θ only.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from mbrl_bilevel.base.errors import InvalidInputError, UnsupportedCombinationError
+from mbrl_bilevel.base.records import Batch
+from mbrl_bilevel.inner.open_loop import k_step_mse, open_loop
+from mbrl_bilevel.policies.distributions import (
+    Categorical,
+    DiagonalGaussian,
+    Distribution,
+    FullGaussian,
+)
+from mbrl_bilevel.policies.policies import Policy
+
+
+class Objective(Protocol):
+    """``objective(policy, batch) -> [E]``, to be minimised."""
+
+    def __call__(self, policy: Policy, batch: Batch) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class OneStepNLL:
+    """Negative log-likelihood per target dimension, in normalised units."""
+
+    def __call__(self, policy: Policy, batch: Batch) -> Tensor:
+        return -batch.mean(policy.dist(batch.x).log_prob(batch.y)) / batch.y.shape[-1]
+
+
+@dataclass(frozen=True)
+class KStepNLL:
+    """Negative log-likelihood per dimension along open-loop rollouts of the segments' length.
+
+    Each step starts where the mean of the step before led, so the gradient passes through the whole
+    rollout (``open_loop``).
+    """
+
+    def __call__(self, policy: Policy, batch: Batch) -> Tensor:
+        nll = [
+            -ahead.mean(ahead.dist.log_prob(ahead.target)) / batch.y.shape[-1]
+            for ahead in open_loop(policy, batch)
+        ]
+        return torch.stack(nll).mean(0)
+
+
+@dataclass(frozen=True)
+class KStepMSE:
+    """Mean squared error per dimension along the same rollouts, in units of one step's targets."""
+
+    def __call__(self, policy: Policy, batch: Batch) -> Tensor:
+        return k_step_mse(policy, batch)
+
+
+@dataclass(frozen=True)
+class KStepProfileNLL:
+    """Negative log-likelihood per dimension along the same rollouts, at the constant variances that
+    suit this sample best, one per dimension and step ahead: as ProfileNLL for one step.
+
+    Open-loop errors grow from step to step: no one variance suits all.
+    """
+
+    def __call__(self, policy: Policy, batch: Batch) -> Tensor:
+        steps = []
+        for ahead in open_loop(policy, batch):
+            squared = (ahead.dist.mean - ahead.target).square().movedim(-1, 0)
+            steps.append(0.5 * (ahead.mean(squared) * (2.0 * math.pi * math.e)).log().mean(0))
+        return torch.stack(steps).mean(0)
+
+
+@dataclass(frozen=True)
+class Mixed:
+    """(1 − ``share``)·objective on the batch + ``share``·objective on a ``memory`` of earlier data."""
+
+    objective: Objective
+    memory: Batch
+    share: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.share <= 1.0:
+            raise InvalidInputError(f"share must lie between 0 and 1; got {self.share}")
+
+    def __call__(self, policy: Policy, batch: Batch) -> Tensor:
+        new, old = self.objective(policy, batch), self.objective(policy, self.memory)
+        return (1.0 - self.share) * new + self.share * old
+
+
+@dataclass(frozen=True)
+class Total:
+    """The sum of ``parts``: one criterion for a model with more than one purpose."""
+
+    parts: tuple[Objective, ...]
+
+    def __call__(self, policy: Policy, batch: Batch) -> Tensor:
+        return torch.stack([part(policy, batch) for part in self.parts]).sum(0)
+
+
+@dataclass(frozen=True)
+class BalancedError:
+    """1 − the mean over classes of the mean probability of the true class: balanced accuracy of a
+    classifier that draws its answer, so it has a gradient. Classes absent from a member's rows
+    are left out."""
+
+    def __call__(self, policy: Policy, batch: Batch) -> Tensor:
+        dist = policy.dist(batch.x)
+        if not isinstance(dist, Categorical):
+            raise UnsupportedCombinationError(
+                f"BalancedError needs classes; got a {type(dist).__name__}: use OneStepNLL"
+            )
+        weight = torch.ones_like(batch.x[..., 0]) if batch.weight is None else batch.weight
+        true = torch.nn.functional.one_hot(batch.y[..., 0].long(), dist.logits.shape[-1])
+        member = true * weight.unsqueeze(-1)
+        count = member.sum(1)
+        recall = (member * dist.probs).sum(1) / count.clamp_min(torch.finfo(weight.dtype).tiny)
+        present = count > 0
+        mean_recall: Tensor = (recall * present).sum(-1) / present.sum(-1)
+        return 1.0 - mean_recall
+
+
+@dataclass(frozen=True)
+class ProfileNLL:
+    """Negative log-likelihood at the constant covariance that suits this sample best, per dimension.
+
+    ½ log(2πe Σ_dd), Σ the sample's second moment of the residual (log det for a full Gaussian):
+    what a policy of constant scale can reach. It watches the mean alone while the scale is still on
+    its way to its optimum.
+    """
+
+    def __call__(self, policy: Policy, batch: Batch) -> Tensor:
+        dist = policy.dist(batch.x)
+        residual = _mean(dist, "ProfileNLL") - batch.y
+        if isinstance(dist, FullGaussian):
+            products = residual.unsqueeze(-1) * residual.unsqueeze(-2)
+            moment = batch.mean(products.movedim((-2, -1), (0, 1))).movedim(-1, 0)
+            log_det: Tensor = torch.linalg.slogdet(moment).logabsdet / batch.y.shape[-1]
+            return 0.5 * (log_det + math.log(2.0 * math.pi * math.e))
+        squared = residual.square().movedim(-1, 0)
+        return 0.5 * (batch.mean(squared) * (2.0 * math.pi * math.e)).log().mean(0)
+
+
+@dataclass(frozen=True)
+class OneStepMSE:
+    """Mean squared error per target dimension, in normalised units."""
+
+    def __call__(self, policy: Policy, batch: Batch) -> Tensor:
+        mean = _mean(policy.dist(batch.x), "OneStepMSE")
+        return batch.mean((mean - batch.y).square().mean(-1))
+
+
+def _mean(dist: Distribution, objective: str) -> Tensor:
+    if not isinstance(dist, DiagonalGaussian | FullGaussian):
+        raise UnsupportedCombinationError(
+            f"{objective} needs a Gaussian policy; got a {type(dist).__name__}: use OneStepNLL"
+        )
+    return dist.mean

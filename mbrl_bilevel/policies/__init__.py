@@ -1,0 +1,1 @@
+"""Generative policies p(y|x): networks, distributions and their scales."""

@@ -1,0 +1,1 @@
+"""The one training loop, and the named methods that are values of its slots."""
