@@ -8,8 +8,8 @@ import torch
 from _bench_pair import ACTION, Pair, Sizes
 from torch import Tensor
 
-from envs.make import Env, make_env
-from envs.oracle import Oracle
+from envs.known.oracle import Oracle
+from envs.tasks.make import Env, make_env
 
 _ENV_ID = "HalfCheetah-v5"
 

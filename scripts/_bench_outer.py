@@ -16,7 +16,7 @@ from _bench_pair import TARGETS, Pair, Sizes, make_policy
 from torch import Tensor
 
 from agents.common.experience import RandomBehaviour, collect
-from envs.make import make_env
+from envs.tasks.make import make_env
 from mbrl_bilevel.base.records import FitResult
 from mbrl_bilevel.data.rows import FitData, Minibatches, cross_fit, group_by_episode, groups_needed
 from mbrl_bilevel.inner.losses import NLL, PolicyGradient

@@ -24,7 +24,7 @@ from _bench_pair import ACTION, INPUTS, OBS, TARGETS, Pair, Sizes, make_data, ma
 from agents.mpc import MPC, MPCSettings
 from agents.planners.actions import BoxActions
 from agents.planners.cem import CEM
-from envs.make import make_env
+from envs.tasks.make import make_env
 from mbrl_bilevel.base.errors import BilevelError
 from mbrl_bilevel.data.normaliser import Normaliser
 from mbrl_bilevel.imagination.particles import Imagination, imagined_returns

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from sklearn import datasets
 from sklearn.model_selection import train_test_split
 
-from envs.tables import load_table
+from envs.datasets.tables import load_table
 from mbrl_bilevel.base.errors import InvalidInputError
 
 SETS = {

@@ -10,7 +10,7 @@ from _args import RunArgs, naming, option_name
 from _data import Source
 from _settings import Settings, read_settings
 
-from envs.noise import Noise
+from envs.datasets.noise import Noise
 from mbrl_bilevel.base.errors import InvalidInputError
 from mbrl_bilevel.training.fit import Schedule
 from mbrl_bilevel.training.methods import get_method

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from _args import RunArgs, naming, option_name
 
-from envs.class_sequences import CLASS_SEQUENCES, ClassSequence
-from envs.make import import_user_module
-from envs.sequences import SEQUENCES, STRETCH, TaskSequence
+from envs.tasks.class_sequences import CLASS_SEQUENCES, ClassSequence
+from envs.tasks.make import import_user_module
+from envs.tasks.sequences import SEQUENCES, STRETCH, TaskSequence
 from mbrl_bilevel.base.errors import InvalidInputError, look_up
 from mbrl_bilevel.continual.recipes import Recipe, get_recipe
 from mbrl_bilevel.training.class_methods import get_class_method
@@ -33,8 +33,8 @@ class Args(RunArgs):
     or even), digits-turned (images turned by 0 to 90 degrees), cancer-labs (breast cancer, laboratories
     that measure with another bias)."""
     import_module: str | None = None
-    """Module to import first; it adds a sequence of your own to envs.sequences.SEQUENCES or
-    envs.class_sequences.CLASS_SEQUENCES."""
+    """Module to import first; it adds a sequence of your own to envs.tasks.sequences.SEQUENCES or
+    envs.tasks.class_sequences.CLASS_SEQUENCES."""
     context: bool = False
     """Append what varies between the tasks to every observation; for those that change the dynamics."""
     methods: tuple[str, ...] = ("bilevel+kl-seen", "bilevel", "nll+kl-seen", "nll")

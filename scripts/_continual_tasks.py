@@ -14,8 +14,8 @@ from _planned import planned_return
 from torch import Tensor
 
 from agents.common.experience import collect
-from envs.class_sequences import ClassSequence, ClassTask
-from envs.sequences import Task
+from envs.tasks.class_sequences import ClassSequence, ClassTask
+from envs.tasks.sequences import Task
 from mbrl_bilevel.base.records import Transitions
 from mbrl_bilevel.continual.learner import Learner
 from mbrl_bilevel.data.rows import IntArray, group_by_episode, groups_needed

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from agents.common.experience import RandomBehaviour, collect
-from envs.make import make_env
-from envs.noise import Noise, Units, add_noise
-from envs.offline import load_minari
-from envs.tables import Table, load_table
+from envs.datasets.noise import Noise, Units, add_noise
+from envs.datasets.offline import load_minari
+from envs.datasets.tables import Table, load_table
+from envs.tasks.make import make_env
 from mbrl_bilevel.base.errors import InvalidInputError
 from mbrl_bilevel.base.records import Transitions
 from mbrl_bilevel.data.rows import stretch_means

@@ -10,7 +10,7 @@ import numpy as np
 from stable_baselines3.common.evaluation import evaluate_policy
 
 from agents.mpc import MPC, MPCSettings
-from envs.rules import termination_rule
+from envs.known.endings import termination_rule
 from mbrl_bilevel.imagination.particles import Imagination
 from mbrl_bilevel.models.dynamics import DynamicsModel
 

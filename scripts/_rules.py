@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from _args import naming
 
-from envs.make import Env
-from envs.rewards import approximate_reward_rule, reward_rule
-from envs.rules import load_rule, termination_rule
+from envs.known.endings import load_rule, termination_rule
+from envs.known.rewards import approximate_reward_rule, reward_rule
+from envs.tasks.make import Env
 from mbrl_bilevel.base.errors import InvalidInputError
 from mbrl_bilevel.base.records import Rule
 

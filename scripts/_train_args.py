@@ -22,7 +22,7 @@ from agents.planning_agent.agent import PlanningAgent
 from agents.planning_agent.settings import PlanningSettings
 from agents.presets import NAMES, Preset, named_preset, preset_for
 from agents.presets.preset import as_values, learner_defaults, merged, with_values
-from envs.make import Env
+from envs.tasks.make import Env
 from mbrl_bilevel.base.errors import InvalidInputError, look_up
 from mbrl_bilevel.policies.fast_inference import fastest_precision
 from mbrl_bilevel.training.methods import get_method

@@ -13,9 +13,9 @@ from agents.planning_agent.agent import PlanningAgent
 from agents.planning_agent.settings import PlanningSettings
 from agents.presets import preset_for
 from agents.presets.preset import learner_defaults, with_values
-from envs.make import make_env
-from envs.rewards import approximate_reward_rule
-from envs.rules import termination_rule
+from envs.known.endings import termination_rule
+from envs.known.rewards import approximate_reward_rule
+from envs.tasks.make import make_env
 
 #: Actions of one timed call, each from one observation, as in an episode.
 _ACTIONS = 20

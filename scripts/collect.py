@@ -17,8 +17,8 @@ from stable_baselines3 import SAC
 
 from agents.common.experience import Behaviour, RandomBehaviour, collect
 from agents.common.spaces import require_box
-from envs.make import make_env
-from envs.offline import require_new_minari, save_minari
+from envs.datasets.offline import require_new_minari, save_minari
+from envs.tasks.make import make_env
 from mbrl_bilevel.base.errors import InvalidInputError
 
 #: Steps of the policy's training between two moves of the bar.

@@ -28,8 +28,8 @@ from _run import Bar, Result, RunArgs, RunFolder, launch
 
 from agents.mpc import MPCSettings
 from agents.planners.actions import BoxActions
-from envs.make import make_env
-from envs.oracle import Oracle
+from envs.known.oracle import Oracle
+from envs.tasks.make import make_env
 from mbrl_bilevel.base.errors import BilevelError
 from mbrl_bilevel.training.methods import get_method
 

@@ -24,8 +24,8 @@ from _run import Result, RunArgs, RunFolder, launch
 from agents.cloning import fit_clone
 from agents.common.spaces import require_box
 from agents.mbpo import MBPO, MBPOSettings, RolloutLength
-from envs.make import Env, make_env
-from envs.offline import load_minari
+from envs.datasets.offline import load_minari
+from envs.tasks.make import Env, make_env
 from mbrl_bilevel.base.errors import InvalidInputError
 from mbrl_bilevel.base.records import Transitions
 from mbrl_bilevel.evaluation.statistics import interval

@@ -29,8 +29,8 @@ from agents.mpc import MPC, MPCSettings
 from agents.planners import CEM, PLANNERS, Planner
 from agents.planners.actions import BoxActions
 from agents.planning_agent.checkpoint import read_for_planning
-from envs.make import Env, make_env
-from envs.oracle import Oracle
+from envs.known.oracle import Oracle
+from envs.tasks.make import Env, make_env
 from mbrl_bilevel.base.errors import InvalidInputError
 from mbrl_bilevel.base.records import Rule
 from mbrl_bilevel.evaluation.statistics import interval

@@ -28,8 +28,8 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.monitor import Monitor
 
 from agents.planning_agent.agent import PlanningAgent
-from envs.make import make_env
-from envs.offline import load_minari, require_new_minari, save_minari
+from envs.datasets.offline import load_minari, require_new_minari, save_minari
+from envs.tasks.make import make_env
 from mbrl_bilevel.base.errors import CheckpointError, InvalidInputError
 from mbrl_bilevel.base.records import Rule
 from mbrl_bilevel.evaluation.statistics import interval

@@ -21,9 +21,9 @@ from stable_baselines3.common.noise import NormalActionNoise
 # All that this test imports of the project.
 from agents.mbpo import MBPO
 from agents.mpc import MPC
-from envs.make import make_env
-from envs.rewards import reward_rule
-from envs.rules import termination_rule
+from envs.known.endings import termination_rule
+from envs.known.rewards import reward_rule
+from envs.tasks.make import make_env
 from mbrl_bilevel.inner.losses import PolicyGradient
 from mbrl_bilevel.inner.rewards import RBF, Mahalanobis, NeuralReward, RewardMatrix
 from mbrl_bilevel.models.dynamics_checkpoint import load_model, load_parameters

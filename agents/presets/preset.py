@@ -55,7 +55,7 @@ _PARTS: dict[str, type[Any]] = {
 class Preset:
     """``settings`` and ``learner`` hold what differs from the defaults, nested as the settings are.
 
-    ``reward``: "learned", "known" or "approximate" (``envs.rewards``). ``chosen_on``: the run, with seeds
+    ``reward``: "learned", "known" or "approximate" (``envs.known.rewards``). ``chosen_on``: the run, with seeds
     that no published table uses; ``result``: what it returned.
     """
 

@@ -24,7 +24,7 @@ from agents.planning_agent.health import (
 )
 from agents.planning_agent.settings import PlanningSettings
 from agents.planning_agent.terminal_value import returns_to_go
-from envs.make import make_env
+from envs.tasks.make import make_env
 from mbrl_bilevel.base.records import Transitions
 from mbrl_bilevel.imagination.particles import Imagination
 from mbrl_bilevel.models.dynamics import DynamicsModel

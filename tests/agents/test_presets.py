@@ -23,8 +23,8 @@ from agents.presets.preset import (
     read_preset,
     with_values,
 )
-from envs.make import make_env
-from envs.rewards import approximate_reward_rule, reward_rule
+from envs.known.rewards import approximate_reward_rule, reward_rule
+from envs.tasks.make import make_env
 from mbrl_bilevel.base.errors import InvalidInputError
 
 TASKS = [

@@ -9,7 +9,7 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 
 from agents.presets import preset_for
-from envs.make import make_env
+from envs.tasks.make import make_env
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 

@@ -14,7 +14,7 @@ import numpy as np
 from agents.mbpo import MBPO, MBPOSettings
 from agents.mpc import MPC, MPCSettings
 from agents.planners import ICEM
-from envs.make import make_env
+from envs.tasks.make import make_env
 from mbrl_bilevel.imagination.particles import Imagination
 from mbrl_bilevel.training.fit import Schedule
 

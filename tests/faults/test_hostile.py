@@ -18,9 +18,9 @@ import torch
 from faulting import ROOT, tiny_agent
 
 from agents import MBPO, MPC, PlanningAgent
-from envs.make import make_env
-from envs.offline import load_minari
-from envs.tables import load_table
+from envs.datasets.offline import load_minari
+from envs.datasets.tables import load_table
+from envs.tasks.make import make_env
 from mbrl_bilevel.base.checkpoint import load_checkpoint
 from mbrl_bilevel.base.errors import BilevelError
 
@@ -107,7 +107,7 @@ _ACT = """
 import sys, numpy as np, torch
 torch.set_num_threads(1)
 from agents.mpc import MPC
-from envs.make import make_env
+from envs.tasks.make import make_env
 agent = MPC.load(sys.argv[1], make_env("Pendulum-v1"))
 obs, state = np.linspace(-1, 1, 30, dtype=np.float32).reshape(10, 3), None
 for row in obs:

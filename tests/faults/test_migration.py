@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from agents.mpc import MPC
-from envs.make import make_env
+from envs.tasks.make import make_env
 
 DATA = Path(__file__).resolve().parents[1] / "data"
 

@@ -20,8 +20,8 @@ from safetensors.torch import load as load_tensors
 from agents import MPC, PlanningAgent, PlanningSettings
 from agents.planners import MPPI
 from agents.planning_agent.checkpoint import PLANNING_AGENT
-from envs.make import make_env
-from envs.tables import load_table
+from envs.datasets.tables import load_table
+from envs.tasks.make import make_env
 from mbrl_bilevel.base.checkpoint import load_checkpoint, save_checkpoint
 from mbrl_bilevel.base.errors import BilevelError, CheckpointError, InvalidInputError
 from mbrl_bilevel.imagination.particles import Imagination

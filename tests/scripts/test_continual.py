@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from envs.class_sequences import CLASS_SEQUENCES, ClassSequence, ClassTask
-from envs.sequences import SEQUENCES, changing
+from envs.tasks.class_sequences import CLASS_SEQUENCES, ClassSequence, ClassTask
+from envs.tasks.sequences import SEQUENCES, changing
 from mbrl_bilevel.continual.sequence import transfer
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
@@ -241,7 +241,7 @@ def test_bad_options_of_classification_are_one_line(
 def test_a_module_adds_a_sequence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The lines of the README."""
     (tmp_path / "my_sequence.py").write_text(
-        "from envs.sequences import SEQUENCES, changing\n\n"
+        "from envs.tasks.sequences import SEQUENCES, changing\n\n"
         'winds = [{"wind": w} for w in (0, 10, -10)]\n'
         'SEQUENCES["hopper-wind"] = changing("Hopper", winds)\n'
     )

@@ -20,7 +20,7 @@ from _run import RunArgs, RunFolder, launch  # noqa: E402
 from agents.mbpo import MBPO, MBPOSettings  # noqa: E402
 from agents.mpc import MPC, MPCSettings  # noqa: E402
 from agents.planners import RandomShooting  # noqa: E402
-from envs.make import make_env  # noqa: E402
+from envs.tasks.make import make_env  # noqa: E402
 from mbrl_bilevel.imagination.particles import Imagination  # noqa: E402
 from mbrl_bilevel.training.fit import Schedule  # noqa: E402
 

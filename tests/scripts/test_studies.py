@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from agents.common.experience import RandomBehaviour, collect
-from envs.make import make_env
-from envs.offline import load_minari, save_minari
+from envs.datasets.offline import load_minari, save_minari
+from envs.tasks.make import make_env
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 sys.path.append(str(SCRIPTS))

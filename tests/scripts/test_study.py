@@ -358,7 +358,7 @@ def test_the_study_of_the_agents_asks_for_what_train_takes() -> None:
     from _train_args import Args
     from stable_baselines3 import SAC
 
-    from envs.make import make_env
+    from envs.tasks.make import make_env
 
     folder = ROOT / "docs" / "results" / "agents"
     grids = [read_grid(folder / name) for name in ("grid.toml", "grid-ablation.toml")]

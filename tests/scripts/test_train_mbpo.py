@@ -14,8 +14,8 @@ import pytest
 from agents.common.experience import RandomBehaviour, collect
 from agents.mbpo import MBPO
 from agents.planning_agent.settings import PlanningSettings
-from envs.make import make_env
-from envs.offline import save_minari
+from envs.datasets.offline import save_minari
+from envs.tasks.make import make_env
 from mbrl_bilevel.base.errors import InvalidInputError
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_breast_cancer, load_digits, load_iris
 
-from envs.class_sequences import CLASS_SEQUENCES, ClassSequence, ClassTask
+from envs.tasks.class_sequences import CLASS_SEQUENCES, ClassSequence, ClassTask
 from mbrl_bilevel.base.errors import InvalidInputError
 
 

@@ -1,7 +1,7 @@
 """Many action sequences at once through ``mujoco.rollout``: no Python runs between their steps.
 
 For the standard tasks whose reward and termination follow from the states passed through; the
-formulas are those of ``rewards.py`` and ``rules.py``, given all that the observation may leave out.
+formulas are those of ``rewards.py`` and ``endings.py``, given all that the observation may leave out.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from gymnasium.envs.mujoco.swimmer_v5 import SwimmerEnv
 from gymnasium.envs.mujoco.walker2d_v5 import Walker2dEnv
 from torch import Tensor
 
-from envs.make import Env, acting_layers
-from envs.rewards import reward_rule
-from envs.rules import termination_rule
+from envs.known.endings import termination_rule
+from envs.known.rewards import reward_rule
+from envs.tasks.make import Env, acting_layers
 from mbrl_bilevel.base.errors import require_count
 from mbrl_bilevel.base.records import Rule
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import integrate
 
-from envs.noise import (
+from envs.datasets.noise import (
     Noise,
     Units,
     add_noise,

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from envs.tables import load_table
+from envs.datasets.tables import load_table
 from mbrl_bilevel.base.errors import InvalidInputError
 
 

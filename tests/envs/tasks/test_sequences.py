@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from agents.common.experience import collect
-from envs.sequences import SEQUENCES, changing, get_sequence
+from envs.tasks.sequences import SEQUENCES, changing, get_sequence
 from mbrl_bilevel.base.errors import InvalidInputError
 
 

@@ -20,8 +20,8 @@ from gymnasium.envs.mujoco.swimmer_v5 import SwimmerEnv
 from gymnasium.envs.mujoco.walker2d_v5 import Walker2dEnv
 from torch import Tensor
 
-from envs.make import Env, acting_layers
-from envs.rules import double_pendulum_tip, termination_rule
+from envs.known.endings import double_pendulum_tip, termination_rule
+from envs.tasks.make import Env, acting_layers
 from mbrl_bilevel.base.records import Rule
 
 

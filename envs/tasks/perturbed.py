@@ -1,6 +1,6 @@
 """The MuJoCo tasks with their physics or their reward varied, through the fields of MuJoCo's own model.
 
-What can vary is in ``envs.tasks.VARIATIONS``. A robot made without any variation is Gymnasium's (v5).
+What can vary is in ``envs.tasks.variations.VARIATIONS``. A robot made without any variation is Gymnasium's (v5).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from gymnasium.envs.mujoco.pusher_v5 import PusherEnv
 from gymnasium.envs.mujoco.walker2d_v5 import Walker2dEnv
 from gymnasium.utils.ezpickle import EzPickle
 
-from envs.tasks import VARIATIONS, Factors, checked_variation
+from envs.tasks.variations import VARIATIONS, Factors, checked_variation
 from mbrl_bilevel.base.errors import InvalidInputError
 
 #: Density of air in kg/m³: without a medium there is no wind.

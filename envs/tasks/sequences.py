@@ -12,9 +12,9 @@ from typing import Any, Literal
 import gymnasium as gym
 import numpy as np
 
-from envs.gaits import Gaits
-from envs.make import Env, make_env
-from envs.tasks import VARIATIONS
+from envs.tasks.gaits import Gaits
+from envs.tasks.make import Env, make_env
+from envs.tasks.variations import VARIATIONS
 from mbrl_bilevel.base.errors import InvalidInputError, look_up
 from mbrl_bilevel.base.records import Transitions
 from mbrl_bilevel.data.rows import sample_segments, stretch_means
@@ -145,7 +145,7 @@ class WithContext(gym.ObservationWrapper[Any, Any, Any]):
 def changing(
     robot: str, variations: Sequence[Mapping[str, Any]], summary: str = ""
 ) -> TaskSequence:
-    """One task for each of ``variations`` (``envs.tasks.VARIATIONS``) of a robot's dynamics."""
+    """One task for each of ``variations`` (``envs.tasks.variations.VARIATIONS``) of a robot's dynamics."""
     tasks = tuple(Task(f"{i}:{_named(v)}", robot, v) for i, v in enumerate(variations))
     return TaskSequence("changing", tasks, summary)
 

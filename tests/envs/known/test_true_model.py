@@ -17,10 +17,10 @@ from gymnasium.envs.mujoco.mujoco_env import MujocoEnv
 
 from agents.mpc import MPC, MPCSettings
 from agents.planners import ICEM
-from envs.make import Env, make_env
-from envs.oracle import Oracle
-from envs.rollouts import judge_of
-from envs.true_model import TrueModel
+from envs.known.oracle import Oracle
+from envs.known.rollouts import judge_of
+from envs.known.true_model import TrueModel
+from envs.tasks.make import Env, make_env
 from mbrl_bilevel.base.errors import InvalidInputError
 from mbrl_bilevel.imagination.branches import Branching
 from mbrl_bilevel.imagination.environments import ImaginedEnv

@@ -16,8 +16,8 @@ from gymnasium.envs.mujoco.ant_v5 import AntEnv
 from gymnasium.envs.mujoco.hopper_v5 import HopperEnv
 from torch import Tensor
 
-from envs.make import make_env
-from envs.rules import load_rule, termination_rule
+from envs.known.endings import load_rule, termination_rule
+from envs.tasks.make import make_env
 from mbrl_bilevel.base.errors import InvalidInputError
 
 # How far from the start state the visited states are spread: positions (m, rad), velocities (/s).

@@ -11,9 +11,9 @@ import pytest
 import torch
 from gymnasium.envs.mujoco.reacher_v5 import ReacherEnv
 
-from envs.make import make_env
-from envs.rewards import approximate_reward_rule, reward_rule
-from envs.rules import load_rule
+from envs.known.endings import load_rule
+from envs.known.rewards import approximate_reward_rule, reward_rule
+from envs.tasks.make import make_env
 from mbrl_bilevel.base.errors import InvalidInputError
 
 SHOWN: dict[str, Any] = {"exclude_current_positions_from_observation": False}

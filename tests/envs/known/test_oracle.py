@@ -14,10 +14,10 @@ import torch
 from gymnasium.envs.mujoco.reacher_v5 import ReacherEnv
 from torch import Tensor
 
-from envs import rollouts
-from envs.make import make_env
-from envs.oracle import Oracle
-from envs.rollouts import judge_of
+from envs.known import rollouts
+from envs.known.oracle import Oracle
+from envs.known.rollouts import judge_of
+from envs.tasks.make import make_env
 from mbrl_bilevel.base.errors import InvalidInputError
 
 TASKS = [

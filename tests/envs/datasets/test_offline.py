@@ -15,8 +15,8 @@ import pytest
 from minari.data_collector import EpisodeBuffer
 
 from agents.common.experience import RandomBehaviour, collect
-from envs.make import make_env
-from envs.offline import load_minari, save_minari
+from envs.datasets.offline import load_minari, save_minari
+from envs.tasks.make import make_env
 from mbrl_bilevel.base.errors import InvalidInputError
 from mbrl_bilevel.base.records import Transitions
 

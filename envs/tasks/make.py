@@ -17,7 +17,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from envs.guard import Guard
+from envs.tasks.guard import Guard
 from mbrl_bilevel.base.errors import InvalidInputError
 
 Env = gym.Env[Any, Any]
@@ -59,7 +59,7 @@ def make_env(
     if import_module is not None:
         import_user_module(import_module, f"--import-module {import_module!r}:")
     if env_id.startswith("mbrl/"):
-        importlib.import_module("envs.tasks")  # registers this project's own
+        importlib.import_module("envs.tasks.variations")  # registers this project's own
     try:
         with _told_by_us():
             env: Env = gym.make(env_id, **kwargs)

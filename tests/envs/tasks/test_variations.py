@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
 
-from envs.make import make_env
-from envs.rules import termination_rule
-from envs.tasks import ROBOTS, RUNNERS, VARIATIONS
+from envs.known.endings import termination_rule
+from envs.tasks.make import make_env
+from envs.tasks.variations import ROBOTS, RUNNERS, VARIATIONS
 from mbrl_bilevel.base.errors import InvalidInputError
 
 #: Of MuJoCo's model: what a variation may change beside the fields it names, since it follows from them.

@@ -10,7 +10,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
-from envs.guard import Guard
+from envs.tasks.guard import Guard
 from mbrl_bilevel.base.errors import EnvironmentFailedError, InvalidInputError
 
 

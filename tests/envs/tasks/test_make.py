@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from gymnasium.spaces import Box, Dict, Discrete, MultiBinary
 
-from envs.make import acting_layers, make_env
+from envs.tasks.make import acting_layers, make_env
 from mbrl_bilevel.base.errors import InvalidInputError
 
 
@@ -172,9 +172,9 @@ def test_acting_layers_leave_out_those_that_only_watch() -> None:
 @pytest.mark.parametrize(
     "made",
     [
-        "from envs.make import make_env; env = make_env('HalfCheetah-v5')",
-        "import gymnasium, envs.tasks; env = gymnasium.make('mbrl/HalfCheetah-v0', length=1.1)",
-        "import gymnasium, envs.rules; env = gymnasium.make('HalfCheetah-v5')",
+        "from envs.tasks.make import make_env; env = make_env('HalfCheetah-v5')",
+        "import gymnasium, envs.tasks.variations; env = gymnasium.make('mbrl/HalfCheetah-v0', length=1.1)",
+        "import gymnasium, envs.known.endings; env = gymnasium.make('HalfCheetah-v5')",
     ],
 )
 def test_mujoco_stays_quiet_and_writes_no_log(made: str, tmp_path: Path) -> None:
@@ -188,7 +188,7 @@ def test_mujoco_stays_quiet_and_writes_no_log(made: str, tmp_path: Path) -> None
         "    env.unwrapped.data.qpos[:] = np.nan\n"
         "    env.step(env.action_space.sample())\n"
     )
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     done = subprocess.run(
         [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(root)!r})\n{program}"],
         cwd=tmp_path,

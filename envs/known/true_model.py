@@ -21,9 +21,9 @@ from gymnasium.envs.mujoco.swimmer_v5 import SwimmerEnv
 from gymnasium.envs.mujoco.walker2d_v5 import Walker2dEnv
 from torch import Tensor
 
-from envs.make import Env, acting_layers
-from envs.rollouts import Array, Judge, Rollouts, judge_of, starts_at, twin
-from envs.rules import SHOWN_VELOCITY
+from envs.known.endings import SHOWN_VELOCITY
+from envs.known.rollouts import Array, Judge, Rollouts, judge_of, starts_at, twin
+from envs.tasks.make import Env, acting_layers
 from mbrl_bilevel.base.errors import InvalidInputError
 from mbrl_bilevel.base.records import Step, require_floating, require_rows
 
@@ -70,7 +70,7 @@ class TrueModel:
             raise InvalidInputError(
                 f"TrueModel: env must be {', '.join(kind.__name__ for kind in _STATES)} (v5), no "
                 "subclass, without wrappers that act: of others the observation does not tell the "
-                f"state; got {layers}. envs.oracle.Oracle scores plans in any MuJoCo task"
+                f"state; got {layers}. envs.known.oracle.Oracle scores plans in any MuJoCo task"
             )
         rollouts, judge = Rollouts(threads), judge_of(base)
         self.obs_dim, self.action_dim = base.observation_space.shape[0], base.model.nu

@@ -1,7 +1,7 @@
 """Variations of the MuJoCo tasks, registered with Gymnasium: ``gym.make("mbrl/Hopper-v0", gravity=1.5)``.
 
 One id a robot; what varies, and how far, is in ``VARIATIONS``. Importing this file registers them; the
-robots themselves (``envs.perturbed``) are imported when the first is made.
+robots themselves (``envs.tasks.perturbed``) are imported when the first is made.
 """
 
 from __future__ import annotations
@@ -101,6 +101,6 @@ def checked_variation(robot: str, name: str, value: object) -> None:
 for _robot in ROBOTS:
     gym.register(
         f"mbrl/{_robot}-v0",
-        entry_point=f"envs.perturbed:{_robot}",
+        entry_point=f"envs.tasks.perturbed:{_robot}",
         max_episode_steps=100 if _robot == "Pusher" else 1000,
     )

@@ -1,0 +1,1 @@
+"""Environments by name, variations of the MuJoCo tasks, and sequences of them."""
