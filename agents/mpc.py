@@ -36,7 +36,6 @@ class MPCSettings(PlanningSettings):
     value: ValueSettings | Literal["critic"] | None = ValueSettings()
     exploration: float = 0.2
     plan_share: float = 1.0
-    gate_plans: bool = False
     updates_per_step: int = 1
 
 

@@ -180,10 +180,9 @@ class Args(RunArgs):
     """Action sequences of the policy that compete with the planner's own."""
     exploration: float | None = _of("plan", "exploration")
     """Noise added to planned actions while learning, in half-ranges of the action space."""
-    plan_share: float | None = _of("plan", "plan_share", also="learner")
-    """The part of the steps that are acted by plan while learning; in the others the policy explores."""
-    no_gate: bool = field(default=False, metadata={"part": "plan", "also": "learner"})
-    """Plan in that share however little the model explains of returns on new steps."""
+    plan_share: float | Literal["auto"] | None = _of("plan", "plan_share", also="learner")
+    """The part of the steps that are acted by plan while learning, in the others the policy explores; auto:
+    the one that does better acts more."""
     replan_every: int | None = _of("plan", "replan_every")
     """Steps that a plan is followed before the next is made."""
     no_value: bool = field(default=False, metadata={"part": "plan"})
@@ -385,8 +384,6 @@ class Args(RunArgs):
             found = merged(found, {"planner": {"add_middle": True}})
         if self.direct:
             found["direct"] = True
-        if self.no_gate:
-            found["gate_plans"] = False
         if self.planner == "none":
             found |= {"planner": None, "value": None}
         start = self.initial_temperature
@@ -454,8 +451,8 @@ class Args(RunArgs):
                 raise InvalidInputError(
                     f"{option_name(name)}: each fit is from scratch and would ignore it; give --fresh-every 2 or more"
                 )
-        for name in ("exploration", "imitation", "no_gate"):
-            if getattr(self, name) not in (None, False) and settings.plan_share == 0.0:
+        for name in ("exploration", "imitation"):
+            if getattr(self, name) is not None and settings.plan_share == 0.0:
                 raise InvalidInputError(
                     f"{option_name(name)}: with --plan-share 0 no step is acted by plan while learning, which "
                     "would ignore it; leave it out"
@@ -524,12 +521,13 @@ def _check_ranges(args: Args) -> None:
     args.require_positive(*given("pessimism", "penalty", "imitation", "noise_beta"), zero=True)
     args.require_positive(*given("exploration"), zero=True, most=1000)
     args.require_positive(*given("tau", "rollout_cut", "warm_part"), most=1.0)
-    args.require_positive(*given("plan_share", "gamma", "dropout"), zero=True, most=1.0)
+    args.require_positive(*given("gamma", "dropout"), zero=True, most=1.0)
     args.require_positive(*given("shrink", "perturb"), zero=True, most=1.0)
     if args.dropout == 1.0:
         raise InvalidInputError("--dropout must be below 1, or no unit is left; got 1.0")
-    if isinstance(args.real_share, float):
-        args.require_positive("real_share", zero=True, most=1.0)
+    for name in ("real_share", "plan_share"):
+        if isinstance(getattr(args, name), float):
+            args.require_positive(name, zero=True, most=1.0)
     # What is learned is its logarithm, in single precision.
     if args.initial_temperature is not None and args.initial_temperature < 1e-8:
         raise InvalidInputError(

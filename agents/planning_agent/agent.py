@@ -35,22 +35,20 @@ from agents.common.spaces import (
 from agents.common.threads import few_threads
 from agents.learners.held import divergence_told, update_vec_normalize
 from agents.planning_agent.checkpoint import load_agent, save_agent
-from agents.planning_agent.health import trust
 from agents.planning_agent.imagined_rows import imagine
 from agents.planning_agent.old_files import MBPO_AGENT, MPC_AGENT
 from agents.planning_agent.parts import AgentParts
 from agents.planning_agent.plans import Memory
 from agents.planning_agent.refits import fit_model
 from agents.planning_agent.terminal_value import Value, ValueSettings, fit_value
+from agents.planning_agent.turns import REMEMBERED, TURN, Record, record_of
 from agents.planning_agent.upkeep import Upkeep
 from mbrl_bilevel.base.errors import InvalidInputError, require_count
 from mbrl_bilevel.base.records import FitResult, Rule, Transitions
 from mbrl_bilevel.models.dynamics import DynamicsModel
 
 Array = npt.NDArray[Any]
-
-#: Steps after which it is drawn anew whether plan or policy acts, where both do.
-_TURN = 50
+BoolArray = npt.NDArray[np.bool_]
 
 
 class PlanningAgent(AgentParts):
@@ -75,6 +73,7 @@ class PlanningAgent(AgentParts):
 
     def _hold(self, kind: type[OffPolicyAlgorithm]) -> None:
         super()._hold(kind)
+        self._better: bool | None = None
         # SB3's collection loop asks this for every action.
         self._act_as_learner = self.algorithm._sample_action
         self.algorithm._sample_action = self._sample_action  # type: ignore[method-assign]
@@ -124,6 +123,7 @@ class PlanningAgent(AgentParts):
                 log_interval=log_interval,
                 reset_num_timesteps=reset_num_timesteps,
             )
+        self._better = None
         if self.model is None and self.settings.planner is not None:
             warnings.warn(
                 f"learn() ended after {len(self.experience)} steps, before learning_starts="
@@ -184,6 +184,7 @@ class PlanningAgent(AgentParts):
                 if not hook.on_step():
                     break
             hook.on_training_end()
+        self._better = None
         return self
 
     def predict(
@@ -198,7 +199,8 @@ class PlanningAgent(AgentParts):
         """The action [A] or [S, A] at ``observation`` [O] or [S, O] (of discrete actions their number,
         or [S]), and the planner's state.
 
-        ``plan``: act by plan (True) or by the policy alone (False); None plans where there is a planner.
+        ``plan``: act by plan (True) or by the policy alone (False); None: by the one that does better
+        (``acts_by_plan``), or as the agent is made.
         By plan, the state carries plan and random generator from step to step, as a recurrent policy
         carries its memory; rows where ``episode_start`` is set begin anew; with the same inputs the same
         action comes out. Unless ``deterministic``, there is exploration. While there is no model, in the
@@ -209,7 +211,7 @@ class PlanningAgent(AgentParts):
         """
         checked, single = checked_observation(self.observation_space, observation)
         if plan is None:
-            plan = self.settings.planner is not None
+            plan = self.acts_by_plan
         with few_threads(self.widest):
             if not plan:
                 return self.algorithm.predict(observation, None, None, deterministic)
@@ -345,7 +347,9 @@ class PlanningAgent(AgentParts):
         self._behaviours = [
             RandomBehaviour(self.action_space, self._noise) for _ in range(self.n_envs)
         ]
-        self._by_plan = np.full(self.n_envs, self._plan_share() >= 1.0)
+        self._by_plan = np.full(
+            self.n_envs, self.settings.plan_share == 1.0 or not self.held.exists
+        )
 
     def _sample_action(
         self, learning_starts: int, action_noise: ActionNoise | None = None, n_envs: int = 1
@@ -373,11 +377,9 @@ class PlanningAgent(AgentParts):
     def _learning_action(self, raw: Array, action_noise: ActionNoise | None) -> Array:
         """By plan, or where it is the policy's turn as its algorithm explores."""
         starting = self.experience.starting
-        share = self._plan_share()
-        if share < 1.0:
-            turn = np.array([t % _TURN == 0 for _, t in self.experience.next_places])
-            drawn = self._noise.random(self.n_envs) < share
-            before, self._by_plan = self._by_plan, np.where(turn, drawn, self._by_plan)
+        turn = np.array([t % TURN == 0 for _, t in self.experience.next_places])
+        if turn.any():
+            before, self._by_plan = self._by_plan, np.where(turn, self._drawn(), self._by_plan)
             # What was planned before the policy's turn is out of date.
             starting = starting | (self._by_plan & ~before)
         own = None
@@ -393,12 +395,40 @@ class PlanningAgent(AgentParts):
         self.experience.by_plan = torch.from_numpy(self._by_plan.astype(np.float32))
         return action
 
-    def _plan_share(self) -> float:
-        """The part of the time that is acted by plan, as the model is now."""
-        if not self.held.exists:
-            return 1.0
+    @property
+    def record(self) -> Record:
+        """How plan and policy have done in their latest turns, by the critics of now."""
+        offline = self.progress.offline_updates > 0
+        random = 0 if offline else self.settings.learning_starts
+        count = min(self.num_timesteps - random, REMEMBERED, len(self.experience.real))
+        if count <= 0 or not self.held.exists:
+            return Record.empty()
+        return record_of(*self.experience.newest(count), self.held)
+
+    @property
+    def acts_by_plan(self) -> bool:
+        """Whether ``predict`` plans where it is not told."""
+        if self.settings.planner is None:
+            return False
+        if self.settings.plan_share != "auto" or not self.held.exists:
+            return True
+        if self._better is None:
+            self._better = self.record.plan_is_better
+        return self._better
+
+    def _drawn(self) -> BoolArray:
+        """Of each environment, whether its next turn is by plan."""
         share = self.settings.plan_share
-        return share * trust(dict(self.progress.health)) if self.settings.gate_plans else share
+        if not self.held.exists or share == 1.0:
+            return np.ones(self.n_envs, dtype=np.bool_)
+        if share != "auto":
+            return self._noise.random(self.n_envs) < share
+        record = self.record
+        self._better = record.plan_is_better
+        for name, worth in (("plan", record.plan), ("policy", record.policy)):
+            if len(worth):
+                self.logger.record(f"health/{name}_advantage", float(worth.mean()))
+        return np.array([record.draw(self._noise) for _ in range(self.n_envs)])
 
     def _plan(
         self, obs: Tensor, memory: Memory, starting: Array | None, explore: bool

@@ -164,16 +164,6 @@ def imagined_share(target_error: float) -> float:
     return 1.0 / (1.0 + target_error**2) if math.isfinite(target_error) else 0.0
 
 
-def trust(health: Mapping[str, float]) -> float:
-    """How far a model of this ``health`` can be planned with, 0 to 1: the share of the variance of ten-step
-    returns on new steps that it explains (R², of the one-step targets where there are no such returns).
-
-    0 before the first look, where nothing is known.
-    """
-    error = health.get("health/return_error", health.get("health/model_rmse", math.inf))
-    return max(0.0, 1.0 - error**2)
-
-
 def doubtful(health: Mapping[str, float]) -> bool:
     """Whether the model should not be planned with: off by more than the spread of its own targets, or
     sure of what does not happen."""

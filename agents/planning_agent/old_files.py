@@ -25,7 +25,7 @@ from mbrl_bilevel.imagination.particles import Imagination
 MPC_AGENT, MBPO_AGENT = "mpc agent", "mbpo agent"
 
 #: What every agent of that version did, where its file does not say so.
-_SHARED: dict[str, Any] = {"proposals": 0, "fresh_every": 1, "plan_share": 1.0, "gate_plans": False}
+_SHARED: dict[str, Any] = {"proposals": 0, "fresh_every": 1, "plan_share": 1.0}
 _OLD_DEFAULTS: dict[str, dict[str, Any]] = {
     MPC_AGENT: _SHARED
     | {

@@ -57,9 +57,8 @@ class PlanningSettings:
     While learning, Gaussian noise of ``exploration`` half-ranges is added to planned actions, a discrete
     action is replaced by a uniform one with that probability; ``plan_share`` is the part of the
     time that is acted by plan, drawn anew at every 50th step of an episode; in the rest the policy
-    explores as its algorithm does. With ``gate_plans`` it is that share of the variance of ten-step returns
-    on new steps that the model explains (``agents.planning_agent.health.trust``), times ``plan_share``: none
-    while the model is young. Without a policy, plans act throughout.
+    explores as its algorithm does. "auto": the one that has done better in its turns acts more, and acts
+    where ``predict`` is not told by which (``agents.planning_agent.turns``). Without a policy, plans act throughout.
 
     Learning from imagined rows: every ``imagine_every`` steps, and after each fit, ``rollouts_per_step``
     branches for each of these steps are begun in real states, each ``rollout`` long, and join a ring of
@@ -90,8 +89,7 @@ class PlanningSettings:
     proposals: int = 9
     value: ValueSettings | Literal["critic"] | None = "critic"
     exploration: float = 0.1
-    plan_share: float = 0.5
-    gate_plans: bool = True
+    plan_share: float | Literal["auto"] = "auto"
 
     imagine_every: int = 50
     rollouts_per_step: int = 100
@@ -119,11 +117,8 @@ class PlanningSettings:
             require_count(name, getattr(self, name))
         for width in self.hidden:
             require_count("hidden", width)
-        for name in ("direct", "gate_plans"):
-            if type(getattr(self, name)) is not bool:
-                raise InvalidInputError(
-                    f"{name} must be True or False; got {getattr(self, name)!r}"
-                )
+        if type(self.direct) is not bool:
+            raise InvalidInputError(f"direct must be True or False; got {self.direct!r}")
         if self.elites is not None:
             require_count("elites", self.elites)
             if self.elites > self.members:
@@ -160,13 +155,14 @@ class PlanningSettings:
                 raise InvalidInputError(f"{name} must be {wanted}; got {found!r}")
 
     def _check_shares(self) -> None:
-        if self.real_share != "auto" and not _within(self.real_share, 1.0):
+        for name in ("real_share", "plan_share"):
+            value = getattr(self, name)
+            if value != "auto" and not _within(value, 1.0):
+                raise InvalidInputError(f'{name} must be from 0 to 1, or "auto"; got {value!r}')
+        if not _within(self.least_real_share, 1.0):
             raise InvalidInputError(
-                f'real_share must be from 0 to 1, or "auto"; got {self.real_share!r}'
+                f"least_real_share must be from 0 to 1; got {self.least_real_share!r}"
             )
-        for name in ("least_real_share", "plan_share"):
-            if not _within(getattr(self, name), 1.0):
-                raise InvalidInputError(f"{name} must be from 0 to 1; got {getattr(self, name)!r}")
         cut = self.rollout_cut
         if cut is not None and not (_within(cut, 1.0) and cut > 0.0):
             raise InvalidInputError(

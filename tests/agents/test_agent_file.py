@@ -71,7 +71,6 @@ def test_settings_come_back(planner: Planner | None, value: Any) -> None:
         value=value,
         exploration=0.3,
         plan_share=0.75,
-        gate_plans=False,
         imagine_every=17,
         rollouts_per_step=11,
         rollout=RolloutLength(2, 6, 50, 500),

@@ -20,7 +20,6 @@ from agents.planning_agent.health import (
     of_the_critics,
     of_the_model,
     pace,
-    trust,
 )
 from agents.planning_agent.settings import PlanningSettings
 from agents.planning_agent.terminal_value import returns_to_go
@@ -141,21 +140,6 @@ def test_the_share_is_an_inverse_variance() -> None:
     assert imagined_share(3.0) == pytest.approx(0.1)
     for unknown in (np.nan, np.inf, -np.inf):
         assert imagined_share(unknown) == 0.0
-
-
-def test_trust_is_the_share_of_variance_that_is_explained() -> None:
-    """Against R² of the returns themselves; of the one-step targets where there are no returns."""
-    rng = np.random.default_rng(0)
-    real = rng.normal(size=400)
-    said = 0.7 * real + rng.normal(scale=0.3, size=400)
-    error = np.sqrt(np.mean((said - real) ** 2)) / real.std()
-    r2 = 1.0 - np.sum((said - real) ** 2) / np.sum((real - real.mean()) ** 2)
-    assert 0.5 < r2 < 0.95
-    known = {"health/return_error": error, "health/model_rmse": 0.1}
-    assert trust(known) == pytest.approx(r2)
-    assert trust({"health/model_rmse": 0.5}) == pytest.approx(0.75)
-    assert trust({"health/return_error": 1.5, "health/model_rmse": 0.1}) == 0.0
-    assert trust({}) == 0.0
 
 
 def test_the_clock_begins_anew(agent: PlanningAgent) -> None:

@@ -50,7 +50,6 @@ SMALL = PlanningSettings(
     imagination=Imagination(2, sample=False),
     proposals=3,
     plan_share=1.0,
-    gate_plans=False,
     fresh_every=1,
     updates_per_step=1,
 )
@@ -194,7 +193,7 @@ REFUSED: list[tuple[Any, str]] = [
     (lambda: agent().predict(np.zeros(1)), r"no model yet; call learn\(\) or load\(\)"),
     (lambda: replace(SMALL, proposals=-1), "proposals must be an int from 0 .* got -1"),
     (lambda: replace(SMALL, value="critics"), """value must be "critic", .* got 'critics'"""),
-    (lambda: replace(SMALL, plan_share=1.5), "plan_share must be from 0 to 1; got 1.5"),
+    (lambda: replace(SMALL, plan_share=1.5), 'plan_share must be from 0 to 1, or "auto"; got 1.5'),
     (lambda: replace(SMALL, real_share="most"), 'real_share must be from 0 to 1, or "auto"'),
     (lambda: replace(SMALL, n_steps=0), "n_steps must be an int from 1 .* got 0"),
     (lambda: replace(NO_PLAN, elites=3), "elites must be at most the 2 members; got 3"),
@@ -271,21 +270,34 @@ def test_who_acted_is_recorded() -> None:
     assert always.tolist() == [0.0] * 60 + [1.0] * 15
 
 
-def test_plans_act_as_often_as_the_model_is_right() -> None:
-    """None before it was looked at on new steps; nearly all once it explains what comes."""
-    gated = replace(SMALL, gate_plans=True, schedule=replace(SMALL.schedule, steps=300))
-    found = agent(gated, seed=2).learn(60 + 29)
-    assert found.experience.real.stored()["planned"].sum() == 0.0
-    found.learn(400)
-    explained = dict(found.progress.health)["health/return_error"]
-    assert explained < 0.4
-    assert found.experience.real.stored()["planned"][-150:].mean() > 0.8
-    # A model that explains nothing is not planned with, however it is asked.
-    found.progress = found.progress.with_health({"health/return_error": 1.2})
-    found.settings = replace(found.settings, refit_every=10_000)
-    before = int(found.experience.real.stored()["planned"].sum())
-    found.learn(60)
-    assert int(found.experience.real.stored()["planned"].sum()) == before
+def test_the_one_that_does_better_acts_more() -> None:
+    """A policy that does not learn, beside plans in a model that is right; and plans that are drawn at random,
+    beside a policy that has learned."""
+    kwargs = KWARGS | {"learning_rate": 0.0}
+    planner = MPPI(horizon=5, population=64, iterations=3, std=0.5)
+    good = replace(SMALL, plan_share="auto", value=None, planner=planner)
+    good = replace(good, schedule=replace(SMALL.schedule, steps=300))
+    found = PlanningAgent(PointMass(), good, algorithm_kwargs=kwargs, reward=pays, seed=2).learn(
+        600
+    )
+    planned = found.experience.real.stored()["planned"]
+    assert planned[:60].sum() == 0.0
+    assert planned[-240:].mean() > 0.7
+    assert found.acts_by_plan
+    assert found.record.plan.mean() > found.record.policy.mean()
+    obs = np.array([[0.9]], np.float32)
+    told, _ = found.predict(obs, deterministic=True, plan=True)
+    assert found.predict(obs, deterministic=True)[0] == told
+
+    learner = KWARGS | {"learning_rate": 3e-3, "gamma": 0.9}
+    poor = replace(good, proposals=0, exploration=3.0, updates_per_step=4)
+    found = PlanningAgent(PointMass(), poor, algorithm_kwargs=learner, reward=pays, seed=2).learn(
+        800
+    )
+    assert found.experience.real.stored()["planned"][-240:].mean() < 0.4
+    assert not found.acts_by_plan
+    told, _ = found.predict(obs, deterministic=True, plan=False)
+    assert found.predict(obs, deterministic=True)[0] == told
 
 
 def test_where_it_is_the_policys_turn_it_explores_as_its_algorithm_does() -> None:

@@ -135,7 +135,7 @@ def test_mistakes_are_told(over: dict[str, Any], told: str) -> None:
         ('reward = "knwn"', ": unknown reward 'knwn': did you mean 'known'"),
         ('[settings]\nplanner = "icem"', ": planner must be a table"),
         ("[settings]\nhidden = 7", ": hidden must be a list"),
-        ('[settings]\nplan_share = "half"', ": plan_share must be from 0 to 1; got 'half'"),
+        ('[settings]\nplan_share = "half"', ": plan_share must be from 0 to 1, "),
         ("[settings]\nschedule = 3", ": schedule: "),
     ],
 )
