@@ -40,6 +40,7 @@ from agents.planning_agent.old_files import MBPO_AGENT, MPC_AGENT
 from agents.planning_agent.parts import AgentParts
 from agents.planning_agent.plans import Memory
 from agents.planning_agent.refits import fit_model
+from agents.planning_agent.replay import GUESS, PLAN, POLICY
 from agents.planning_agent.terminal_value import Value, ValueSettings, fit_value
 from agents.planning_agent.turns import REMEMBERED, TURN, Record, record_of
 from agents.planning_agent.upkeep import Upkeep
@@ -347,9 +348,8 @@ class PlanningAgent(AgentParts):
         self._behaviours = [
             RandomBehaviour(self.action_space, self._noise) for _ in range(self.n_envs)
         ]
-        self._by_plan = np.full(
-            self.n_envs, self.settings.plan_share == 1.0 or not self.held.exists
-        )
+        always = self.settings.plan_share == 1.0 or not self.held.exists
+        self._actors = np.full(self.n_envs, PLAN if always else POLICY)
 
     def _sample_action(
         self, learning_starts: int, action_noise: ActionNoise | None = None, n_envs: int = 1
@@ -366,7 +366,7 @@ class PlanningAgent(AgentParts):
         if self.model is None:
             places = zip(self._behaviours, raw, self.experience.next_places, strict=True)
             action = np.stack([behave(obs, t) for behave, obs, (_, t) in places])
-            self.experience.by_plan = torch.zeros(n_envs)
+            self.experience.actor = torch.full((n_envs,), POLICY)
         else:
             action = self._learning_action(raw, action_noise)
         if isinstance(self.action_space, gym.spaces.Box):
@@ -375,24 +375,27 @@ class PlanningAgent(AgentParts):
         return action, action.copy()
 
     def _learning_action(self, raw: Array, action_noise: ActionNoise | None) -> Array:
-        """By plan, or where it is the policy's turn as its algorithm explores."""
+        """By plan, or where it is the policy's turn as its algorithm explores, or as it guesses best."""
         starting = self.experience.starting
         turn = np.array([t % TURN == 0 for _, t in self.experience.next_places])
         if turn.any():
-            before, self._by_plan = self._by_plan, np.where(turn, self._drawn(), self._by_plan)
-            # What was planned before the policy's turn is out of date.
-            starting = starting | (self._by_plan & ~before)
-        own = None
-        if not self._by_plan.all():
-            own, _ = self._act_as_learner(0, action_noise, self.n_envs)
-        if own is not None and not self._by_plan.any():
-            action = own
-        else:
+            before, self._actors = self._actors, np.where(turn, self._drawn(), self._actors)
+            # What was planned before another's turn is out of date.
+            starting = starting | ((self._actors == PLAN) & (before != PLAN))
+        acts = {who: self._actors == who for who in (POLICY, PLAN, GUESS)}
+        found: dict[float, Array] = {}
+        if acts[POLICY].any():
+            found[POLICY], _ = self._act_as_learner(0, action_noise, self.n_envs)
+        if acts[GUESS].any():
+            seen: Any = self.algorithm._last_obs
+            found[GUESS], _ = self.algorithm.predict(seen, deterministic=True)
+        if acts[PLAN].any():
             vectors, self._memory = self._plan(torch.from_numpy(raw), self._memory, starting, True)
-            action = from_vectors(self.action_space, vectors.numpy())
-            if own is not None:
-                action[~self._by_plan] = own[~self._by_plan]
-        self.experience.by_plan = torch.from_numpy(self._by_plan.astype(np.float32))
+            found[PLAN] = from_vectors(self.action_space, vectors.numpy())
+        action = np.array(next(iter(found.values())))
+        for who, theirs in found.items():
+            action[acts[who]] = theirs[acts[who]]
+        self.experience.actor = torch.from_numpy(self._actors.astype(np.float32))
         return action
 
     @property
@@ -416,16 +419,16 @@ class PlanningAgent(AgentParts):
             self._better = self.record.plan_is_better
         return self._better
 
-    def _drawn(self) -> BoolArray:
-        """Of each environment, whether its next turn is by plan."""
+    def _drawn(self) -> Array:
+        """Who acts next, in each environment."""
         share = self.settings.plan_share
         if not self.held.exists or share == 1.0:
-            return np.ones(self.n_envs, dtype=np.bool_)
+            return np.full(self.n_envs, PLAN)
         if share != "auto":
-            return self._noise.random(self.n_envs) < share
+            return np.where(self._noise.random(self.n_envs) < share, PLAN, POLICY)
         record = self.record
         self._better = record.plan_is_better
-        for name, worth in (("plan", record.plan), ("policy", record.policy)):
+        for name, worth in vars(record).items():
             if len(worth):
                 self.logger.record(f"health/{name}_advantage", float(worth.mean()))
         return np.array([record.draw(self._noise) for _ in range(self.n_envs)])

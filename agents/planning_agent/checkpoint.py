@@ -40,7 +40,7 @@ from agents.planning_agent.old_files import MBPO_AGENT, MPC_AGENT, read_mpc, wit
 from agents.planning_agent.parts import AgentParts
 from agents.planning_agent.progress import Progress
 from agents.planning_agent.refits import start_from_checkpoint, start_to_checkpoint
-from agents.planning_agent.replay import MixedReplay, Ring
+from agents.planning_agent.replay import GUESS, PLAN, POLICY, MixedReplay, Ring
 from agents.planning_agent.settings import PlanningSettings
 from agents.planning_agent.settings_file import settings_from_json, settings_to_json
 from agents.planning_agent.terminal_value import Value, value_from_checkpoint, value_to_checkpoint
@@ -291,8 +291,10 @@ def _fill_replay(checkpoint: Checkpoint, experience: MixedReplay, space: ActionS
 def _require_possible(checkpoint: Checkpoint, name: str, rows: Tensor, space: ActionSpace) -> None:
     """Raises CheckpointError for rows of a column that no step can have."""
     key = name.rpartition(".")[2]
-    if key in ("ended", "planned"):
+    if key == "ended":
         sound = (rows == 0.0) | (rows == 1.0)
+    elif key == "planned":
+        sound = torch.isin(rows, torch.tensor([POLICY, PLAN, GUESS]))
     elif key == "t":
         sound = rows >= 0
     elif key == "action" and isinstance(space, gym.spaces.Discrete):

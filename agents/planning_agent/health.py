@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from agents.planning_agent.parts import AgentParts
-from agents.planning_agent.replay import stored_action
+from agents.planning_agent.replay import PLAN, stored_action
 from agents.planning_agent.terminal_value import returns_to_go
 from mbrl_bilevel.base.records import Transitions
 from mbrl_bilevel.models.dynamics import DynamicsModel
@@ -60,11 +60,11 @@ def look(agent: AgentParts, clock: Clock) -> dict[str, float]:
     count = min(_MOST, new, len(agent.experience.real))
     model = agent.model
     if isinstance(model, DynamicsModel) and count > 0:
-        since, planned = agent.experience.newest(count)
+        since, who = agent.experience.newest(count)
         so_far, _ = agent.experience.newest(min(_MOST_SO_FAR, len(agent.experience.real)))
         found |= of_the_model(model, since, so_far)
         if agent.held.exists:
-            found |= of_the_critics(agent, model, since, planned)
+            found |= of_the_critics(agent, model, since, who == PLAN)
         _warn(agent, found)
     for name, value in found.items():
         agent.logger.record(name, value)

@@ -99,6 +99,11 @@ class Ring:
         return {name: column[: len(self)] for name, column in self.columns.items()}
 
 
+#: Who acted: the policy as its algorithm explores (or chance, in the first steps); the plan; the policy's best
+#: guess.
+POLICY, PLAN, GUESS = 0.0, 1.0, 2.0
+
+
 class MixedReplay(BaseBuffer):
     """What an SB3 agent is handed as its replay buffer.
 
@@ -124,8 +129,8 @@ class MixedReplay(BaseBuffer):
         super().__init__(real_rows, observation_space, action_space, device="cpu", n_envs=n_envs)
         self.real_share, self.generator, self._actions = real_share, generator, action_space
         self.n_steps, self.gamma = n_steps, gamma
-        #: Whether the next step of each environment is acted by plan; whoever acts says so.
-        self.by_plan = torch.zeros(n_envs)
+        #: Who acts in the next step of each environment; whoever acts says so.
+        self.actor = torch.zeros(n_envs)
         obs, action = torch.zeros(observation_space.shape), torch.zeros(self.action_dim)
         number = torch.zeros(())
         step = dict(zip(STEP, (obs, action, obs, number, number), strict=True))
@@ -200,7 +205,7 @@ class MixedReplay(BaseBuffer):
                 "truncated": dones & cut,
                 "episode": self._episode,
                 "t": self._t,
-                "planned": self.by_plan,
+                "planned": self.actor,
             }
         )
         self._t = torch.where(dones, 0, self._t + 1)
@@ -278,7 +283,7 @@ class MixedReplay(BaseBuffer):
             ended = torch.where(going, end, ended)
             discount = torch.where(going, discount * self.gamma, discount)
             going = going & (end == 0.0)
-        return [obs, action, next_obs, reward, ended, discount, planned]
+        return [obs, action, next_obs, reward, ended, discount, (planned == PLAN).float()]
 
     def _after(self, index: Tensor, going: Tensor) -> tuple[Tensor, Tensor]:
         """The row of the next time step of each of ``index`` [n], and whether there is one."""
@@ -300,8 +305,8 @@ class MixedReplay(BaseBuffer):
             raise InvalidInputError("no steps were recorded; collect some first")
         return self._record(self.real.stored())
 
-    def newest(self, count: int) -> tuple[Transitions, npt.NDArray[np.bool_]]:
-        """The last ``count`` real steps, grouped by episode, and which of them were acted by plan [N].
+    def newest(self, count: int) -> tuple[Transitions, npt.NDArray[Any]]:
+        """The last ``count`` real steps, grouped by episode, and who acted [N] (``PLAN`` …).
 
         Raises InvalidInputError if there are not so many.
         """
@@ -311,7 +316,7 @@ class MixedReplay(BaseBuffer):
             )
         index = (self.real.written - count + torch.arange(count)) % self.real.capacity
         rows = {name: column[index] for name, column in self.real.columns.items()}
-        return self._record(rows), rows["planned"].numpy()[_order(rows)] > 0.0
+        return self._record(rows), rows["planned"].numpy()[_order(rows)]
 
     def _record(self, rows: dict[str, Tensor]) -> Transitions:
         order = _order(rows)

@@ -8,20 +8,27 @@ is not known beforehand, but seen.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from agents.planning_agent.policy import HeldPolicy
+from agents.planning_agent.replay import GUESS, PLAN, POLICY
 from agents.planning_agent.terminal_value import returns_to_go
 from mbrl_bilevel.base.records import Transitions
 
+FloatArray = npt.NDArray[np.float64]
+
 #: Steps of a turn; an episode's end ends one earlier.
 TURN = 50
-#: Steps that are remembered: of longer ago, both acted otherwise.
-REMEMBERED = 1000
-#: The part of the turns that each has at least, so that it stays known how it does.
+#: Steps that are remembered: of longer ago, all acted otherwise.
+REMEMBERED = 2000
+#: The part of the turns by plan where plans do better: the critics learn of the policy's actions from the others.
+_MOST = 0.5
+#: The part of the turns by plan where they do not, and by the policy's best guess, so that it stays known how
+#: they do.
 _LEAST = 0.1
 #: Turns from which on a mean says something.
 _ENOUGH = 2
@@ -29,28 +36,34 @@ _ENOUGH = 2
 
 @dataclass(frozen=True)
 class Record:
-    """What each turn was worth, for the turns by ``plan`` [N] and by ``policy`` [M]: its n-step advantage,
-    Σ_k γᵏ r_{t+k} + γⁿ V(s_{t+n}) − V(s_t), by the critics of now; V is 0 behind an end."""
+    """What each turn was worth, by who acted ([N] each): its n-step advantage, Σ_k γᵏ r_{t+k} + γⁿ V(s_{t+n})
+    − V(s_t), by the critics of now; V is 0 behind an end."""
 
-    plan: npt.NDArray[np.float64]
-    policy: npt.NDArray[np.float64]
+    policy: FloatArray
+    plan: FloatArray
+    guess: FloatArray
 
     @classmethod
     def empty(cls) -> Record:
-        """No turn of either."""
-        return cls(np.empty(0), np.empty(0))
+        """No turn of anybody."""
+        return cls(np.empty(0), np.empty(0), np.empty(0))
 
     @property
     def plan_is_better(self) -> bool:
-        """In the mean; so, too, while one of them has not been tried."""
-        if not (len(self.plan) and len(self.policy)):
+        """Than the policy's best guess, in the mean; so, too, while one of them has not been tried."""
+        if not (len(self.plan) and len(self.guess)):
             return True
-        return bool(self.plan.mean() >= self.policy.mean())
+        return bool(self.plan.mean() >= self.guess.mean())
 
-    def draw(self, random: np.random.Generator) -> bool:
-        """Whether the next turn is by plan: by whichever is better in a draw from what is known of their
-        means (Thompson sampling), and now and then by either."""
-        if min(len(self.plan), len(self.policy)) < _ENOUGH or random.random() < 2 * _LEAST:
+    def draw(self, random: np.random.Generator) -> float:
+        """Who acts next: plan and policy by half where plans do better in a draw from what is known of the two
+        means (Thompson sampling), else the plan now and then."""
+        share = _MOST if self._drawn(random) else _LEAST
+        place = random.random()
+        return PLAN if place < share else GUESS if place < share + _LEAST else POLICY
+
+    def _drawn(self, random: np.random.Generator) -> bool:
+        if min(len(self.plan), len(self.policy)) < _ENOUGH:
             return bool(random.random() < 0.5)
         centred = np.concatenate([each - each.mean() for each in (self.plan, self.policy)])
         spread = np.sqrt(np.square(centred).sum() / (len(centred) - 2))
@@ -62,15 +75,14 @@ class Record:
 
 
 @torch.inference_mode()
-def record_of(rows: Transitions, planned: npt.NDArray[np.bool_], held: HeldPolicy) -> Record:
-    """The record in ``rows`` [N] in order of episodes, of which ``planned`` [N] were acted by plan."""
-    turn = np.cumsum(
-        np.diff(rows.episode * (rows.t.max() // TURN + 1) + rows.t // TURN, prepend=-1) != 0
-    )
+def record_of(rows: Transitions, who: npt.NDArray[Any], held: HeldPolicy) -> Record:
+    """The record in ``rows`` [N] in order of episodes; ``who`` [N] acted."""
+    turns = rows.episode * (rows.t.max() // TURN + 1) + rows.t // TURN
+    turn = np.cumsum(np.diff(turns, prepend=-1) != 0)
     tail = held.value(torch.from_numpy(rows.next_obs)).double().numpy()
     gained = returns_to_go(replace(rows, episode=turn), tail, held.discount)
     first = np.flatnonzero(np.diff(turn, prepend=0))
     # A turn whose beginning is forgotten is no turn.
     first = first[rows.t[first] % TURN == 0]
     worth = gained[first] - held.value(torch.from_numpy(rows.obs[first])).double().numpy()
-    return Record(worth[planned[first]], worth[~planned[first]])
+    return Record(*(worth[who[first] == actor] for actor in (POLICY, PLAN, GUESS)))

@@ -344,7 +344,7 @@ def put_damage(path: Path, damage: Damage) -> None:
         *(counter("reward_scale", value) for value in (0.0, -1.0)),
         edited("episodes", 1),
         tensor("real.ended", torch.full((7,), 0.5)),
-        tensor("real.planned", torch.full((7,), 2.0)),
+        tensor("real.planned", torch.full((7,), 3.0)),
         tensor("imagined.ended", torch.full((3,), -1.0)),
         tensor("real.action", torch.full((7, 1), 1.001)),
         tensor("imagined.action", torch.full((3, 1), -1.001)),

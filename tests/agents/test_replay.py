@@ -246,7 +246,7 @@ def test_n_step_rows_by_hand() -> None:
 def test_which_rows_were_planned_is_kept() -> None:
     buffer = replay()
     for t, step in enumerate(steps(6)):
-        buffer.by_plan = torch.tensor([1.0, float(t % 2)])
+        buffer.actor = torch.tensor([1.0, float(t % 2)])
         buffer.add(**{**step, "reward": np.array([0.0, 1.0 + t % 2])})
     drawn = buffer.sample(300)
     told = {tuple(row) for row in torch.cat([drawn.rewards, drawn.planned], 1).tolist()}
