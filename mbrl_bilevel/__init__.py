@@ -12,6 +12,7 @@ from mbrl_bilevel.base.lazy import exports
 if TYPE_CHECKING:
     from mbrl_bilevel.base.errors import BilevelError as BilevelError
     from mbrl_bilevel.base.errors import InvalidInputError as InvalidInputError
+    from mbrl_bilevel.base.known_rules import KnownRules as KnownRules
     from mbrl_bilevel.base.records import FitResult as FitResult
     from mbrl_bilevel.base.records import Rule as Rule
     from mbrl_bilevel.base.records import Step as Step
@@ -70,6 +71,7 @@ else:
         __name__,
         {
             "mbrl_bilevel.base.errors": ("BilevelError", "InvalidInputError"),
+            "mbrl_bilevel.base.known_rules": ("KnownRules",),
             "mbrl_bilevel.base.records": ("FitResult", "Rule", "Step", "Transitions"),
             "mbrl_bilevel.continual.learner": ("Learner",),
             "mbrl_bilevel.continual.recipes": ("get_recipe",),
