@@ -1,12 +1,10 @@
-"""What Stable-Baselines3's users give an agent: callbacks (none, a function, one, or a list), and where to log."""
+"""The callbacks of Stable-Baselines3's users: none, a function, one, or a list."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback
-from stable_baselines3.common.logger import Logger, configure
 from stable_baselines3.common.type_aliases import MaybeCallback
 
 
@@ -18,7 +16,7 @@ def as_callback(callback: MaybeCallback) -> BaseCallback:
 
 
 class Presented(BaseCallback):
-    """Calls ``inner`` with the locals of SB3's loop, and with ``agent`` as its model.
+    """Calls ``inner`` with the locals of SB3's loop, and with ``agent`` as its model and their ``self``.
 
     SB3's loop knows the learner alone; a callback that evaluates or saves means the whole agent.
     """
@@ -31,7 +29,7 @@ class Presented(BaseCallback):
         self._inner.init_callback(self._agent)
 
     def _on_training_start(self) -> None:
-        self._inner.on_training_start(self.locals, self.globals)
+        self._inner.on_training_start(self.locals | {"self": self._agent}, self.globals)
 
     def _on_rollout_start(self) -> None:
         self._inner.on_rollout_start()
@@ -47,10 +45,4 @@ class Presented(BaseCallback):
 
     def update_child_locals(self, locals_: dict[str, Any]) -> None:
         """The loop's locals, for ``inner`` too."""
-        self._inner.update_locals(locals_)
-
-
-def open_logger(tensorboard_log: str | Path | None, verbose: int) -> Logger:
-    """SB3's logger: to the terminal if ``verbose``, and to TensorBoard's folder if there is one."""
-    formats = (["stdout"] if verbose else []) + (["tensorboard"] if tensorboard_log else [])
-    return configure(str(tensorboard_log) if tensorboard_log else None, formats)
+        self._inner.update_locals(locals_ | {"self": self._agent})

@@ -13,17 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mbrl_bilevel.base.errors import InvalidInputError
-
 #: A state of PyTorch's generator, and one of NumPy's ``RandomState`` as plain numbers.
 States = tuple[Tensor, dict[str, Any]]
-
-
-def require_seed(seed: object) -> None:
-    """Raises InvalidInputError unless it is an int (a plain one, which a file gives back) from 0 to below
-    2^62, which leaves room for the seeds that follow from it."""
-    if type(seed) is not int or not 0 <= seed < 2**62:
-        raise InvalidInputError(f"seed must be an int from 0 to below 2**62; got {seed!r}")
 
 
 class OwnRandomness:

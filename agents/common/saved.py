@@ -13,9 +13,15 @@ from dataclasses import asdict, dataclass
 import gymnasium as gym
 from stable_baselines3.common.vec_env import VecEnv
 
+from agents.common.rules import (
+    RewardChoice,
+    Rules,
+    TerminationChoice,
+    chosen_rules,
+)
 from agents.common.spaces import action_bounds, require_actions, require_box
 from mbrl_bilevel.base.checkpoint import Checkpoint
-from mbrl_bilevel.base.errors import CheckpointError
+from mbrl_bilevel.base.errors import CheckpointError, InvalidInputError
 from mbrl_bilevel.base.records import Rule
 from mbrl_bilevel.models.dynamics import DynamicsModel
 from mbrl_bilevel.models.dynamics_checkpoint import model_from_checkpoint
@@ -54,17 +60,32 @@ def _registered_name(env: VecEnv) -> str | None:
     return None if spec is None else str(spec.id)
 
 
-def rules_of(
-    checkpoint: Checkpoint, termination: Rule | None, reward: Rule | None
-) -> tuple[str, ...]:
-    """The rules the agent was trained with. Raises CheckpointError if one of them was not given."""
-    rules = tuple(str(name) for name in checkpoint.setting("rules", list))
-    given = {"termination": termination, "reward": reward}
-    for name in rules:
-        if given.get(name) is None:
+def saved_rules(
+    checkpoint: Checkpoint, env: VecEnv, termination: TerminationChoice, reward: RewardChoice
+) -> Rules:
+    """The rules that the agent of a file goes on with.
+
+    What is not chosen is as the file says: a rule that the environment gave is asked of ``env``, one that was
+    learned is learned. Raises CheckpointError if ``env`` does not know it, or one that was given by hand is not
+    given again.
+    """
+    used = tuple(str(name) for name in checkpoint.setting("rules", list))
+    from_env = checkpoint.config.get("rules_from_env", {})
+    if not isinstance(from_env, dict):
+        raise CheckpointError(
+            f"checkpoint {checkpoint.path}: its rules_from_env are damaged; restore a good copy"
+        )
+    if termination is None:
+        termination = from_env.get("termination", "learned")
+    try:
+        rules = chosen_rules(env, termination, from_env.get("reward") if reward is None else reward)
+    except InvalidInputError as error:
+        raise CheckpointError(f"checkpoint {checkpoint.path}: {error}") from None
+    for name in used:
+        if getattr(rules, name, None) is None:
             raise CheckpointError(
-                f"checkpoint {checkpoint.path}: the agent was trained with a known {name}; "
-                f"pass {name}= to load() (plan: --{name})"
+                f"checkpoint {checkpoint.path}: the agent was trained with a known {name}; pass {name}= to "
+                f'load(), "known" for the environment\'s own (plan: --{name})'
             )
     return rules
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -25,8 +26,10 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from agents.common.callbacks import Presented, as_callback
+from agents.common.counts import as_count
 from agents.common.experience import RandomBehaviour, require_finite
 from agents.common.first_model import require_enough_for_a_model
+from agents.common.rules import RewardChoice, Rules, TerminationChoice
 from agents.common.spaces import (
     checked_observation,
     from_vectors,
@@ -44,8 +47,8 @@ from agents.planning_agent.replay import GUESS, PLAN, POLICY
 from agents.planning_agent.terminal_value import Value, ValueSettings, fit_value
 from agents.planning_agent.turns import REMEMBERED, TURN, Record, record_of
 from agents.planning_agent.upkeep import Upkeep
-from mbrl_bilevel.base.errors import InvalidInputError, require_count
-from mbrl_bilevel.base.records import FitResult, Rule, Transitions
+from mbrl_bilevel.base.errors import InvalidInputError
+from mbrl_bilevel.base.records import FitResult, Transitions
 from mbrl_bilevel.models.dynamics import DynamicsModel
 
 Array = npt.NDArray[Any]
@@ -59,13 +62,20 @@ class PlanningAgent(AgentParts):
     actions [A] of finite bounds or Discrete ones, which models and rules see one-hot; around a
     VecNormalize the model and the planner see raw observations and rewards, the learner normalised ones.
     ``settings`` say what it is made of; without them, and without ``algorithm_kwargs``, the values are those
-    of the environment's preset (``agents.presets``). ``algorithm`` is the learner's class (by default a fast SAC, of
-    discrete actions DQN), ``algorithm_kwargs`` are its own arguments. ``termination`` and ``reward`` are
-    known rules, batched over (obs, action, next_obs); without one the model learns it. SB3's callbacks
-    see this agent as their ``model``, and SB3's own locals.
+    of the environment's preset (``agents.presets``). Any field of the settings may be given by its own name as
+    well, ``method="nll"`` say, and goes before both. ``algorithm`` is the learner's class (by default a fast SAC,
+    of discrete actions DQN), ``algorithm_kwargs`` are its own arguments.
 
-    ``model`` may be set to another one to plan in, the true simulator for instance; ``refit`` puts a fitted
-    one in its place. ``device``: where plans are imagined; "auto" is CUDA where there is one, as in SB3.
+    ``termination`` and ``reward``: functions of (obs [..., O], action [..., A], next_obs [..., O]), in raw units,
+    of when an episode ends (bool [...]) and of what a step pays [...]; or "learned", by the model; or "known", of
+    an environment that knows them, as those of ``envs.make_env`` do for MuJoCo's tasks, or for the reward
+    "approximate". By default (None) an ending that the environment knows is used, and the reward is learned.
+
+    ``seed``: None draws one. ``device``: where plans are imagined; "auto" is CUDA where there is one, as in SB3.
+    ``tensorboard_log``: a folder, in which each run of ``learn`` or ``learn_offline`` logs in one of its own,
+    ``MPC_1`` say. ``verbose`` 1 also writes the log to the terminal. SB3's callbacks see this agent as their
+    ``model``, and SB3's own locals. ``model`` may be set to another one to plan in, the true simulator for
+    instance; ``refit`` puts a fitted one in its place.
 
     Raises InvalidInputError for spaces, settings or arguments that it cannot take.
     """
@@ -82,28 +92,35 @@ class PlanningAgent(AgentParts):
 
     def learn(
         self,
-        total_timesteps: int,
+        total_timesteps: int | float,
         callback: MaybeCallback = None,
-        progress_bar: bool = False,
+        log_interval: int | None = 4,
+        tb_log_name: str | None = None,
         reset_num_timesteps: bool = False,
-        log_interval: int = 4,
+        progress_bar: bool = False,
         *,
-        until: int | None = None,
+        until: int | float | None = None,
     ) -> Self:
         """Act for ``total_timesteps`` real steps, fitting, imagining and updating on the way.
 
-        Called again, it goes on, in new episodes. ``until``: the real steps that there will be at the end
-        of a run of several calls, by which the learner's schedules go (a learning rate's, DQN's
-        exploration); None: those at the end of this call. Warns if it ends before ``learning_starts``,
-        without a model that it needs. Raises InvalidInputError if the environment returns NaN,
-        ``learning_starts`` is too early for a model, or it is called by a callback of itself;
-        DivergedError if no model can be fitted, or the policy runs away.
+        The arguments are SB3's. ``log_interval``: episodes between two writes of the log; None never writes.
+        ``tb_log_name``: the name of the run in ``tensorboard_log``; None is that of the class. Called again, it
+        goes on, in new episodes; with ``reset_num_timesteps`` it counts its steps anew, from 0, in a run of its
+        own, and what it learned stays. ``until``: the real steps that there will be at the end of a run of
+        several calls, by which the learner's schedules go (a learning rate's, DQN's exploration); None: those
+        at the end of this call.
+
+        Warns if it ends before ``learning_starts``, without a model that it needs. Raises InvalidInputError if
+        the environment returns NaN, ``learning_starts`` is too early for a model, or it is called by a callback
+        of itself; DivergedError if no model can be fitted, or the policy runs away.
         """
-        require_count("total_timesteps", total_timesteps, 10**12)
+        total_timesteps = as_count("total_timesteps", total_timesteps)
+        if log_interval is not None:
+            log_interval = as_count("log_interval", log_interval)
         self._require_idle("learn")
         if until is not None:
             end = total_timesteps + (0 if reset_num_timesteps else self.num_timesteps)
-            require_count("until", until, 10**12)
+            until = as_count("until", until)
             if until < end:
                 raise InvalidInputError(
                     f"until must be at least {end}, the steps at the end of this call; got {until}"
@@ -115,13 +132,17 @@ class PlanningAgent(AgentParts):
                 len(self.experience.real),
                 self.settings.real_rows,
             )
+        tb_log_name = tb_log_name or type(self).__name__
+        self._log_run(tb_log_name, reset_num_timesteps)
         given = [] if callback is None else [Presented(as_callback(callback), self)]
         with self._random, few_threads(self.widest), divergence_told(self.algorithm):
             self._begin_stretch()
             self.algorithm.learn(
                 total_timesteps,
                 [self.upkeep.with_bar(progress_bar, until), *given],
-                log_interval=log_interval,
+                # SB3 takes None, but does not say so.
+                log_interval=log_interval,  # type: ignore[arg-type]
+                tb_log_name=tb_log_name,
                 reset_num_timesteps=reset_num_timesteps,
             )
         self._better = None
@@ -136,7 +157,7 @@ class PlanningAgent(AgentParts):
 
     def learn_offline(
         self,
-        updates: int,
+        updates: int | float,
         transitions: Transitions | None = None,
         callback: MaybeCallback = None,
         progress_bar: bool = False,
@@ -150,7 +171,7 @@ class PlanningAgent(AgentParts):
         Raises InvalidInputError if there is no real step or one does not fit the spaces, DivergedError
         if the model or the policy runs away.
         """
-        require_count("updates", updates, 10**12)
+        updates = as_count("updates", updates)
         self._require_idle("learn_offline")
         normalised = self.get_vec_normalize_env()
         if transitions is not None:
@@ -162,6 +183,7 @@ class PlanningAgent(AgentParts):
                 update_vec_normalize(normalised, transitions)
         if not len(self.experience.real):
             raise InvalidInputError("no steps were recorded; give transitions, or learn() first")
+        self._log_run(type(self).__name__, reset=False)
         hook = Presented(as_callback(callback), self)
         hook.init_callback(self.algorithm)
         # Where a learner draws actions from the space, a file goes on with the same ones.
@@ -295,18 +317,40 @@ class PlanningAgent(AgentParts):
         *,
         algorithm: type[OffPolicyAlgorithm] | None = None,
         algorithm_kwargs: Mapping[str, Any] | None = None,
-        termination: Rule | None = None,
-        reward: Rule | None = None,
+        termination: TerminationChoice = None,
+        reward: RewardChoice = None,
         device: torch.device | str = "auto",
+        tensorboard_log: str | Path | None = None,
+        verbose: int = 0,
     ) -> Self:
-        """The agent in ``path``, for ``env``; rules, objects it was made with, and a class that is not
-        SB3's or ours are asked for again.
+        """The agent in ``path``, for ``env``. Rules that were given by hand, objects it was made with, and a class
+        that is not SB3's or ours have to be given again; rules that its environment knew are asked of ``env``.
 
         Raises CheckpointError if the file is damaged, of other spaces, or something is missing; warns if
         it is of another environment with the same spaces.
         """
-        given = {"termination": termination, "reward": reward, "device": device}
-        return load_agent(cls, path, vector_env(env), algorithm, algorithm_kwargs or {}, given)
+        choices = {"termination": termination, "reward": reward}
+        given = {"device": device, "tensorboard_log": tensorboard_log, "verbose": verbose}
+        own = algorithm_kwargs or {}
+        return load_agent(cls, path, vector_env(env), algorithm, own, choices, given)
+
+    def set_env(self, env: gym.Env[Any, Any] | VecEnv) -> None:
+        """Act in ``env`` from the next ``learn`` on, with what was learned so far.
+
+        Rules that the environment gave are asked of ``env``. Raises InvalidInputError for other spaces, another
+        number of environments, a rule that ``env`` does not know, or if it is called by a callback of ``learn``.
+        """
+        self._require_idle("set_env")
+        found = vector_env(env)
+        for name in ("observation_space", "action_space", "num_envs"):
+            if getattr(found, name) != getattr(self.env, name):
+                raise InvalidInputError(
+                    f"env: its {name} must be {getattr(self.env, name)}, as before; got {getattr(found, name)}"
+                )
+        self._take_rules(self.rules.asked_of(found))
+        self.env = found
+        self.algorithm.set_env(found)
+        self._meet_env()
 
     def _fit_value(self, experience: Transitions) -> Value | None:
         """Of the agent's own planning, once there is enough of it: random steps, which soon fail
@@ -323,6 +367,19 @@ class PlanningAgent(AgentParts):
         if len(planned) >= settings.rows_needed() and planned.terminated.any():
             experience = planned
         return fit_value(experience, settings, self._generator)
+
+    def _take_rules(self, rules: Rules) -> None:
+        """Go by ``rules``, and let the models that were fitted under the old ones go by them."""
+
+        def moved(model: Any) -> Any:
+            if not isinstance(model, DynamicsModel):
+                return model
+            known = {name: getattr(rules, name) for name in rules.from_env}
+            return replace(model, **known)
+
+        self.rules, self.model = rules, moved(self.model)
+        if self.fit_start is not None:
+            self.fit_start = replace(self.fit_start, model=moved(self.fit_start.model))
 
     def _require_idle(self, name: str) -> None:
         if self._random.entered:

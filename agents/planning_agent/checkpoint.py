@@ -18,13 +18,14 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
+from agents.common.rules import RewardChoice, Rules, TerminationChoice
 from agents.common.saved import (
     Spaces,
     check_spaces,
     count_of,
     random_states_told,
     read_model,
-    rules_of,
+    saved_rules,
     spaces_of,
 )
 from agents.common.spaces import ActionSpace, action_bounds
@@ -46,7 +47,6 @@ from agents.planning_agent.settings_file import settings_from_json, settings_to_
 from agents.planning_agent.terminal_value import Value, value_from_checkpoint, value_to_checkpoint
 from mbrl_bilevel.base.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from mbrl_bilevel.base.errors import CheckpointError, InvalidInputError
-from mbrl_bilevel.base.records import Rule
 from mbrl_bilevel.models.dynamics import DynamicsModel
 from mbrl_bilevel.models.dynamics_checkpoint import model_to_checkpoint
 
@@ -65,6 +65,7 @@ def save_agent(path: str | Path, agent: AgentParts) -> None:
             "set model to None before"
         )
     kept, asked = storable(agent.algorithm_kwargs)
+    rules = _rules_used(agent)
     torch_state, numpy_state = agent._random.states
     tensors: dict[str, Any] = {"generator": agent._generator.get_state(), "torch": torch_state}
     config: dict[str, Any] = {
@@ -73,7 +74,10 @@ def save_agent(path: str | Path, agent: AgentParts) -> None:
         "algorithm_kwargs": kept,
         "asked_again": asked,
         "spaces": asdict(spaces_of(agent.env)),
-        "rules": _rules_used(agent),
+        "rules": rules,
+        "rules_from_env": {
+            name: how for name, how in agent.rules.from_env.items() if name in rules
+        },
         "seed": agent.seed,
         "numpy": numpy_state,
         "noise": dict(agent._noise.bit_generator.state),
@@ -115,18 +119,24 @@ def load_agent(
     env: VecEnv,
     algorithm: type[OffPolicyAlgorithm] | None,
     algorithm_kwargs: Mapping[str, Any],
+    choices: Mapping[str, Any],
     given: Mapping[str, Any],
 ) -> A:
-    """The agent of class ``kind`` in ``path``; ``given``: rules and device.
+    """The agent of class ``kind`` in ``path``; ``choices``: of ``termination`` and ``reward``; ``given``: the
+    constructor's arguments of where it works and logs.
 
     Raises CheckpointError if the file is damaged, of other spaces, or something is missing.
     """
-    rules: dict[str, Any] = {name: given.get(name) for name in ("termination", "reward")}
-    checkpoint, spaces = _opened(path, kind._reads, env, **rules)
+    checkpoint, spaces, found = _opened(path, kind._reads, env, **choices)
+    rules = {"termination": found.termination, "reward": found.reward}
+    given = {**given, **rules, "termination": found.termination or "learned"}
     if checkpoint.kind == MPC_AGENT:
-        return read_mpc(kind, checkpoint, env, spaces, given)
+        agent = read_mpc(kind, checkpoint, env, spaces, given, rules)
+        agent.rules = found
+        return agent
     made = _made(kind, checkpoint, algorithm, algorithm_kwargs)
     agent = kind(env, **made, **given)
+    agent.rules = found
     fill_algorithm(
         checkpoint,
         "algorithm",
@@ -145,7 +155,7 @@ def load_agent(
 
 
 def read_for_planning(
-    path: str | Path, env: VecEnv, *, termination: Rule | None, reward: Rule | None
+    path: str | Path, env: VecEnv, *, termination: TerminationChoice, reward: RewardChoice
 ) -> tuple[DynamicsModel | None, Value | None, PlanningSettings]:
     """The model, the fitted value and the settings in any agent's file; the model is None where there was
     none (a learner alone has none).
@@ -153,10 +163,10 @@ def read_for_planning(
     Raises CheckpointError as ``load_agent`` does, but asks for no class and no objects.
     """
     old = (MPC_AGENT, MBPO_AGENT)
-    checkpoint, spaces = _opened(path, old, env, termination=termination, reward=reward)
+    checkpoint, spaces, rules = _opened(path, old, env, termination=termination, reward=reward)
     config = with_old_defaults(checkpoint.kind, checkpoint.setting("settings", dict))
     settings = settings_from_json(checkpoint.path, PlanningSettings, config)
-    model = read_model(checkpoint, "model", spaces, termination, reward)
+    model = read_model(checkpoint, "model", spaces, rules.termination, rules.reward)
     return model, _value(checkpoint, spaces), settings
 
 
@@ -165,14 +175,13 @@ def _opened(
     old: Collection[str],
     env: VecEnv,
     *,
-    termination: Rule | None,
-    reward: Rule | None,
-) -> tuple[Checkpoint, Spaces]:
-    """The file, of today or of an ``old`` kind, with the rules it asks for and of this environment's spaces."""
+    termination: TerminationChoice,
+    reward: RewardChoice,
+) -> tuple[Checkpoint, Spaces, Rules]:
+    """The file, of today or of an ``old`` kind, of this environment's spaces, and the rules to go on with."""
     checkpoint, spaces = load_checkpoint(path, PLANNING_AGENT, *old), spaces_of(env)
-    rules_of(checkpoint, termination, reward)
     check_spaces(checkpoint, spaces)
-    return checkpoint, spaces
+    return checkpoint, spaces, saved_rules(checkpoint, env, termination, reward)
 
 
 def _value(checkpoint: Checkpoint, spaces: Spaces) -> Value | None:

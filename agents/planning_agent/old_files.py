@@ -17,7 +17,7 @@ from agents.planning_agent.settings_file import settings_from_json
 from agents.planning_agent.terminal_value import value_from_checkpoint
 from mbrl_bilevel.base.checkpoint import Checkpoint
 from mbrl_bilevel.base.errors import CheckpointError, InvalidInputError
-from mbrl_bilevel.base.records import Transitions
+from mbrl_bilevel.base.records import Rule, Transitions
 from mbrl_bilevel.imagination.branches import Branching
 from mbrl_bilevel.imagination.particles import Imagination
 
@@ -46,9 +46,15 @@ def with_old_defaults(kind: str, settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_mpc(
-    kind: type[A], checkpoint: Checkpoint, env: VecEnv, spaces: Spaces, given: Mapping[str, Any]
+    kind: type[A],
+    checkpoint: Checkpoint,
+    env: VecEnv,
+    spaces: Spaces,
+    given: Mapping[str, Any],
+    rules: Mapping[str, Rule | None],
 ) -> A:
-    """The MPC agent in ``checkpoint``, as an agent of class ``kind`` without a learner."""
+    """The MPC agent in ``checkpoint``, as an agent of class ``kind`` without a learner; its model goes by
+    ``rules``, and ``given`` are arguments of the constructor."""
     config = with_old_defaults(MPC_AGENT, checkpoint.setting("settings", dict))
     agent = kind(
         env,
@@ -57,8 +63,7 @@ def read_mpc(
         seed=count_of(checkpoint, "seed"),
         **given,
     )
-    rules = (given.get("termination"), given.get("reward"))
-    agent.model = read_model(checkpoint, "model", spaces, *rules)
+    agent.model = read_model(checkpoint, "model", spaces, **rules)
     if checkpoint.config.get("value") is not None:
         agent.value = value_from_checkpoint(checkpoint, "value", spaces.obs_dim)
     if checkpoint.setting("has_experience", bool):

@@ -6,10 +6,10 @@ What looks at an agent from outside, its file, its health and its upkeep, knows 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from numbers import Real
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import gymnasium as gym
 import numpy as np
@@ -20,9 +20,11 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_normalize
 
-from agents.common.callbacks import open_logger
+from agents.common.counts import as_seed
 from agents.common.device import planning_device
-from agents.common.randomness import OwnRandomness, require_seed
+from agents.common.randomness import OwnRandomness
+from agents.common.rules import RewardChoice, TerminationChoice, chosen_rules
+from agents.common.run_log import open_logger, silent_logger
 from agents.common.spaces import (
     action_set,
     require_actions,
@@ -40,9 +42,11 @@ from agents.planning_agent.replay import MixedReplay
 from agents.planning_agent.settings import PlanningSettings
 from agents.planning_agent.terminal_value import Value
 from agents.presets.preset import learner_defaults, preset_for, with_values
-from mbrl_bilevel.base.errors import InvalidInputError, require_count
-from mbrl_bilevel.base.records import FitResult, Rule, require_rules
+from mbrl_bilevel.base.errors import InvalidInputError, look_up, require_count
+from mbrl_bilevel.base.records import FitResult, Rule
 from mbrl_bilevel.imagination.particles import StepModel
+
+S = TypeVar("S", bound=PlanningSettings)
 
 
 class AgentParts:
@@ -66,22 +70,23 @@ class AgentParts:
         *,
         algorithm: type[OffPolicyAlgorithm] | None = None,
         algorithm_kwargs: Mapping[str, Any] | None = None,
-        termination: Rule | None = None,
-        reward: Rule | None = None,
-        seed: int = 0,
+        termination: TerminationChoice = None,
+        reward: RewardChoice = None,
+        seed: int | None = 0,
         device: torch.device | str = "auto",
         tensorboard_log: str | Path | None = None,
         verbose: int = 0,
+        **changes: Any,
     ) -> None:
-        require_seed(seed)
-        require_rules(termination, reward)
+        self.seed = seed = as_seed(seed)
         self.env = vector_env(env)
         self.action_space = require_actions(self.env.action_space)
         self.observation_space = require_box(self.env.observation_space, "observation")
-        self.termination, self.reward, self.seed = termination, reward, seed
+        self.rules = chosen_rules(self.env, termination, reward)
         self.device, self.verbose = planning_device(device), verbose
         kind = algorithm or self._algorithm or self._fitting_learner()
-        self.settings, self.algorithm_kwargs = self._chosen(kind, settings, algorithm_kwargs)
+        found, self.algorithm_kwargs = self._chosen(kind, settings, algorithm_kwargs)
+        self.settings = _changed(found, changes)
         self.model: StepModel | None = None
         self.value: Value | None = None
         self.last_fit: FitResult | None = None
@@ -91,7 +96,11 @@ class AgentParts:
         self._noise = np.random.default_rng([seed, 1])
         self._random = OwnRandomness(seed)
         self._hold(kind)
-        self.algorithm.set_logger(open_logger(tensorboard_log, verbose))
+        self.tensorboard_log = tensorboard_log
+        #: The run that is logged now; None before the first, or where the user gave a logger.
+        self._run: str | None = None
+        self._own_logger = True
+        self.algorithm.set_logger(silent_logger())
 
     def _chosen(
         self,
@@ -151,8 +160,27 @@ class AgentParts:
             gamma=float(self.algorithm.gamma),
         )
         self.algorithm.replay_buffer = self.experience  # type: ignore[assignment]
+        self._meet_env()
+
+    def _meet_env(self) -> None:
         self.held = HeldPolicy(self.algorithm, self.action_space, self.get_vec_normalize_env())
         self._plans = Plans(action_set(self.action_space), self.held, self.device)
+
+    def _log_run(self, name: str, reset: bool) -> None:
+        """Log a run of this ``name``, or go on with the one that is logged.
+
+        As in SB3, each run has a folder of its own, and goes on in it unless steps are counted anew (``reset``).
+        """
+        if self._own_logger and (reset or name != self._run):
+            new_run = reset or self.num_timesteps == 0
+            logger = open_logger(self.tensorboard_log, name, self.verbose, new_run=new_run)
+            self.algorithm.set_logger(logger)
+            self._run = name
+
+    def set_logger(self, logger: Logger) -> None:
+        """Log to ``logger``, whatever ``tensorboard_log`` and ``verbose`` say."""
+        self._own_logger = False
+        self.algorithm.set_logger(logger)
 
     def get_env(self) -> VecEnv:
         """The training environment, as a vector environment (SB3's callbacks ask for it)."""
@@ -161,6 +189,16 @@ class AgentParts:
     def get_vec_normalize_env(self) -> VecNormalize | None:
         """The VecNormalize around the training environment, if any (SB3's callbacks ask for it)."""
         return unwrap_vec_normalize(self.env)
+
+    @property
+    def termination(self) -> Rule | None:
+        """The rule of when an episode ends; None: the model learns it."""
+        return self.rules.termination
+
+    @property
+    def reward(self) -> Rule | None:
+        """The rule of what a step pays; None: the model learns it."""
+        return self.rules.reward
 
     @property
     def n_envs(self) -> int:
@@ -210,6 +248,20 @@ class AgentParts:
     def note(self, **counts: int | float | None) -> None:
         """Write down how far it has come."""
         self.progress = replace(self.progress, **counts)  # type: ignore[arg-type]
+
+
+def _changed(settings: S, changes: Mapping[str, Any]) -> S:
+    """``settings`` with these fields in place of their own. Raises InvalidInputError for another name."""
+    names = dict.fromkeys(each.name for each in fields(settings))
+    for name in changes:
+        try:
+            look_up(names, name, "unknown argument")
+        except InvalidInputError as error:
+            raise InvalidInputError(
+                f"{error}; arguments of the learner go into algorithm_kwargs"
+            ) from None
+    plain = {k: v.item() if isinstance(v, np.generic) else v for k, v in changes.items()}
+    return replace(settings, **plain)
 
 
 def _require_sound(kwargs: Mapping[str, Any]) -> None:

@@ -27,7 +27,8 @@ from gymnasium.envs.mujoco.swimmer_v5 import SwimmerEnv
 from gymnasium.envs.mujoco.walker2d_v5 import Walker2dEnv
 from torch import Tensor
 
-from envs.tasks.make import Env, acting_layers, import_user_module
+from envs.tasks.layers import Env, acting_layers
+from envs.tasks.user_module import import_user_module
 from mbrl_bilevel.base.errors import InvalidInputError
 from mbrl_bilevel.base.records import Rule, require_entries
 

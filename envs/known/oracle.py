@@ -19,7 +19,7 @@ from gymnasium.envs.mujoco import MujocoEnv
 from torch import Tensor
 
 from envs.known.rollouts import Rollouts, judge_of
-from envs.tasks.make import Env, acting_layers, is_bystander
+from envs.tasks.layers import Env, acting_layers, is_bystander
 from mbrl_bilevel.base.errors import InvalidInputError
 from mbrl_bilevel.base.records import require_floating
 

@@ -21,7 +21,7 @@ from gymnasium.envs.mujoco.walker2d_v5 import Walker2dEnv
 from torch import Tensor
 
 from envs.known.endings import double_pendulum_tip, termination_rule
-from envs.tasks.make import Env, acting_layers
+from envs.tasks.layers import Env, acting_layers
 from mbrl_bilevel.base.records import Rule
 
 

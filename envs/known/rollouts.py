@@ -25,7 +25,7 @@ from torch import Tensor
 
 from envs.known.endings import termination_rule
 from envs.known.rewards import reward_rule
-from envs.tasks.make import Env, acting_layers
+from envs.tasks.layers import Env, acting_layers
 from mbrl_bilevel.base.errors import require_count
 from mbrl_bilevel.base.records import Rule
 

@@ -11,12 +11,15 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import gymnasium as gym
 import numpy as np
 
 from mbrl_bilevel.base.errors import BilevelError, EnvironmentFailedError, InvalidInputError
+
+if TYPE_CHECKING:
+    from mbrl_bilevel.base.known_rules import KnownRules
 
 T = TypeVar("T")
 
@@ -57,6 +60,17 @@ class Guard(gym.Wrapper[Any, Any, Any, Any]):
         except (TypeError, ValueError):
             raise self._failed(f"returned the reward {reward!r}, which is no number") from None
         return obs, number, bool(terminated), bool(truncated), info
+
+    def known_rules(self, env: gym.Env[Any, Any]) -> KnownRules:
+        """What is known of the ending and the reward of ``env``: this one, inside all of its wrappers.
+
+        Agents find this through wrappers and call it with the outermost one, so that none that changes
+        actions, observations or rewards is missed.
+        """
+        # Loads PyTorch, which making an environment does not need.
+        from envs.known.rules import known_rules
+
+        return known_rules(env)
 
     def _call(self, call: Callable[[], T], parts: int) -> T:
         try:

@@ -7,36 +7,17 @@ from __future__ import annotations
 
 import difflib
 import importlib
-import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import ModuleType
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 
 from envs.tasks.guard import Guard
+from envs.tasks.layers import Env as Env
+from envs.tasks.user_module import import_user_module as import_user_module
 from mbrl_bilevel.base.errors import InvalidInputError
-
-Env = gym.Env[Any, Any]
-
-# Wrappers that watch, show or cut an episode, but change neither what is observed nor what is done.
-_BYSTANDERS = frozenset(
-    {
-        "envs.Guard",
-        "gymnasium.Autoreset",
-        "gymnasium.HumanRendering",
-        "gymnasium.OrderEnforcing",
-        "gymnasium.PassiveEnvChecker",
-        "gymnasium.RecordEpisodeStatistics",
-        "gymnasium.RecordVideo",
-        "gymnasium.RenderCollection",
-        "gymnasium.TimeLimit",
-        "stable_baselines3.Monitor",
-    }
-)
 
 
 def make_env(
@@ -52,6 +33,7 @@ def make_env(
     user's own environments. ``kwargs`` go to ``gymnasium.make``. The observation space is a 1-D Box
     [O], the action space a 1-D Box [A] with finite bounds, or Discrete. Where it raises, answers nonsense or
     takes more than ``timeout`` seconds for one call, that is an EnvironmentFailedError (``Guard``).
+    What is known of its ending and its reward goes with it (``Guard.known_rules``): agents ask for it.
 
     Raises ``InvalidInputError``: the module cannot be imported, the environment is unknown or
     cannot be made, or one of its spaces is of another kind.
@@ -96,40 +78,6 @@ def _told_by_us() -> Iterator[None]:
         yield
     finally:
         gym.logger.min_level = before
-
-
-def import_user_module(name: str, what: str) -> ModuleType:
-    """The module ``name``, looked for in the working directory as well.
-
-    Raises ``InvalidInputError``, beginning with ``what``: no such module, or it fails on import.
-    """
-    here = os.getcwd()
-    if here not in sys.path:
-        # At the end: a file of the user's must not shadow an installed package.
-        sys.path.append(here)
-    try:
-        importlib.invalidate_caches()
-        return importlib.import_module(name)
-    except (Exception, SystemExit) as error:
-        raise InvalidInputError(
-            f"{what} cannot import module {name!r} ({type(error).__name__}: {error}); "
-            "give its dotted name without '.py', and run where its file is, or install it"
-        ) from error
-
-
-def is_bystander(class_name: str, module: str) -> bool:
-    """Whether this wrapper class leaves observation, action, reward and termination as they are."""
-    return f"{module.partition('.')[0]}.{class_name}" in _BYSTANDERS
-
-
-def acting_layers(env: Env) -> list[Env]:
-    """The wrappers that may change what the agent meets, outermost first; last the bare task."""
-    layers: list[Env] = []
-    while isinstance(env, gym.Wrapper):
-        if not is_bystander(type(env).__name__, type(env).__module__):
-            layers.append(env)
-        env = env.env
-    return [*layers, env]
 
 
 def _cannot_make(env_id: str, error: Exception) -> str:

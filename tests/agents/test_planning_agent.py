@@ -220,7 +220,7 @@ REFUSED: list[tuple[Any, str]] = [
         "real_share must be 1 without a learner, .* got 0.5",
     ),
     (lambda: agent().learn(80, until=79), "until must be at least 80, .* got 79"),
-    (lambda: agent().learn(8, until=9.0), "until must be an int from 1 .* got 9.0"),  # type: ignore[arg-type]
+    (lambda: agent().learn(8, until=9.5), "until must be an int from 1 .* got 9.5"),
     (lambda: replace(SMALL, planner=MPPI(elite_fraction=0.0)), "elite_fraction must be more than"),
     (lambda: agent(algorithm_kwargs={"n_steps": 3}), "n_steps is not the algorithm's"),
     (lambda: PlanningAgent(Later()), r"count discrete actions from 0; got Discrete\(3, start=2\)"),

@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 from gymnasium.spaces import Box, Dict, Discrete, MultiBinary
 
-from envs.tasks.make import acting_layers, make_env
+from envs.tasks.layers import acting_layers
+from envs.tasks.make import make_env
 from mbrl_bilevel.base.errors import InvalidInputError
 
 
