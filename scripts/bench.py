@@ -132,15 +132,19 @@ def train_bilevel(sizes: Sizes, seed: int) -> Pair:
 
     def trainer(name: str) -> Callable[[], FitResult]:
         method = get_method(name)
-        folds = data.folds if method.outer is not None else data.folds.without_outer()
-        mine = FitData(data.x, data.y, folds)
         # Never stopped early: a method that learns sooner would look faster.
         schedule = Schedule(sizes.steps, sizes.batch_size, patience=sizes.steps)
 
         def train() -> FitResult:
             generator = torch.Generator().manual_seed(seed)
-            policy = make_policy(sizes, generator, method.scale)
-            return method.fit(policy, mine, generator=generator, schedule=schedule)
+            policy = method.make_policy(
+                INPUTS,
+                TARGETS,
+                generator=generator,
+                members=sizes.members,
+                hidden=sizes.hidden,
+            )
+            return method.fit(policy, data, generator=generator, schedule=schedule)
 
         return train
 

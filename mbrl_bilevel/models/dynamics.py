@@ -50,7 +50,7 @@ from mbrl_bilevel.policies.policies import (
     with_members,
 )
 from mbrl_bilevel.training.fit import Log, Schedule, fit
-from mbrl_bilevel.training.methods import Method
+from mbrl_bilevel.training.method import Method
 from mbrl_bilevel.training.warm_start import WarmStart
 
 #: Probability that a step terminates: ``(obs, action, next_obs) [..., ·] -> [...]`` in [0, 1].

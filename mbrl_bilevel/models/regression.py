@@ -21,7 +21,7 @@ from mbrl_bilevel.policies.distributions import DiagonalGaussian
 from mbrl_bilevel.policies.mixture import GaussianMixture
 from mbrl_bilevel.policies.policies import GaussianPolicy, MixturePolicy
 from mbrl_bilevel.training.fit import Log, Schedule
-from mbrl_bilevel.training.methods import Method
+from mbrl_bilevel.training.method import Method
 from mbrl_bilevel.training.warm_start import WarmStart, lasting_units, warm_start
 
 
@@ -114,13 +114,18 @@ def fit_regression(
     data = FitData(
         inputs.normalise(x),
         targets.normalise(y)[:, active],
-        folds if method.outer is not None else folds.without_outer(),
+        folds,
         chain,
         weight,
     )
-    policy = method.policy(
+    policy = method.make_policy(
         data.x.shape[1], data.y.shape[1], generator=generator, members=members, hidden=hidden
     )
+    if not isinstance(policy, GaussianPolicy | MixturePolicy):
+        raise InvalidInputError(
+            "method: its make_policy must make a GaussianPolicy or a MixturePolicy for real targets; got a "
+            f"{type(policy).__name__}"
+        )
     if start is not None and lasting is not None:
         units = ((start.inputs, inputs), (start.targets, targets))
         how = how or WarmStart()
