@@ -35,6 +35,7 @@ from mbrl_bilevel.data.rows import FitData, Minibatches
 from mbrl_bilevel.imagination.particles import Imagination, imagined_returns
 from mbrl_bilevel.inner.losses import NLL
 from mbrl_bilevel.models.dynamics import DynamicsModel
+from mbrl_bilevel.models.regression import Regression
 from mbrl_bilevel.policies.networks import EnsembleLinear
 from mbrl_bilevel.policies.policies import GaussianPolicy
 from mbrl_bilevel.training.fit import Schedule, fit
@@ -57,7 +58,7 @@ def plan(sizes: Sizes, seed: int) -> Pair:
     shift = torch.randn(INPUTS, generator=generator)
     inputs = Normaliser(shift, torch.full_like(shift, 1.5), shift > torch.inf)
     targets = Normaliser(0.1 * shift[:TARGETS], inputs.scale[:TARGETS], shift[:TARGETS].isnan())
-    model = DynamicsModel(policy, inputs, targets, OBS)
+    model = DynamicsModel(Regression(policy, inputs, targets), OBS).frozen()
     eager = EagerDynamics([_alone(policy, e) for e in range(sizes.members)], inputs, targets)
     obs = torch.randn(1, OBS, generator=generator)
     planner, imagination = sizes.planner, Imagination(particles=sizes.members)
