@@ -30,6 +30,7 @@ from mbrl_bilevel.data.normaliser import Normaliser
 from mbrl_bilevel.imagination.particles import Imagination, imagined_returns
 from mbrl_bilevel.inner.losses import NLL
 from mbrl_bilevel.models.dynamics import DynamicsModel
+from mbrl_bilevel.models.regression import Regression
 from mbrl_bilevel.policies.fast_inference import Precision
 from mbrl_bilevel.training.fit import Schedule, fit
 
@@ -149,7 +150,7 @@ def plan_beside(peer: str, precision: Precision, sizes: Sizes, seed: int) -> Pai
         Normaliser(torch.zeros(n), torch.ones(n), torch.zeros(n, dtype=torch.bool))
         for n in (INPUTS, TARGETS)
     )
-    model = DynamicsModel(policy, inputs, targets, OBS)
+    model = DynamicsModel(Regression(policy, inputs, targets), OBS).frozen(None, precision)
     planner = CEM(
         horizon=work.horizon,
         population=work.population,

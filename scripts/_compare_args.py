@@ -44,7 +44,7 @@ class Args(RunArgs):
     env_timeout: float | None = None
     """Seconds that one call of the environment may take; none: no limit."""
     methods: tuple[str, ...] = ("bilevel", "nll", "mse")
-    """How the models are trained: bilevel, bilevel-temperature, bilevel-constant,
+    """How the models are trained: bilevel, bilevel-constant,
     bilevel-k-step, bilevel-mixture, nll,
     mse, mse-network, beta-nll, beta-nll-1, faithful, nll-mixture, k-step, paper, paper-exponential."""
     n_train: tuple[int, ...] = (1000,)

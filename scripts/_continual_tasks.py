@@ -105,4 +105,4 @@ def _dynamics(learner: Learner, obs_dim: int) -> DynamicsModel:
     """What ends an episode is no method's, and no task's data: nothing does."""
     model = learner.model
     assert isinstance(model, Regression)
-    return DynamicsModel(model.policy, model.inputs, model.targets, obs_dim, never)
+    return DynamicsModel(model, obs_dim, never)

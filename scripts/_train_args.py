@@ -129,7 +129,7 @@ class Args(RunArgs):
     """Episodes of an evaluation, by plan and again by policy where an agent has both."""
 
     model: str | None = _of("model", "method")
-    """How the model is trained: bilevel, bilevel-temperature, bilevel-constant, bilevel-k-step,
+    """How the model is trained: bilevel, bilevel-constant, bilevel-k-step,
     bilevel-mixture, nll, mse, mse-network, beta-nll, beta-nll-1, faithful, nll-mixture, k-step, paper,
     paper-exponential."""
     members: int | None = _of("model", "members")

@@ -35,6 +35,7 @@ from mbrl_bilevel.data.rows import FitData, Minibatches
 from mbrl_bilevel.imagination.particles import Imagination, imagined_returns
 from mbrl_bilevel.inner.losses import NLL
 from mbrl_bilevel.models.dynamics import DynamicsModel
+from mbrl_bilevel.models.regression import Regression
 from mbrl_bilevel.policies.networks import EnsembleLinear
 from mbrl_bilevel.policies.policies import GaussianPolicy
 from mbrl_bilevel.training.fit import Schedule, fit
@@ -57,7 +58,7 @@ def plan(sizes: Sizes, seed: int) -> Pair:
     shift = torch.randn(INPUTS, generator=generator)
     inputs = Normaliser(shift, torch.full_like(shift, 1.5), shift > torch.inf)
     targets = Normaliser(0.1 * shift[:TARGETS], inputs.scale[:TARGETS], shift[:TARGETS].isnan())
-    model = DynamicsModel(policy, inputs, targets, OBS)
+    model = DynamicsModel(Regression(policy, inputs, targets), OBS).frozen()
     eager = EagerDynamics([_alone(policy, e) for e in range(sizes.members)], inputs, targets)
     obs = torch.randn(1, OBS, generator=generator)
     planner, imagination = sizes.planner, Imagination(particles=sizes.members)
@@ -132,15 +133,19 @@ def train_bilevel(sizes: Sizes, seed: int) -> Pair:
 
     def trainer(name: str) -> Callable[[], FitResult]:
         method = get_method(name)
-        folds = data.folds if method.outer is not None else data.folds.without_outer()
-        mine = FitData(data.x, data.y, folds)
         # Never stopped early: a method that learns sooner would look faster.
         schedule = Schedule(sizes.steps, sizes.batch_size, patience=sizes.steps)
 
         def train() -> FitResult:
             generator = torch.Generator().manual_seed(seed)
-            policy = make_policy(sizes, generator, method.scale)
-            return method.fit(policy, mine, generator=generator, schedule=schedule)
+            policy = method.make_policy(
+                INPUTS,
+                TARGETS,
+                generator=generator,
+                members=sizes.members,
+                hidden=sizes.hidden,
+            )
+            return method.fit(policy, data, generator=generator, schedule=schedule)
 
         return train
 

@@ -10,7 +10,7 @@ from stable_baselines3.common.utils import get_device
 from agents.planning_agent.terminal_value import Value
 from mbrl_bilevel.base.errors import InvalidInputError
 from mbrl_bilevel.imagination.particles import StepModel
-from mbrl_bilevel.models.dynamics import DynamicsModel
+from mbrl_bilevel.policies.fast_inference import Precision
 
 
 def planning_device(device: torch.device | str) -> torch.device:
@@ -38,18 +38,24 @@ def planning_device(device: torch.device | str) -> torch.device:
 
 @dataclass(frozen=True)
 class Moved:
-    """A model and a value, and what they are ``there``, on the planning device."""
+    """A model and a value, what they are ``there``, on the planning device, frozen in a ``precision``, and the
+    model there ``in_full``, in float32."""
 
     model: StepModel
     value: Value | None
+    precision: Precision
     there: tuple[StepModel, Value | None]
+    in_full: StepModel
 
     @staticmethod
-    def to(device: torch.device, model: StepModel, value: Value | None) -> Moved:
-        """A learned model is copied to ``device``; any other stays, and its value with it."""
-        placed = model.to(device) if isinstance(model, DynamicsModel) else model
-        return Moved(model, value, (placed, None if value is None else value.to(placed.device)))
+    def to(
+        device: torch.device, model: StepModel, value: Value | None, precision: Precision
+    ) -> Moved:
+        """A learned model is frozen on ``device``; any other stays, and its value with it."""
+        frozen = model.frozen(device, precision)
+        there = (frozen, None if value is None else value.to(frozen.device))
+        return Moved(model, value, precision, there, frozen.frozen())
 
-    def is_of(self, model: StepModel, value: Value | None) -> bool:
-        """Whether these very two were moved."""
-        return self.model is model and self.value is value
+    def is_of(self, model: StepModel, value: Value | None, precision: Precision) -> bool:
+        """Whether these very two were moved, for this ``precision``."""
+        return self.model is model and self.value is value and self.precision == precision

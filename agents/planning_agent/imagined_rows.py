@@ -40,7 +40,7 @@ def imagine(
     With ``cut``, a quantile from 0 to 1, a branch ends before the first step at which the members
     disagree more than at that quantile of all first steps; those first steps above it are left out too.
     """
-    obs = starts
+    obs, model = starts, model.frozen()
     member = draw_members(model, len(obs), generator)
     steps: list[tuple[Tensor, ...]] = []
     most: Tensor | None = None
@@ -71,7 +71,7 @@ def imagine(
 def disagreement(model: DynamicsModel, obs: Tensor, action: Tensor) -> Tensor:
     """How far the members' means are apart at obs [B, O] and action [B, A], [B]: the mean over targets of
     their variance, in units of the training targets' own."""
-    mean = model.dist(obs, action, "float32").marginals()[0]
+    mean = model.dist(obs, action).marginals()[0]
     scale = model.targets.scale[model.active]
     found: Tensor = (mean / scale).var(0, correction=0).mean(-1)
     return found

@@ -77,19 +77,21 @@ class Plans:
         if model is None:
             action = self.actions.uniform((len(obs),), generator)
         else:
-            there, fitted = self.on_device(model, value)
+            precision = settings.imagination.chosen_precision
+            there, fitted = self.on_device(model, value, precision)
             task = self._task(settings, there, fitted, obs, generator)
             every = settings.replan_every
-            with there.unchanged(settings.imagination.chosen_precision):
-                action, state, age = replan(planner, every, task, state, age, generator)
+            action, state, age = replan(planner, every, task, state, age, generator)
         if explore:
             action = self.actions.explored(action, settings.exploration, generator)
         return action, _as_arrays(state, age, generator)
 
-    def on_device(self, model: StepModel, value: Value | None) -> tuple[StepModel, Value | None]:
-        """Model and value where plans are imagined; moved there when one of them is another."""
-        if self._moved is None or not self._moved.is_of(model, value):
-            self._moved = Moved.to(self._device, model, value)
+    def on_device(
+        self, model: StepModel, value: Value | None, precision: Precision = "float32"
+    ) -> tuple[StepModel, Value | None]:
+        """Model and value where plans are imagined, frozen; made anew when one of them is another."""
+        if self._moved is None or not self._moved.is_of(model, value, precision):
+            self._moved = Moved.to(self._device, model, value, precision)
         return self._moved.there
 
     def _task(
@@ -117,8 +119,9 @@ class Plans:
             if not settings.proposals or not self._policy.exists:
                 return score, None
             count = settings.proposals
-            precision = imagination.chosen_precision
-            return score, propose(there, self._policy, here, count, horizon, generator, precision)
+            assert self._moved is not None
+            model = self._moved.in_full
+            return score, propose(model, self._policy, here, count, horizon, generator)
 
         return task
 
@@ -131,7 +134,6 @@ def propose(
     count: int,
     horizon: int,
     generator: torch.Generator,
-    precision: Precision = "float32",
 ) -> Tensor:
     """Action sequences [S, count, H, A] that the policy takes from obs [S, O], in the members' mean.
 
@@ -142,14 +144,13 @@ def propose(
     first = torch.arange(len(state)) % count == 0
     taken = []
     rows = (model.members, -1, -1)
-    with model.unchanged("float32"):
-        for _ in range(horizon):
-            action = policy.act(state, generator)
-            action[first] = policy.act(state[first])
-            taken.append(action)
-            here, taking = (part.to(device).expand(rows) for part in (state, action))
-            step = model.step(here, taking, None, "float32")
-            state = step.next_obs.mean(0).to(obs.device)
+    model = model.frozen()
+    for _ in range(horizon):
+        action = policy.act(state, generator)
+        action[first] = policy.act(state[first])
+        taken.append(action)
+        here, taking = (part.to(device).expand(rows) for part in (state, action))
+        state = model.step(here, taking).next_obs.mean(0).to(obs.device)
     return torch.stack(taken, dim=1).reshape(starts, count, horizon, -1)
 
 

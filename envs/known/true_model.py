@@ -6,7 +6,6 @@ observation → (qpos, qvel) → the integrator's steps → the task's own next 
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import mujoco
@@ -77,21 +76,17 @@ class TrueModel:
         self._state_of = _STATES[type(base)](base)
         self._advance = _stepped(base) if judge is None else _rolled_out(base, judge, rollouts)
 
-    def unchanged(self, precision: str = "float32") -> AbstractContextManager[None]:
-        """Nothing to vouch for."""
-        return nullcontext()
+    def frozen(
+        self, device: torch.device | str | None = None, precision: str = "float32"
+    ) -> TrueModel:
+        """Itself: there is nothing to make ready."""
+        return self
 
-    def step(
-        self,
-        obs: Tensor,
-        action: Tensor,
-        noise: Tensor | None = None,
-        precision: str | None = None,
-    ) -> Step:
+    def step(self, obs: Tensor, action: Tensor, noise: Tensor | None = None) -> Step:
         """The next state of each row: obs [1, …, B, O] or [B, O], action likewise, in raw units.
 
-        In double; the result has the type and device of ``obs``. ``noise`` and ``precision`` mean
-        nothing here. Rows that hold NaN, or in which MuJoCo diverges, give NaN. Raises
+        In double; the result has the type and device of ``obs``. ``noise`` means nothing
+        here. Rows that hold NaN, or in which MuJoCo diverges, give NaN. Raises
         InvalidInputError for other shapes, or a type that is not floating.
         """
         require_floating("obs", obs)

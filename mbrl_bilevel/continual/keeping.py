@@ -28,25 +28,21 @@ from mbrl_bilevel.inner.losses import Loss, Metrics, PolicyGradient
 from mbrl_bilevel.inner.penalties import Anchor, Penalised
 from mbrl_bilevel.inner.regularisers import KL, Sum
 from mbrl_bilevel.outer.closed_form import ClosedForm
-from mbrl_bilevel.outer.held_out_class_temperature import ClosedFormBeta, HeldOutClassTemperature
+from mbrl_bilevel.outer.held_out_class_temperature import ClosedFormBeta
 from mbrl_bilevel.outer.held_out_rows import Recollection
-from mbrl_bilevel.outer.held_out_spread import HeldOutSpread
-from mbrl_bilevel.outer.held_out_temperature import HeldOutTemperature
+from mbrl_bilevel.outer.held_out_spread import HeldOutSpread, SharedSpread
 from mbrl_bilevel.outer.implicit import FisherImplicit
 from mbrl_bilevel.outer.level import Outer
 from mbrl_bilevel.outer.linear_solvers import conjugate_gradient
-from mbrl_bilevel.outer.objectives import Mixed
+from mbrl_bilevel.outer.objectives import Mixed, OneStepNLL
 from mbrl_bilevel.outer.problem import GradientSolver
 from mbrl_bilevel.policies.policies import GaussianPolicy, MixturePolicy, Policy
 from mbrl_bilevel.policies.tempered import TemperedPolicy
-from mbrl_bilevel.training.class_methods import ClassMethod
-from mbrl_bilevel.training.methods import Method
+from mbrl_bilevel.training.method import Method
 
 Fitted = GaussianPolicy | MixturePolicy | TemperedPolicy
-#: A way to train: for real targets, or for classes.
-Way = Method | ClassMethod
 #: Outer levels that set the reward by a formula for an inner problem with entropy alone.
-_FORMULAS = ClosedForm | HeldOutTemperature | ClosedFormBeta
+_FORMULAS = ClosedForm | ClosedFormBeta
 
 #: Inputs of earlier tasks that a previous policy is asked about: as many as its spread is fitted to.
 _RECALLED = HeldOutSpread.rows
@@ -55,7 +51,7 @@ _RECALLED = HeldOutSpread.rows
 class Keep(Protocol):
     """The slot. Before the first task was learned, the next fit is as any other."""
 
-    def require_for(self, method: Way) -> None:
+    def require_for(self, method: Method) -> None:
         """Raises UnsupportedCombinationError for a ``method`` that cannot be kept by this."""
         ...
 
@@ -63,7 +59,7 @@ class Keep(Protocol):
         """The rows of the next fit."""
         ...
 
-    def method(self, method: Way) -> Way:
+    def method(self, method: Method) -> Method:
         """How the next fit is made."""
         ...
 
@@ -76,13 +72,13 @@ class Keep(Protocol):
 class Nothing:
     """Fine-tuning: the parameters go on from where they are."""
 
-    def require_for(self, method: Way) -> None:
+    def require_for(self, method: Method) -> None:
         """Whatever it is."""
 
     def data(self, new: FitData, generator: torch.Generator) -> FitData:
         return new
 
-    def method(self, method: Way) -> Way:
+    def method(self, method: Method) -> Method:
         return method
 
     def after(self, policy: Fitted, new: FitData, generator: torch.Generator) -> Nothing:
@@ -149,18 +145,18 @@ class Elastic(Nothing):
     rows: int = 128
     anchors: tuple[Anchor, ...] = ()
 
-    def require_for(self, method: Way) -> None:
+    def require_for(self, method: Method) -> None:
         """Raises UnsupportedCombinationError for a mixture, whose Fisher information has no closed form, or
         an outer level that needs the inner problem without a penalty."""
-        mixture = isinstance(method, Method) and method.components > 1
+        policy, _ = method.sketch()
         solver = None if method.outer is None else method.outer.solver
-        if mixture or isinstance(solver, GradientSolver | _FORMULAS):
+        if isinstance(policy, MixturePolicy) or isinstance(solver, GradientSolver | _FORMULAS):
             raise UnsupportedCombinationError(
                 "EWC needs the Fisher information of the policy in closed form, and an outer level, if any, "
                 "that holds with a penalty too: use kl, or a method such as bilevel or nll"
             )
 
-    def method(self, method: Way) -> Way:
+    def method(self, method: Method) -> Method:
         if not self.anchors:
             return method
         return method.around(lambda loss: Penalised(loss, self.anchors, self.strength))
@@ -190,17 +186,13 @@ class Near(Nothing):
     density: InputDensity = field(default_factory=InputDensity)
     earlier: Batch | None = None
 
-    def method(self, method: Way) -> Way:
+    def method(self, method: Method) -> Method:
         if self.previous is None:
             return method
-        kl = partial(KL, _in_training(self.previous), self.strength, learnable=self.inferred)
+        kl = partial(KL, in_training(self.previous), self.strength, learnable=self.inferred)
         # An outer level that follows hypergradients infers the reward as well, any other λ_K alone.
         alone = method.outer is None or not isinstance(method.outer.solver, GradientSolver)
-        near = method.around(lambda loss: nearer(loss, kl(), alone=alone))
-        if isinstance(near, Method) and near.share is not None:
-            # At the share 1 λ_K counts observations: 1 weighs what was predicted like what is seen now,
-            # and the inner curvature is Λ times the Fisher matrix.
-            near = replace(near, share=1.0)
+        near = method.around(lambda loss: nearer(_in_observations(loss), kl(), alone=alone))
         if not self.inferred:
             return near
         outer = _inferring(method)
@@ -208,9 +200,9 @@ class Near(Nothing):
         assert self.earlier is not None
         tasks = len(self.density.rows)
         objective = Mixed(outer.objective, self.earlier, tasks / (tasks + 1))
-        near = replace(near, outer=replace(outer, objective=objective))
         # A loss that λ_K moves cannot be compared with itself.
-        return replace(near, moving=True) if isinstance(near, ClassMethod) else near
+        criterion = near.criterion or OneStepNLL()
+        return replace(near, outer=replace(outer, objective=objective), criterion=criterion)
 
     def after(self, policy: Fitted, new: FitData, generator: torch.Generator) -> Near:
         kept = replace(self, previous=copy.deepcopy(policy), density=self.density.after(new.x))
@@ -226,7 +218,7 @@ class Near(Nothing):
         every = (policy.members, -1, -1)
         return replace(kept, earlier=Batch(x.expand(every), y.expand(every)))
 
-    def require_for(self, method: Way) -> None:
+    def require_for(self, method: Method) -> None:
         """Raises UnsupportedCombinationError for an outer level whose formula knows of no KL, or, if λ_K is
         to be inferred, one that cannot (``_inferring``)."""
         if method.outer is not None and isinstance(method.outer.solver, _FORMULAS):
@@ -255,7 +247,7 @@ class Recalled(Nothing):
     density: InputDensity = field(default_factory=InputDensity)
     inputs: Tensor | None = None
 
-    def require_for(self, method: Way) -> None:
+    def require_for(self, method: Method) -> None:
         """Raises UnsupportedCombinationError for an outer level that needs the inner problem without it."""
         if method.outer is not None and isinstance(method.outer.solver, GradientSolver | _FORMULAS):
             raise UnsupportedCombinationError(
@@ -263,22 +255,21 @@ class Recalled(Nothing):
                 "beside a KL at other inputs: use kl, or a method such as bilevel or nll"
             )
 
-    def method(self, method: Way) -> Way:
+    def method(self, method: Method) -> Method:
         previous, inputs = self.previous, self.inputs
         if previous is None:
             return method
         assert inputs is not None
         tasks = len(self.density.rows)
-        kl = partial(KL, _in_training(previous), self.strength * tasks)
-        near = method.around(lambda loss: Nearby(loss, kl(), inputs))
-        if not isinstance(near, Method) or near.share is None or near.outer is None:
+        kl = partial(KL, in_training(previous), self.strength * tasks)
+        near = method.around(lambda loss: Nearby(_in_observations(loss), kl(), inputs))
+        outer = method.outer
+        if outer is None or not isinstance(outer.solver, HeldOutSpread) or not _shares(method):
             return near
         assert isinstance(previous, GaussianPolicy)
-        assert isinstance(near.outer.solver, HeldOutSpread)
         known = Recollection(previous, inputs, tasks / (tasks + 1))
-        spread = replace(near.outer.solver, recollection=known)
-        # At the share 1 the mean's gradient is that of a likelihood: λ_K then counts observations.
-        return replace(near, share=1.0, outer=replace(near.outer, solver=spread))
+        spread = replace(outer.solver, recollection=known)
+        return replace(near, outer=replace(outer, solver=spread))
 
     def after(self, policy: Fitted, new: FitData, generator: torch.Generator) -> Recalled:
         kept = replace(self, previous=copy.deepcopy(policy), density=self.density.after(new.x))
@@ -290,8 +281,8 @@ class Recalled(Nothing):
         return replace(kept, memory=memory, inputs=memory.rows.x[order])
 
 
-def _in_training(policy: Fitted) -> Fitted:
-    """Nearness is a matter of training, at its temperature."""
+def in_training(policy: Fitted) -> Fitted:
+    """``policy`` at the temperature of training: one that was set afterwards is for answers."""
     return policy.untempered() if isinstance(policy, TemperedPolicy) else policy
 
 
@@ -315,6 +306,23 @@ class Nearby:
         return value - bonus, {**metrics, "kl": -bonus.detach()}
 
 
+def _in_observations(loss: Loss) -> Loss:
+    """``loss``, whose reward takes all of the spread where it shares it: λ_K then counts observations.
+
+    The mean's gradient is that of a likelihood: λ_K = 1 weighs what was predicted like what is seen now, and
+    the inner curvature is Λ times the Fisher matrix.
+    """
+    if isinstance(loss, PolicyGradient) and isinstance(loss.reward, SharedSpread):
+        loss.reward.share = 1.0
+    return loss
+
+
+def _shares(method: Method) -> bool:
+    """Whether the reward knows the spread that the outer level finds."""
+    _, loss = method.sketch()
+    return isinstance(loss, PolicyGradient) and isinstance(loss.reward, SharedSpread)
+
+
 def nearer(loss: Loss, kl: KL, *, alone: bool = False) -> Loss:
     """``loss`` with ``kl`` in it; ``alone``, its λ_K is all of φ."""
     if not isinstance(loss, PolicyGradient):
@@ -326,7 +334,7 @@ def nearer(loss: Loss, kl: KL, *, alone: bool = False) -> Loss:
 
 
 #: λ_K by the implicit function theorem, and what a method's own outer level sets as ever. One number is not
-#: worth a sample of its own: it is read on the rows that set σ(x), those of early stopping among them.
+#: worth a sample of its own: it is read on the rows that this level scores.
 _INFERRING = Outer(
     FisherImplicit(partial(conjugate_gradient, tolerance=0.1, max_iterations=20)),
     optimiser=partial(Adam, lr=0.6),
@@ -335,15 +343,13 @@ _INFERRING = Outer(
 )
 
 
-def _inferring(method: Way) -> Outer | None:
+def _inferring(method: Method) -> Outer | None:
     """The outer level by which ``method`` can infer λ_K as well: its own, if that follows hypergradients,
     or such a one with its own alongside, if the loss pays rewards; else None."""
     outer = method.outer
     if outer is None or isinstance(outer.solver, GradientSolver):
         return outer
-    paid = isinstance(method, ClassMethod) and isinstance(method.loss(2, 1), PolicyGradient)
-    if (isinstance(method, Method) and method.share is not None) or (
-        paid and isinstance(outer.solver, HeldOutClassTemperature)
-    ):
-        return replace(_INFERRING, alongside=outer.solver)
-    return None
+    _, loss = method.sketch()
+    if isinstance(outer.solver, _FORMULAS) or not isinstance(loss, PolicyGradient):
+        return None
+    return replace(_INFERRING, alongside=outer.solver, with_stop=outer.with_stop)

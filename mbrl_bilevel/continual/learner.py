@@ -16,14 +16,13 @@ from torch import Tensor
 
 from mbrl_bilevel.base.errors import InvalidInputError
 from mbrl_bilevel.base.records import FitResult
-from mbrl_bilevel.continual.keeping import Fitted
+from mbrl_bilevel.continual.keeping import Fitted, in_training
 from mbrl_bilevel.continual.recipes import Recipe
 from mbrl_bilevel.data.normaliser import Normaliser
 from mbrl_bilevel.data.rows import IntArray
 from mbrl_bilevel.models.classification import Classification
 from mbrl_bilevel.models.regression import Regression, draw_seed
-from mbrl_bilevel.policies.policies import Policy
-from mbrl_bilevel.training.class_methods import ClassMethod
+from mbrl_bilevel.policies.policies import CategoricalPolicy, Policy
 from mbrl_bilevel.training.fit import Schedule
 
 
@@ -56,7 +55,7 @@ class Learner:
 
         Raises InvalidInputError if no target varies, or ``classes`` are wanting or in the way.
         """
-        over_classes = isinstance(recipe.method, ClassMethod)
+        over_classes = isinstance(recipe.method.sketch()[0], CategoricalPolicy)
         if over_classes is not (classes > 0):
             raise InvalidInputError(
                 f"classes must be {'how many there are' if over_classes else '0 for real targets'}; "
@@ -66,7 +65,7 @@ class Learner:
         outputs = classes or int((~targets.constant).sum())
         if not outputs:
             raise InvalidInputError("no target ever changes in the data: there is nothing to learn")
-        policy: Any = recipe.method.policy(
+        policy: Any = recipe.method.make_policy(
             x.shape[1], outputs, generator=generator, members=members, hidden=hidden
         )
         model = (
@@ -91,9 +90,9 @@ class Learner:
         (method, keep), model = (self.recipe.method, self.recipe.keep), self.model
         new = model.rows(x, y, groups, np.random.default_rng(draw_seed(generator)))
         # Of the kind that this method makes.
-        policy: Any = copy.deepcopy(model.policy)
+        policy: Any = copy.deepcopy(in_training(model.policy))
         if self.recipe.anew and self.last is not None:
-            policy = method.policy(
+            policy = method.make_policy(
                 policy.inputs,
                 self.outputs,
                 generator=generator,
@@ -101,8 +100,6 @@ class Learner:
                 hidden=self.hidden,
             )
         data = keep.data(new, generator)
-        if method.outer is None:
-            data = replace(data, folds=data.folds.without_outer())
         result = keep.method(method).fit(policy, data, generator=generator, schedule=schedule)
         return replace(
             self,

@@ -18,10 +18,10 @@ from mbrl_bilevel.continual.keeping import (
     Nothing,
     Recalled,
     Replay,
-    Way,
 )
 from mbrl_bilevel.continual.memory import Memory
-from mbrl_bilevel.training.methods import Method, get_method
+from mbrl_bilevel.training.method import Method
+from mbrl_bilevel.training.methods import get_method
 
 #: More rows than a sequence has.
 _ALL = 10**12
@@ -89,12 +89,12 @@ KEEPS: dict[str, Keeping] = {
 class Recipe:
     """How to train, what to keep, and whether each task starts ``anew``."""
 
-    method: Way
+    method: Method
     keep: Keep
     anew: bool = False
 
 
-def get_recipe(name: str, memory: int = 500, way: Callable[[str], Way] = get_method) -> Recipe:
+def get_recipe(name: str, memory: int = 500, way: Callable[[str], Method] = get_method) -> Recipe:
     """The method called ``name``, "bilevel+kl" say; "bilevel" alone is "bilevel+none".
 
     ``memory`` rows are stored by those that store any. ``way`` finds what stands before the plus:
@@ -106,7 +106,7 @@ def get_recipe(name: str, memory: int = 500, way: Callable[[str], Way] = get_met
     kind, colon, number = (kept or "none").partition(":")
     method = way(trained)
     keeping = look_up(KEEPS, kind, "unknown way of keeping")
-    if isinstance(method, Method) and method.horizon > 1:
+    if method.horizon > 1:
         raise InvalidInputError(f"{trained}: sequences of tasks are learned by methods of one step")
     if colon and keeping.strength is None:
         raise InvalidInputError(f"{name}: {kind} has no strength; leave out :{number}")

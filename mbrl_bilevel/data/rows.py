@@ -325,6 +325,23 @@ def deal(sizes: IntArray, rows_in_cell: IntArray, generator: np.random.Generator
     return found
 
 
+def regression_rows(
+    transitions: Transitions, *, reward: bool = True, jump: float = 0.0, direct: bool = False
+) -> tuple[Tensor, Tensor]:
+    """What a dynamics model learns from: x [N, O + A], the (observation, action) of each step, and y
+    [N, O + 1], its (Δobservation, reward), [N, O] without the ``reward``.
+
+    ``direct`` has the next observation in the place of its change. ``jump`` is taken off the reward of steps
+    that terminate.
+    """
+    x = np.concatenate([transitions.obs, transitions.action], axis=1)
+    y = transitions.next_obs if direct else transitions.next_obs - transitions.obs
+    if reward:
+        smooth = transitions.reward - np.float32(jump) * transitions.terminated
+        y = np.concatenate([y, smooth[:, None]], axis=1)
+    return torch.from_numpy(x), torch.from_numpy(y)
+
+
 def stretch_means(
     transitions: Transitions, values: npt.NDArray[np.floating], length: int
 ) -> tuple[npt.NDArray[np.float64], IntArray]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
@@ -23,7 +23,6 @@ from mbrl_bilevel.models.dynamics import DynamicsModel
 from mbrl_bilevel.models.regression import Regression
 from mbrl_bilevel.policies.distributions import DiagonalGaussian
 from mbrl_bilevel.policies.mixture import GaussianMixture
-from mbrl_bilevel.policies.policies import with_members
 
 #: Least standard deviation of particles, in units of the observations' own.
 _LEAST_WIDTH = 1e-4
@@ -109,7 +108,7 @@ Model = TypeVar("Model", DynamicsModel, Regression)
 
 def _alone(model: Model) -> list[Model]:
     """Each member as a model of its own."""
-    return [replace(model, policy=with_members(model.policy, [k])) for k in range(model.members)]
+    return [model.only([k]) for k in range(model.members)]
 
 
 @dataclass(frozen=True)

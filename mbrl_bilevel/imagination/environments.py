@@ -47,7 +47,7 @@ class _Episodes:
             raise InvalidInputError(
                 f"horizon and num_envs must be at least 1; got {horizon} and {rows}"
             )
-        self.model, self.horizon, self.rows = model, horizon, rows
+        self.model, self.horizon, self.rows = model.frozen(), horizon, rows
         self.branching = branching or Branching()
         self.observation_space, self.action_space = spaces
         width = (model.obs_dim, model.action_dim)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol, get_args
 
@@ -44,16 +43,12 @@ class StepModel(Protocol):
     @property
     def device(self) -> torch.device: ...
 
-    def unchanged(self, precision: Precision) -> AbstractContextManager[None]:
-        """Within it nobody changes the model, so that ``step`` need not look each time."""
+    def frozen(
+        self, device: torch.device | str | None = None, precision: Precision = "float32"
+    ) -> StepModel:
+        """The model as it is now, made ready for many steps; itself, where there is nothing to make ready."""
 
-    def step(
-        self,
-        obs: Tensor,
-        action: Tensor,
-        noise: Tensor | None = None,
-        precision: Precision | None = None,
-    ) -> Step:
+    def step(self, obs: Tensor, action: Tensor, noise: Tensor | None = None) -> Step:
         """From obs [E, …, B, O] by action [E, …, B, A]."""
 
 
@@ -121,8 +116,10 @@ def imagined_returns(
 ) -> Tensor:
     """Score of each candidate, [S, N], from obs [S, O] and actions [S, N, H, A].
 
-    The mean imagined return over particles, rewards ``discount``-ed step by step, less ``imagination.pessimism`` standard deviations of
-    the members' mean returns (over E, not E − 1).
+    The mean imagined return over particles, rewards ``discount``-ed step by step, less
+    ``imagination.pessimism`` standard deviations of the members' mean returns (over E, not E − 1). Where it is
+    asked again and again of one model, give it ``model.frozen(device, imagination.chosen_precision)``: else
+    it makes that anew at each call.
 
     A reward counts with the probability that the episode has not ended before it, and so does the
     ``value`` of the last state ([..., O] -> [...]), where one is given. NaN and infinity
@@ -135,6 +132,7 @@ def imagined_returns(
             f"obs must be [S, O] and actions [S, N, H, A] with the same S; "
             f"got {tuple(obs.shape)} and {tuple(actions.shape)}"
         )
+    model = model.frozen(None, imagination.chosen_precision)
     home, device = actions.device, model.device
     obs, actions = obs.to(device), actions.to(device)
     starts, candidates, horizon, _ = actions.shape
@@ -142,14 +140,13 @@ def imagined_returns(
     state = _alike(model, obs.repeat_interleave(candidates, 0), imagination)
     plans = actions.reshape(rows, horizon, -1)
     total, alive = obs.new_zeros(()), obs.new_ones(())
-    with model.unchanged(imagination.chosen_precision):
-        for h in range(horizon):
-            step = _step_particles(model, state, plans[:, h], imagination, generator)
-            state = step.next_obs
-            total = total + alive * step.reward
-            alive = alive * (1.0 - step.terminated)
-            if discount != 1.0:
-                alive = alive * discount
+    for h in range(horizon):
+        step = _step_particles(model, state, plans[:, h], imagination, generator)
+        state = step.next_obs
+        total = total + alive * step.reward
+        alive = alive * (1.0 - step.terminated)
+        if discount != 1.0:
+            alive = alive * discount
     if value is not None:
         total = total + alive * value(state)
     # A known reward may not look at the state; one that stopped being finite still counts.
@@ -173,14 +170,14 @@ def imagined_trajectories(
 
     ``obs`` is [B, O] and ``actions`` [B, H, A]. Termination is ignored: data says where it ended.
     """
+    model = model.frozen(None, imagination.chosen_precision)
     state = _alike(model, obs, imagination)
     states, rewards = [], []
-    with model.unchanged(imagination.chosen_precision):
-        for h in range(actions.shape[1]):
-            step = _step_particles(model, state, actions[:, h], imagination, generator)
-            state = step.next_obs
-            states.append(_each(state, imagination))
-            rewards.append(_each(step.reward, imagination))
+    for h in range(actions.shape[1]):
+        step = _step_particles(model, state, actions[:, h], imagination, generator)
+        state = step.next_obs
+        states.append(_each(state, imagination))
+        rewards.append(_each(step.reward, imagination))
     return torch.stack(states, dim=2), torch.stack(rewards, dim=2)
 
 
@@ -221,7 +218,7 @@ def _step_particles(
         draws = torch.randn(shape, generator=generator, dtype=state.dtype, device=device)
         noise = _by_member(draws.to(state.device), members)
     action = action.expand(*state.shape[:2], -1, -1)
-    step = model.step(state, action, noise, imagination.chosen_precision)
+    step = model.step(state, action, noise)
     if order is None:
         return step
     back = torch.argsort(order)

@@ -1,5 +1,5 @@
-"""The dynamics model: a generative policy over (Δobservation, reward) in normalised units, or over the next
-observation and reward.
+"""The dynamics model: a regression of (Δobservation, reward), or of the next observation and reward, on
+(observation, action), and what is known of a task beside it.
 
 ``step`` is what planners and imagined rollouts call; ``fit_dynamics`` makes one from experience.
 """
@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from functools import cached_property
 
 import numpy as np
 import torch
@@ -36,21 +34,21 @@ from mbrl_bilevel.data.rows import (
     cross_fit,
     group_by_episode,
     groups_needed,
+    regression_rows,
     successors,
 )
 from mbrl_bilevel.inner.losses import NLL
 from mbrl_bilevel.models.regression import Regression, draw_seed, fit_regression
 from mbrl_bilevel.policies.distributions import DiagonalGaussian
-from mbrl_bilevel.policies.fast_inference import Precision, infer, unchanged
+from mbrl_bilevel.policies.fast_inference import Precision
 from mbrl_bilevel.policies.mixture import GaussianMixture
 from mbrl_bilevel.policies.policies import (
     CategoricalPolicy,
     GaussianPolicy,
     MixturePolicy,
-    with_members,
 )
 from mbrl_bilevel.training.fit import Log, Schedule, fit
-from mbrl_bilevel.training.methods import Method
+from mbrl_bilevel.training.method import Method
 from mbrl_bilevel.training.warm_start import WarmStart
 
 #: Probability that a step terminates: ``(obs, action, next_obs) [..., ·] -> [...]`` in [0, 1].
@@ -74,7 +72,7 @@ class Prediction:
 
 @dataclass(frozen=True)
 class DynamicsModel:
-    """A Gaussian or mixture policy between its normalisers, with known or learned reward and termination.
+    """A ``regression`` of what a step changes, with known or learned reward and termination.
 
     Targets are (Δobs, reward), or Δobs alone where the ``reward`` rule is known; where ``direct``, the next
     observation stands in the place of Δobs. A target dimension that was constant in training is predicted
@@ -84,14 +82,32 @@ class DynamicsModel:
     ``terminal_jump`` is added, and the policy learns the reward without it.
     """
 
-    policy: GaussianPolicy | MixturePolicy
-    inputs: Normaliser
-    targets: Normaliser
+    regression: Regression
     obs_dim: int
     termination: Termination | None = None
     reward: Rule | None = None
     terminal_jump: float = 0.0
     direct: bool = False
+
+    @property
+    def policy(self) -> GaussianPolicy | MixturePolicy:
+        """The ensemble, in normalised units."""
+        return self.regression.policy
+
+    @property
+    def inputs(self) -> Normaliser:
+        """The units of (observation, action)."""
+        return self.regression.inputs
+
+    @property
+    def targets(self) -> Normaliser:
+        """The units of what is predicted."""
+        return self.regression.targets
+
+    @property
+    def active(self) -> Tensor:
+        """[D] bool: the targets that vary, which the policy predicts."""
+        return self.regression.active
 
     @property
     def members(self) -> int:
@@ -111,64 +127,36 @@ class DynamicsModel:
     @property
     def device(self) -> torch.device:
         """Where ``step`` works."""
-        return self.inputs.shift.device
+        return self.regression.device
 
-    @property
-    def active(self) -> Tensor:
-        """[D] bool: the target dimensions that the policy predicts."""
-        return ~self.targets.constant
-
-    @cached_property
-    def _active_units(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Scale, shift and place of the active targets, each [D_active].
-
-        Looked up once, not at every imagined step; usable by autograd wherever that was.
-        """
-        with torch.inference_mode(False):
-            place = self.active.nonzero().squeeze(1)
-            return self.targets.scale[place], self.targets.shift[place], place
-
-    def dist(
-        self, obs: Tensor, action: Tensor, precision: Precision | None = None
-    ) -> DiagonalGaussian | GaussianMixture:
+    def dist(self, obs: Tensor, action: Tensor) -> DiagonalGaussian | GaussianMixture:
         """Each member's distribution of the active targets in raw units, [E, B, D_active].
 
-        ``obs`` is [E, B, O] or [B, O], ``action`` likewise. With a ``precision`` there are no
-        gradients, much speed, and room for dimensions between (``fast_inference.infer``). Raises
-        InvalidInputError for other shapes.
+        ``obs`` is [E, B, O] or [B, O], ``action`` likewise. Raises InvalidInputError for other shapes.
         """
-        scale, shift, _ = self._active_units
-        return self._normalised_dist(obs, action, precision).affine(scale, shift)
+        return self.regression.dist(self._inputs(obs, action))
 
     def target_values(self, transitions: Transitions) -> Tensor:
         """What the policy should have predicted, in raw units, [N, D_active]."""
         with_reward = self.reward is None
-        found = _raw_targets(transitions, with_reward, self.terminal_jump, self.direct)
-        return found[:, self.active]
+        _, y = regression_rows(
+            transitions, reward=with_reward, jump=self.terminal_jump, direct=self.direct
+        )
+        return y[:, self.active]
 
-    def unchanged(self, precision: Precision) -> AbstractContextManager[None]:
-        """Vouches that the parameters stay as they are within (``fast_inference.unchanged``)."""
-        return unchanged(self.policy, precision)
-
-    def step(
-        self,
-        obs: Tensor,
-        action: Tensor,
-        noise: Tensor | None = None,
-        precision: Precision | None = None,
-    ) -> Step:
+    def step(self, obs: Tensor, action: Tensor, noise: Tensor | None = None) -> Step:
         """Each member's next state from its own rows: obs [E, B, O], action [E, B, A].
 
         ``noise`` (standard normal, broadcastable with [E, B, noise_width]) draws from the
-        members' distributions; None takes their means. ``precision`` as in ``dist``; obs may then be
+        members' distributions; None takes their means. Where the model is ``frozen``, obs may be
         [E, 1, B, O] where noise is [E, K, B, ·], which costs the network one K-th. Raises
         InvalidInputError for other shapes, of what a rule returns too, and for a termination outside
         [0, 1].
         """
-        dist = self._normalised_dist(obs, action, precision)
+        dist = self.regression.normalised_dist(self._inputs(obs, action))
         active = dist.marginals()[0] if noise is None else dist.drawn(noise)
-        scale, shift, _ = self._active_units
-        target = self._with_constants(torch.addcmul(shift, active, scale))
+        scale, shift, _ = self.regression.active_units
+        target = self.regression.with_constants(torch.addcmul(shift, active, scale))
         said = target[..., : self.obs_dim]
         next_obs = said if self.direct else obs + said
         obs, action = (v.expand(*next_obs.shape[:-1], -1) for v in (obs, action))
@@ -194,8 +182,9 @@ class DynamicsModel:
         mean, disagreement = each.mean(0), each.std(0, correction=0)
         std = (own.square().mean(0) + disagreement.square()).sqrt()
         half = std * torch.special.ndtri(torch.tensor(0.5 + coverage / 2.0, dtype=std.dtype))
-        full = [self._with_constants(v) for v in (mean, mean - half, mean + half)]
-        spread = [self._with_constants(v, constant=0.0) for v in (std, disagreement)]
+        whole = self.regression.with_constants
+        full = [whole(v) for v in (mean, mean - half, mean + half)]
+        spread = [whole(v, constant=0.0) for v in (std, disagreement)]
         return Prediction(full[0], spread[0], full[1], full[2], spread[1])
 
     def to(self, device: torch.device | str) -> DynamicsModel:
@@ -203,16 +192,29 @@ class DynamicsModel:
 
         A rule of yours stays what it is, and is called with tensors there.
         """
-        if self.device == torch.empty(0, device=device).device:
+        moved = self.regression.to(device)
+        if moved is self.regression:
             return self
         known = self.termination
-        return replace(
-            self,
-            policy=copy.deepcopy(self.policy).to(device),
-            inputs=self.inputs.to(device),
-            targets=self.targets.to(device),
-            termination=known.to(device) if isinstance(known, LearnedTermination) else known,
-        )
+        known = known.to(device) if isinstance(known, LearnedTermination) else known
+        return replace(self, regression=moved, termination=known)
+
+    def frozen(
+        self, device: torch.device | str | None = None, precision: Precision = "float32"
+    ) -> DynamicsModel:
+        """This model as it is now, for many steps without gradients: the same numbers to round-off, several
+        times faster, on ``device`` (None: where it is). What happens to its parameters later does not
+        reach it. "bfloat16" rounds within the networks to 8 bits.
+
+        Itself, where it is that already.
+        """
+        here = self if device is None else self.to(device)
+        fast = here.regression.frozen(precision)
+        return here if fast is here.regression else replace(here, regression=fast)
+
+    def only(self, members: Sequence[int]) -> DynamicsModel:
+        """The same model of these ``members`` alone, in this order."""
+        return replace(self, regression=self.regression.only(members))
 
     def elites(self, criterion: Sequence[float], count: int) -> DynamicsModel:
         """The same model with only the ``count`` members of the lowest ``criterion`` [E], best first.
@@ -227,27 +229,11 @@ class DynamicsModel:
                 f"1 to {self.members}; got {len(criterion)} and {count}"
             )
         order = sorted(range(self.members), key=lambda member: criterion[member])
-        return replace(self, policy=with_members(self.policy, order[:count]))
+        return self.only(order[:count])
 
-    def _normalised_dist(
-        self, obs: Tensor, action: Tensor, precision: Precision | None
-    ) -> DiagonalGaussian | GaussianMixture:
+    def _inputs(self, obs: Tensor, action: Tensor) -> Tensor:
         require_rows(obs, action, self.obs_dim, self.action_dim)
-        x = self.inputs.normalise(torch.cat([obs, action], dim=-1))
-        if x.ndim == 2:
-            x = x.expand(self.members, -1, -1)
-        return self.policy.dist(x) if precision is None else infer(self.policy, x, precision)
-
-    def _with_constants(self, active: Tensor, constant: float | None = None) -> Tensor:
-        place = self._active_units[-1]
-        if len(place) == len(self.targets.shift):
-            return active
-        shape = (*active.shape[:-1], len(self.targets.shift))
-        if constant is None:
-            full = self.targets.shift.expand(shape)
-        else:
-            full = active.new_full(shape, constant)
-        return full.index_copy(-1, place, active)
+        return torch.cat([obs, action], dim=-1)
 
 
 def _judged(name: str, rule: Rule, obs: Tensor, action: Tensor, next_obs: Tensor) -> Tensor:
@@ -334,11 +320,10 @@ def fit_dynamics(
             transitions, groups, outer_transitions, members
         )
     jump = 0.0 if reward is not None else _terminal_jump(transitions)
-    raw_x = torch.from_numpy(np.concatenate([transitions.obs, transitions.action], axis=1))
-    raw_y = _raw_targets(transitions, reward is None, jump, direct)
+    x, y = regression_rows(transitions, reward=reward is None, jump=jump, direct=direct)
     fitted, result = fit_regression(
-        raw_x,
-        raw_y,
+        x,
+        y,
         groups,
         method,
         generator=generator,
@@ -352,15 +337,14 @@ def fit_dynamics(
         outer_only=outer_only,
         direct=direct,
         folds=None if folds is None else folds.folds(transitions.episode, transitions.t),
-        start=None if start is None else Regression(start.policy, start.inputs, start.targets),
+        start=None if start is None else start.regression,
         how=warm_start,
     )
     known: Termination | None = termination
     if known is None and transitions.terminated.any():
         known = _fit_termination(transitions, members, generator)
     obs_dim = transitions.obs.shape[1]
-    parts = (fitted.policy, fitted.inputs, fitted.targets)
-    return DynamicsModel(*parts, obs_dim, known, reward, jump, direct), result
+    return DynamicsModel(fitted, obs_dim, known, reward, jump, direct), result
 
 
 def _require_going_on(
@@ -399,14 +383,6 @@ def _with_outer(
     others = np.where(others == NO_GROUP, NO_GROUP, others + 1 + groups.max())
     both = Transitions.concatenate([inner, outer])
     return both, np.concatenate([groups, others]), np.arange(len(both)) >= len(inner)
-
-
-def _raw_targets(transitions: Transitions, with_reward: bool, jump: float, direct: bool) -> Tensor:
-    after = transitions.next_obs if direct else transitions.next_obs - transitions.obs
-    if not with_reward:
-        return torch.from_numpy(after)
-    reward = transitions.reward - np.float32(jump) * transitions.terminated
-    return torch.from_numpy(np.concatenate([after, reward[:, None]], axis=1))
 
 
 def _terminal_jump(transitions: Transitions) -> float:

@@ -13,6 +13,7 @@ from mbrl_bilevel.base.errors import CheckpointError
 from mbrl_bilevel.base.records import Rule, require_rules
 from mbrl_bilevel.data.normaliser import Normaliser
 from mbrl_bilevel.models.dynamics import DynamicsModel, LearnedTermination, Termination
+from mbrl_bilevel.models.regression import Regression
 from mbrl_bilevel.policies.policies import CategoricalPolicy, GaussianPolicy, MixturePolicy
 
 _MODEL = "dynamics model"
@@ -89,7 +90,8 @@ def model_from_checkpoint(
     inputs = load_normaliser(checkpoint, f"{name}.inputs", policy.inputs)
     targets = load_normaliser(checkpoint, f"{name}.targets")
     _check_targets(checkpoint, targets, policy.outputs, obs_dim, reward)
-    return DynamicsModel(policy, inputs, targets, obs_dim, model_termination, reward, jump, direct)
+    regression = Regression(policy, inputs, targets)
+    return DynamicsModel(regression, obs_dim, model_termination, reward, jump, direct)
 
 
 def _empty_policy(

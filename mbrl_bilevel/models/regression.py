@@ -5,6 +5,7 @@ What a dynamics model is underneath, and all that a table needs.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -18,10 +19,11 @@ from mbrl_bilevel.base.records import FitResult
 from mbrl_bilevel.data.normaliser import Normaliser
 from mbrl_bilevel.data.rows import BoolArray, Chain, FitData, Folds, IntArray, cross_fit
 from mbrl_bilevel.policies.distributions import DiagonalGaussian
+from mbrl_bilevel.policies.fast_inference import FrozenPolicy, Precision
 from mbrl_bilevel.policies.mixture import GaussianMixture
-from mbrl_bilevel.policies.policies import GaussianPolicy, MixturePolicy
+from mbrl_bilevel.policies.policies import GaussianPolicy, MixturePolicy, with_members
 from mbrl_bilevel.training.fit import Log, Schedule
-from mbrl_bilevel.training.methods import Method
+from mbrl_bilevel.training.method import Method
 from mbrl_bilevel.training.warm_start import WarmStart, lasting_units, warm_start
 
 
@@ -38,10 +40,25 @@ class Regression:
         """E."""
         return self.policy.members
 
+    @property
+    def device(self) -> torch.device:
+        """Where it works."""
+        return self.inputs.shift.device
+
     @cached_property
     def active(self) -> Tensor:
         """[D] bool: the target dimensions that the policy predicts."""
         return ~self.targets.constant
+
+    @cached_property
+    def active_units(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Scale, shift and place of the active targets, each [D_active].
+
+        Looked up once, not at every imagined step; usable by autograd wherever that was.
+        """
+        with torch.inference_mode(False):
+            place = self.active.nonzero().squeeze(1)
+            return self.targets.scale[place], self.targets.shift[place], place
 
     def rows(
         self, x: Tensor, y: Tensor, groups: IntArray | None, random: np.random.Generator
@@ -52,10 +69,62 @@ class Regression:
         return FitData(self.inputs.normalise(x), self.targets.normalise(y)[:, self.active], folds)
 
     def dist(self, x: Tensor) -> DiagonalGaussian | GaussianMixture:
-        """Each member's distribution of the active targets at x [B, X], raw units, [E, B, D_active]."""
-        normalised = self.inputs.normalise(x).expand(self.members, -1, -1)
-        scale, shift = self.targets.scale[self.active], self.targets.shift[self.active]
-        return self.policy.dist(normalised).affine(scale, shift)
+        """Each member's distribution of the active targets in raw units at x [B, X], or [E, B, X] where each
+        has rows of its own: [E, B, D_active]."""
+        scale, shift, _ = self.active_units
+        return self.normalised_dist(x).affine(scale, shift)
+
+    def normalised_dist(self, x: Tensor) -> DiagonalGaussian | GaussianMixture:
+        """The same in units of the training targets' standard deviations, around their mean."""
+        x = self.inputs.normalise(x)
+        return self._policy_dist(x if x.ndim > 2 else x.expand(self.members, -1, -1))
+
+    def with_constants(self, active: Tensor, constant: float | None = None) -> Tensor:
+        """Values of the active targets [..., D_active] among all of them, [..., D]; the others are as they
+        always were in training, or ``constant``."""
+        place = self.active_units[-1]
+        if len(place) == len(self.targets.shift):
+            return active
+        shape = (*active.shape[:-1], len(self.targets.shift))
+        if constant is None:
+            full = self.targets.shift.expand(shape)
+        else:
+            full = active.new_full(shape, constant)
+        return full.index_copy(-1, place, active)
+
+    def only(self, members: Sequence[int]) -> Regression:
+        """Of these ``members`` alone, in this order."""
+        return Regression(with_members(self.policy, members), self.inputs, self.targets)
+
+    def to(self, device: torch.device | str) -> Regression:
+        """The same on ``device``, with parameters of its own; itself where it is there already."""
+        if self.device == torch.empty(0, device=device).device:
+            return self
+        policy = copy.deepcopy(self.policy).to(device)
+        return Regression(policy, self.inputs.to(device), self.targets.to(device))
+
+    def frozen(self, precision: Precision = "float32") -> FrozenRegression:
+        """The same as it is now, without gradients and much faster (``FrozenPolicy``); its x may have
+        dimensions between members and rows, [E, …, B, X]."""
+        fast = FrozenPolicy(self.policy, precision)
+        return FrozenRegression(fast.policy, self.inputs, self.targets, fast)
+
+    def _policy_dist(self, x: Tensor) -> DiagonalGaussian | GaussianMixture:
+        return self.policy.dist(x)
+
+
+@dataclass(frozen=True)
+class FrozenRegression(Regression):
+    """A Regression as it was, whose policy answers by ``fast``."""
+
+    fast: FrozenPolicy
+
+    def frozen(self, precision: Precision = "float32") -> FrozenRegression:
+        """Itself, unless another ``precision`` is wanted."""
+        return self if precision == self.fast.precision else super().frozen(precision)
+
+    def _policy_dist(self, x: Tensor) -> DiagonalGaussian | GaussianMixture:
+        return self.fast.dist(x)
 
 
 def fit_regression(
@@ -114,13 +183,18 @@ def fit_regression(
     data = FitData(
         inputs.normalise(x),
         targets.normalise(y)[:, active],
-        folds if method.outer is not None else folds.without_outer(),
+        folds,
         chain,
         weight,
     )
-    policy = method.policy(
+    policy = method.make_policy(
         data.x.shape[1], data.y.shape[1], generator=generator, members=members, hidden=hidden
     )
+    if not isinstance(policy, GaussianPolicy | MixturePolicy):
+        raise InvalidInputError(
+            "method: its make_policy must make a GaussianPolicy or a MixturePolicy for real targets; got a "
+            f"{type(policy).__name__}"
+        )
     if start is not None and lasting is not None:
         units = ((start.inputs, inputs), (start.targets, targets))
         how = how or WarmStart()

@@ -112,10 +112,11 @@ class BilevelClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             self.members,
             np.random.default_rng(int(random.randint(2**31 - 1))),
         )
-        self._loss = method.loss(len(classes), self.n_features_in_)
+        rows = self._data(data, y, weight, folds)
+        self._loss = method.make_loss(self._model.policy, rows)
         self.result_ = method.fit(
             self._model.policy,
-            self._data(data, y, weight, folds),
+            rows,
             generator=generator,
             loss=self._loss,
             objective=objective,
@@ -148,13 +149,13 @@ class BilevelClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         if first:
             random = check_random_state(self.random_state)
             generator = torch.Generator().manual_seed(int(random.randint(2**31 - 1)))
-            data = self._start(X, known, generator)
-            self._loss = method.loss(len(known), self.n_features_in_)
-            self._keep_reward()
-        else:
-            data = self._inputs(X)
+            self._start(X, known, generator)
         everything = (np.arange(len(X)),) * self.members
         none = (np.arange(0),) * self.members
+        rows = self._data(self._inputs(X), y, weight, Folds(everything, everything, none))
+        if first:
+            self._loss = method.make_loss(self._model.policy, rows)
+            self._keep_reward()
         # The temperature is for answers, not for training: the inner problem is the one at λ.
         policy = self._model.policy
         kept = policy.temper.detach().clone()
@@ -163,7 +164,7 @@ class BilevelClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.result_ = fit(
             policy,
             self._loss,
-            self._data(data, y, weight, Folds(everything, everything, none)),
+            rows,
             generator=self._generator,
             schedule=self._schedule(passes, evaluate_every=passes),
             progress=self.verbose > 0,
@@ -190,7 +191,7 @@ class BilevelClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             del self.reward_matrix_
         self.classes_ = classes
         self._generator = generator
-        policy = get_class_method(self.method).policy(
+        policy = get_class_method(self.method).make_policy(
             X.shape[1],
             len(classes),
             generator=generator,

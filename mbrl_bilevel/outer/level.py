@@ -56,7 +56,8 @@ class Outer:
     iterations; on rows drawn each time the old solution saves none). The report says
     ``inner_converged`` where every member's inner gradient norm is at most ``tol``. ``alongside`` is a
     solver that knows its optimum, runs after each update and has the last word on the policy that is kept:
-    on its scale, where φ is of something else.
+    on its scale, where φ is of something else. ``with_stop``: the rows of early stopping are scored as well,
+    which is for solvers that set nothing they stop: σ alone.
 
     Raises InvalidInputError for numbers out of range.
     """
@@ -70,6 +71,7 @@ class Outer:
     batch_size: int = 256
     refresh: int = 8
     alongside: DirectSolver | None = None
+    with_stop: bool = False
 
     def __post_init__(self) -> None:
         least = {"every": 1, "warmup": 0, "batch_size": 1, "refresh": 1}

@@ -7,14 +7,12 @@ that stay in the cache, in buffers that are kept from call to call.
 
 from __future__ import annotations
 
+import copy
 import math
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Sequence
 from functools import cache
 from typing import Literal
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -39,89 +37,39 @@ _ONE = 64.0
 _BLOCK_ROWS, _BFLOAT16_BLOCK_ROWS = 700, 2000
 
 
-@torch.inference_mode()
-def infer(
-    policy: GaussianPolicy | MixturePolicy, x: Tensor, precision: Precision = "float32"
-) -> DiagonalGaussian | GaussianMixture:
-    """``policy.dist(x)`` at x [E, …, B, X], without gradients.
+class FrozenPolicy:
+    """A policy as it is now, made ready for many calls of ``dist``. What happens to the policy later does not
+    reach it: ``self.policy`` is a copy.
 
-    In "bfloat16" the products and activations of the network are rounded to 8 bits; x, the results,
-    and all that is made of them, are not.
+    In "bfloat16" the products and activations of the network are rounded to 8 bits; the inputs, the
+    distribution, and all that is made of it, are not.
     """
-    vouched = _VOUCHED.get()
-    known = vouched is not None and vouched[0] is policy and vouched[1] == precision
-    fused = vouched[2] if vouched is not None and known else _fused(policy, precision)
-    dist = policy.from_outputs(*fused(x.flatten(1, -2)))
-    lead = x.shape[:-1]
-    return type(dist).from_params(tuple(p.reshape(*lead, *p.shape[2:]) for p in dist.params))
 
-
-@contextmanager
-def unchanged(
-    policy: GaussianPolicy | MixturePolicy, precision: Precision = "float32"
-) -> Iterator[None]:
-    """Promise that no parameter changes inside this block, so that ``infer`` looks once, not each time.
-
-    It holds in this thread; a block inside such a block does not look again.
-    """
-    vouched = _VOUCHED.get()
-    if vouched is not None and vouched[0] is policy and vouched[1] == precision:
-        yield
-        return
-    token = _VOUCHED.set((policy, precision, _fused(policy, precision)))
-    try:
-        yield
-    finally:
-        _VOUCHED.reset(token)
-
-
-@cache
-def fastest_precision() -> Precision:
-    """Which is faster on this machine's processor, measured once in a process: about 0.1 s. On a GPU it
-    may be otherwise: name the precision there.
-
-    On a network of the usual size with 256 rows a member. "bfloat16" only where it is faster by a
-    margin, so that chance seldom decides; but a run that has to be repeated should name the answer.
-    """
-    generator = torch.Generator().manual_seed(0)
-    policy = GaussianPolicy(23, 18, generator=generator, members=5, hidden=(200, 200))
-    x = torch.randn(5, 256, 23, generator=generator)
-    seconds: dict[Precision, float] = {"float32": math.inf, "bfloat16": math.inf}
-    for _ in range(20):
-        for precision in seconds:
-            start = time.perf_counter()
-            infer(policy, x, precision)
-            seconds[precision] = min(seconds[precision], time.perf_counter() - start)
-    return "bfloat16" if seconds["float32"] > _WORTH_IT * seconds["bfloat16"] else "float32"
-
-
-class _Fused:
-    """The layers of a policy: x [E, B, X] to located outputs [E, B, L] and raw scales [E, B, S]."""
-
-    def __init__(self, policy: GaussianPolicy | MixturePolicy, dtype: torch.dtype) -> None:
+    def __init__(
+        self, policy: GaussianPolicy | MixturePolicy, precision: Precision = "float32"
+    ) -> None:
         keep_freed_memory()
-        self._made_of = {name: p.detach().clone() for name, p in policy.named_parameters()}
-        self._dtype = dtype
-        trunk, *heads = policy.layers()
+        self.precision = precision
+        self.policy = copy.deepcopy(policy).requires_grad_(False)
+        last = self.policy.network.last.weight
+        self._dtype = dtype = torch.bfloat16 if precision == "bfloat16" else last.dtype
+        trunk, *heads = self.policy.layers()
         self._trunk = [_with_constant_unit(layer, dtype) for layer in trunk]
         self._heads = [_chain(head, dtype) for head in heads]
-        self._constant = policy.raw_scale.detach() if len(heads) == 1 else None
+        self._constant = self.policy.raw_scale if len(heads) == 1 else None
         #: Pairs of flat buffers, for the layers in turn. A call that finds none, since another thread
         #: has it, makes its own.
         self._spare: list[tuple[Tensor, Tensor]] = []
 
-    def is_of(self, policy: GaussianPolicy | MixturePolicy) -> bool:
-        """Whether the policy's parameters have the values that this was made of. All are compared:
-        PyTorch's fused optimisers change them without a new version."""
-        now = dict(policy.named_parameters())
-        return now.keys() == self._made_of.keys() and all(
-            p.dtype == self._made_of[name].dtype
-            and p.device == self._made_of[name].device
-            and torch.equal(p, self._made_of[name])
-            for name, p in now.items()
-        )
+    @torch.inference_mode()
+    def dist(self, x: Tensor) -> DiagonalGaussian | GaussianMixture:
+        """The policy's distribution at x [E, …, B, X], without gradients."""
+        dist = self.policy.from_outputs(*self._through_layers(x.flatten(1, -2)))
+        lead = x.shape[:-1]
+        return type(dist).from_params(tuple(p.reshape(*lead, *p.shape[2:]) for p in dist.params))
 
-    def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def _through_layers(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Located outputs [E, B, L] and raw scales [E, B, S] at x [E, B, X]."""
         members, rows = x.shape[:2]
         group, block = self._block(x)
         widest = max(w.shape[1] for w in (*self._trunk, *(head[0] for head in self._heads)))
@@ -169,23 +117,25 @@ class _Fused:
         return spare
 
 
-#: The layers of each policy made ready, as long as it lives.
-_KNOWN: WeakKeyDictionary[nn.Module, dict[torch.dtype, _Fused]] = WeakKeyDictionary()
+@cache
+def fastest_precision() -> Precision:
+    """Which is faster on this machine's processor, measured once in a process: about 0.1 s. On a GPU it
+    may be otherwise: name the precision there.
 
-
-def _fused(policy: GaussianPolicy | MixturePolicy, precision: Precision) -> _Fused:
-    """The policy's layers made ready, those of the last time if its parameters are as they were."""
-    dtype = torch.bfloat16 if precision == "bfloat16" else policy.network.last.weight.dtype
-    known = _KNOWN.setdefault(policy, {})
-    if dtype not in known or not known[dtype].is_of(policy):
-        known[dtype] = _Fused(policy, dtype)
-    return known[dtype]
-
-
-#: The policy, the precision and the layers that somebody vouches for.
-_VOUCHED: ContextVar[tuple[nn.Module, Precision, _Fused] | None] = ContextVar(
-    "vouched", default=None
-)
+    On a network of the usual size with 256 rows a member. "bfloat16" only where it is faster by a
+    margin, so that chance seldom decides; but a run that has to be repeated should name the answer.
+    """
+    generator = torch.Generator().manual_seed(0)
+    policy = GaussianPolicy(23, 18, generator=generator, members=5, hidden=(200, 200))
+    x = torch.randn(5, 256, 23, generator=generator)
+    seconds: dict[Precision, float] = {"float32": math.inf, "bfloat16": math.inf}
+    frozen = {precision: FrozenPolicy(policy, precision) for precision in seconds}
+    for _ in range(20):
+        for precision in seconds:
+            start = time.perf_counter()
+            frozen[precision].dist(x)
+            seconds[precision] = min(seconds[precision], time.perf_counter() - start)
+    return "bfloat16" if seconds["float32"] > _WORTH_IT * seconds["bfloat16"] else "float32"
 
 
 def _chain(layers: Sequence[Layer], dtype: torch.dtype) -> list[Tensor]:

@@ -29,9 +29,9 @@ class GaussianPolicy(ScaledPolicy):
     ``scale="constant"`` learns one σ per member and dimension: all that a constant reward matrix
     can ask for. ``scale="network"`` learns σ(x) from the same trunk (Lakshminarayanan 2017, eq. 1).
     ``scale="detached"`` learns σ(x) from the same trunk without moving it (Stirn 2023).
-    ``scale="tempered"`` is constant until an outer solver gives it a temperature λ(x), log-linear in
-    the detached features of the last hidden layer (``HeldOutTemperature``), and so is
-    ``scale="separate"``, which gets a small network on these features (``HeldOutSpread``).
+    ``scale="separate"`` is constant until an outer solver gives it a small network on the detached features
+    of the last hidden layer (``HeldOutSpread``). In ``scale="tempered"`` log σ(x) is linear in these
+    features; nothing sets it any more, but stored models have it.
     log σ lies within ``log_std_bounds`` by a sigmoid (``LogBounds``), so its gradient never dies
     at once; raw zero, where both start, means σ = 1.
 

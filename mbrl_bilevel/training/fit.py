@@ -230,11 +230,12 @@ class _Loop:
         self.steps_run = 0
         self.level: _OuterLoop | None = None
         if self.outer is not None:
+            scored = (folds.with_stop_as_outer() if self.outer.with_stop else folds).outer
             self.level = _OuterLoop(
                 self.outer,
                 self.policy,
                 self.loss,
-                self.data.sample(folds.outer, HELD_OUT_ROWS),
+                self.data.sample(scored, HELD_OUT_ROWS),
                 Minibatches(self.data, self.outer.batch_size),
                 self.generator,
                 schedule.steps,

@@ -30,6 +30,7 @@ from mbrl_bilevel.imagination.branches import Branching
 from mbrl_bilevel.imagination.particles import Imagination
 from mbrl_bilevel.models.dynamics import DynamicsModel
 from mbrl_bilevel.models.dynamics_checkpoint import model_to_checkpoint
+from mbrl_bilevel.models.regression import Regression
 from mbrl_bilevel.policies.policies import GaussianPolicy
 from mbrl_bilevel.training.fit import Schedule
 from mbrl_bilevel.training.warm_start import WarmStart
@@ -491,7 +492,7 @@ def put_wider_start(config: dict[str, Any], tensors: dict[str, Any]) -> None:
     inputs, targets = (
         Normaliser(torch.zeros(n), torch.ones(n), torch.zeros(n) > 0) for n in (4, 3)
     )
-    own, facts = model_to_checkpoint(DynamicsModel(policy, inputs, targets, 2))
+    own, facts = model_to_checkpoint(DynamicsModel(Regression(policy, inputs, targets), 2))
     config["fit_start"] = {**facts, "fits": 1}
     tensors.update({f"fit_start.{name}": value for name, value in own.items()})
 

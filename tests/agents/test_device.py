@@ -97,15 +97,17 @@ def test_nothing_of_two_devices_meets(
     model: DynamicsModel, propagation: Propagation, known: bool
 ) -> None:
     assert model.termination is not None  # it is learned, and has to move as well
-    moved = model.to("meta")
+    moved = model.frozen("meta")
     # How many targets vary, and whether a probability is one, is not known without numbers.
-    moved.__dict__["_active_units"] = tuple(part.to("meta") for part in model._active_units)
+    units = tuple(part.to("meta") for part in model.regression.active_units)
+    moved.regression.__dict__["active_units"] = units
     moved.__dict__["termination"] = _unjudged(moved.termination)
     if known:  # a rule of the user's that makes a tensor of its own, on the CPU
         moved = replace(
             moved, reward=lambda obs, action, next_obs: torch.zeros(next_obs.shape[:-1])
         )
-        moved.__dict__["_active_units"] = tuple(part.to("meta") for part in model._active_units)
+        units = tuple(part.to("meta") for part in model.regression.active_units)
+    moved.regression.__dict__["active_units"] = units
     scores = imagined_returns(
         moved,
         torch.zeros(2, 3),
@@ -149,11 +151,18 @@ def test_model_and_value_are_copied_once_and_stay_where_they_are(
     assert found.members == 1
 
 
-def test_on_the_cpu_the_model_itself_is_planned_in(model: DynamicsModel, rows: Transitions) -> None:
+def test_plans_are_made_in_the_model_frozen_once_for_each_precision(
+    model: DynamicsModel, rows: Transitions
+) -> None:
     agent = agent_with(model, rows)
     there, value = agent._plans.on_device(model, agent.value)
-    assert there is model
+    assert isinstance(there, DynamicsModel)
+    assert there.frozen() is there
+    assert agent._plans.on_device(model, agent.value)[0] is there
     assert value is agent.value
+    rough = agent._plans.on_device(model, agent.value, "bfloat16")[0]
+    assert rough.frozen(None, "bfloat16") is rough
+    assert rough is not there
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

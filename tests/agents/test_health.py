@@ -159,7 +159,9 @@ def test_a_doubtful_model_is_warned_of_once(agent: PlanningAgent, model: Dynamic
         agent.note(fitted_on=len(agent.experience) - 40)
         agent.progress = agent.progress.with_health({})
         scale = replace(model.targets, scale=model.targets.scale * 1e-3)
-        agent.model = replace(model, targets=scale)  # sure of next to nothing
+        agent.model = replace(
+            model, regression=replace(model.regression, targets=scale)
+        )  # sure of next to nothing
         with pytest.warns(
             UserWarning, match="standard deviations on new steps.*do not trust plans"
         ):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -44,10 +43,10 @@ class Leaky:
     def __init__(self, ends: float = np.inf) -> None:
         self.ends = ends
 
-    def unchanged(self, precision: Any) -> AbstractContextManager[None]:
-        return nullcontext()
+    def frozen(self, device: Any = None, precision: Any = None) -> Leaky:
+        return self
 
-    def step(self, obs: Tensor, action: Tensor, noise: Any = None, precision: Any = None) -> Step:
+    def step(self, obs: Tensor, action: Tensor, noise: Any = None) -> Step:
         keeps = self.keeps.reshape(2, *[1] * (obs.ndim - 1))
         after = keeps * obs + action
         ended = (after[..., 0] > self.ends).float()

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mbrl_bilevel.data.normaliser import Normaliser
 from mbrl_bilevel.models.dynamics import DynamicsModel
+from mbrl_bilevel.models.regression import Regression
 from mbrl_bilevel.policies.policies import GaussianPolicy
 
 LinearModel = Callable[..., DynamicsModel]
@@ -41,8 +42,7 @@ def linear_model() -> LinearModel:
             policy.network.last.weight.copy_(weight)
             policy.network.last.bias.copy_(bias.unsqueeze(1))
         policy.set_std(std)
-        return DynamicsModel(
-            policy, inputs or _identity(width), targets or _identity(outputs), obs_dim, **rules
-        )
+        units = (inputs or _identity(width), targets or _identity(outputs))
+        return DynamicsModel(Regression(policy, *units), obs_dim, **rules)
 
     return make

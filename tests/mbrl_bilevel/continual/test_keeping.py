@@ -19,7 +19,6 @@ from mbrl_bilevel.continual.keeping import (
     Nothing,
     Recalled,
     Replay,
-    Way,
 )
 from mbrl_bilevel.continual.memory import Memory
 from mbrl_bilevel.data.rows import FitData, cross_fit
@@ -32,9 +31,8 @@ from mbrl_bilevel.outer.linear_solvers import conjugate_gradient
 from mbrl_bilevel.outer.objectives import OneStepNLL
 from mbrl_bilevel.policies.policies import GaussianPolicy, Policy
 from mbrl_bilevel.policies.tempered import TemperedPolicy
-from mbrl_bilevel.training.class_methods import ClassMethod
 from mbrl_bilevel.training.fit import Schedule
-from mbrl_bilevel.training.methods import Method
+from mbrl_bilevel.training.method import Method
 
 U = 2.0  # of the reward: alone it asks for the variance 1/(2U)
 
@@ -57,14 +55,14 @@ class Latest:
 def rewarded(outer: Outer | None = None) -> Method:
     """A fixed quadratic reward, entropy at λ = 1."""
 
-    def loss(dim: int) -> Loss:
-        return PolicyGradient(Mahalanobis(dim, "diagonal", U).requires_grad_(False))
+    def loss(policy: GaussianPolicy, data: FitData) -> Loss:
+        return PolicyGradient(Mahalanobis(policy.outputs, "diagonal", U).requires_grad_(False))
 
-    return Method("constant", loss, outer, Latest(), "")
+    return Method(GaussianPolicy, loss, Latest(), outer=outer)
 
 
 def likely() -> Method:
-    return Method("constant", lambda dim: NLL(), None, Latest(), "")
+    return Method(GaussianPolicy, lambda policy, data: NLL(), Latest())
 
 
 def at(mean: float, std: float, members: int = 1) -> GaussianPolicy:
@@ -85,11 +83,10 @@ def rows(y: Tensor | float, count: int = 40, members: int = 1) -> FitData:
 
 
 def learned(
-    keep: Keep, method: Way, policy: GaussianPolicy, new: FitData, steps: int = 250
+    keep: Keep, method: Method, policy: GaussianPolicy, new: FitData, steps: int = 250
 ) -> None:
     slow = Schedule(steps=steps, batch_size=64, learning_rate=0.08, patience=steps)
     made = keep.method(method)
-    assert isinstance(made, Method)
     made.fit(policy, keep.data(new, seeded(7)), generator=seeded(1), schedule=slow)
 
 
@@ -129,10 +126,12 @@ def test_near_is_a_penalty_on_a_likelihood() -> None:
 def test_near_of_classes_is_the_product_of_reference_and_reward() -> None:
     """p* ∝ p_ref^{λ_K/Λ}·exp(r̄/Λ), and it is the reference at the temperature of training that counts."""
     matrix = torch.tensor([[1.0, -0.5, 0.2], [0.0, 2.0, 0.4], [0.3, 0.1, 0.5]])
-    method = ClassMethod(lambda c, x: PolicyGradient(RewardMatrix(matrix.clone())), "")
+    method = Method(
+        TemperedPolicy, lambda policy, data: PolicyGradient(RewardMatrix(matrix.clone()))
+    )
     new = rows(1.0)
-    policy = method.policy(1, 3, generator=seeded(), members=1, hidden=())
-    previous = method.policy(1, 3, generator=seeded(5), members=1, hidden=())
+    policy = method.make_policy(1, 3, generator=seeded(), members=1, hidden=())
+    previous = method.make_policy(1, 3, generator=seeded(5), members=1, hidden=())
     with torch.no_grad():
         previous.network.last.bias.copy_(torch.tensor([2.0, -1.0, 0.0]))
     keep = Near(0.7).after(previous, new, seeded())
@@ -142,7 +141,6 @@ def test_near_of_classes_is_the_product_of_reference_and_reward() -> None:
     expected = (0.7 * torch.tensor([2.0, -1.0, 0.0]) + matrix[:, 1]).div(1.7).softmax(-1)
     for kept in (keep, sharp):
         made = kept.method(method)
-        assert isinstance(made, ClassMethod)
         slow = Schedule(steps=250, batch_size=16, learning_rate=0.08)
         made.fit(policy, new, generator=seeded(1), schedule=slow)
         found = policy.dist(torch.zeros(1, 1, 1)).probs[0, 0]
@@ -151,7 +149,6 @@ def test_near_of_classes_is_the_product_of_reference_and_reward() -> None:
 
 def strength_found(keep: Near, method: Method, new: FitData) -> float:
     made = keep.method(method)
-    assert isinstance(made, Method)
     slow = Schedule(steps=1200, batch_size=16, learning_rate=0.02, patience=1200)
     result = made.fit(at(0.0, 0.6), new, generator=seeded(1), schedule=slow)
     return result.outer["kl_strength"]

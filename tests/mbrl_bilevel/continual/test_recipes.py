@@ -15,11 +15,11 @@ from mbrl_bilevel.continual.keeping import (
     Nothing,
     Recalled,
     Replay,
-    Way,
 )
 from mbrl_bilevel.continual.memory import Memory
 from mbrl_bilevel.continual.recipes import get_recipe
 from mbrl_bilevel.training.class_methods import CLASS_METHODS, get_class_method
+from mbrl_bilevel.training.method import Method
 from mbrl_bilevel.training.methods import METHODS, get_method
 
 
@@ -87,7 +87,6 @@ def test_names_that_are_none(name: str, told: str) -> None:
         ("nll+kl-inferred", get_method, "inferred by an outer level"),
         ("mse-network+kl-memory", get_method, "inferred by an outer level"),
         ("bilevel-constant+kl", get_method, "ClosedForm holds with entropy alone"),
-        ("bilevel-temperature+kl", get_method, "HeldOutTemperature holds with entropy alone"),
         ("bilevel-constant+ewc", get_method, "EWC"),
         ("bilevel-mixture+ewc", get_method, "EWC"),
         ("nll-mixture+online-ewc", get_method, "EWC"),
@@ -98,7 +97,7 @@ def test_names_that_are_none(name: str, told: str) -> None:
     ],
 )
 def test_what_does_not_go_together_is_refused_before_any_work(
-    name: str, way: Callable[[str], Way], told: str
+    name: str, way: Callable[[str], Method], told: str
 ) -> None:
     with pytest.raises(UnsupportedCombinationError, match=told) as refused:
         get_recipe(name, way=way)
@@ -109,7 +108,7 @@ def test_what_does_not_go_together_is_refused_before_any_work(
     ("way", "table"), [(get_method, METHODS), (get_class_method, CLASS_METHODS)]
 )
 def test_rows_and_draws_go_with_every_method_of_one_step(
-    way: Callable[[str], Way], table: Mapping[str, Way]
+    way: Callable[[str], Method], table: Mapping[str, Method]
 ) -> None:
     for name in (n for n in table if not n.endswith("k-step")):
         for kept in ("none", "lwf", "generative", "replay", "der", "joint", "alone"):

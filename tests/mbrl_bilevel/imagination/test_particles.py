@@ -17,6 +17,7 @@ from mbrl_bilevel.data.normaliser import Normaliser
 from mbrl_bilevel.imagination import particles as model_env
 from mbrl_bilevel.imagination.particles import Imagination, imagined_returns, imagined_trajectories
 from mbrl_bilevel.models.dynamics import DynamicsModel
+from mbrl_bilevel.models.regression import Regression
 from mbrl_bilevel.policies.fast_inference import Precision
 from mbrl_bilevel.policies.policies import GaussianPolicy
 
@@ -388,12 +389,9 @@ def network() -> DynamicsModel:
     policy.set_std(torch.full((4,), 0.5))
     flat = torch.zeros(4, dtype=torch.bool)
     scale = torch.tensor([0.1, 0.1, 0.1, 1.0])
-    return DynamicsModel(
-        policy,
-        Normaliser(torch.tensor([5.0, 0.0, -3.0, 0.0]), torch.ones(4), flat),
-        Normaliser(torch.tensor([0.0, 0.0, 0.0, 1.0]), scale, flat),
-        3,
-    )
+    inputs = Normaliser(torch.tensor([5.0, 0.0, -3.0, 0.0]), torch.ones(4), flat)
+    targets = Normaliser(torch.tensor([0.0, 0.0, 0.0, 1.0]), scale, flat)
+    return DynamicsModel(Regression(policy, inputs, targets), 3)
 
 
 def test_plans_rank_alike_in_bfloat16(network: DynamicsModel) -> None:
@@ -414,9 +412,8 @@ def test_plans_rank_alike_in_bfloat16(network: DynamicsModel) -> None:
 
 def test_bfloat16_adds_up_in_float32(network: DynamicsModel) -> None:
     """Far from zero bfloat16 could not hold a step: at 1000 its neighbours are 4 apart."""
-    far = replace(
-        network, inputs=replace(network.inputs, shift=torch.tensor([1000.0, 0.0, 0.0, 0.0]))
-    )
+    inputs = replace(network.inputs, shift=torch.tensor([1000.0, 0.0, 0.0, 0.0]))
+    far = replace(network, regression=replace(network.regression, inputs=inputs))
     obs, actions = torch.tensor([[1000.0, 0.0, 0.0]]), torch.ones(1, 5, 1)
     exact, rough = (
         imagined_trajectories(

@@ -120,7 +120,7 @@ def held_out_nll(kind: str, name: str) -> float:
     method, g = METHODS[name], torch.Generator().manual_seed(0)
     folds = cross_fit(np.arange(ROWS) // 10, 2, np.random.default_rng(0))
     data = FitData(x, y, folds if method.outer is not None else folds.without_outer())
-    policy = method.policy(1, 1, generator=g, members=2, hidden=(32, 32))
+    policy = method.make_policy(1, 1, generator=g, members=2, hidden=(32, 32))
     schedule = Schedule(steps=800, learning_rate=5e-3, patience=100)
     method.fit(policy, data, generator=g, schedule=schedule)
     x, y = drawn(kind, 4000, 1)

@@ -106,9 +106,7 @@ def test_faithful_trains_the_mean_as_squared_error_does() -> None:
 def test_the_methods_learn_a_variance_that_depends_on_x(name: str) -> None:
     method, data = METHODS[name], noisy()
     generator = torch.Generator().manual_seed(1)
-    policy = GaussianPolicy(
-        2, 2, generator=generator, members=2, hidden=(32, 32), scale=method.scale
-    )
+    policy = method.make_policy(2, 2, generator=generator, members=2, hidden=(32, 32))
     method.fit(policy, data, generator=generator, schedule=Schedule(steps=500, learning_rate=1e-2))
     x = torch.stack([torch.linspace(-0.9, 0.9, 7), torch.zeros(7)], dim=1).expand(2, -1, -1)
     dist = policy.dist(x)

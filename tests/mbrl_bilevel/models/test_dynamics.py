@@ -19,7 +19,7 @@ from mbrl_bilevel.data.rows import FitData
 from mbrl_bilevel.models import dynamics
 from mbrl_bilevel.models.dynamics import DynamicsModel, LearnedTermination, fit_dynamics
 from mbrl_bilevel.models.regression import fit_regression
-from mbrl_bilevel.training import methods
+from mbrl_bilevel.training import method as training_method
 from mbrl_bilevel.training.fit import Schedule
 from mbrl_bilevel.training.methods import METHODS
 
@@ -107,13 +107,13 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[FitData]:
             given.append(data)
         return FitResult((0.0,), (0,), 0, False, {}, {})
 
-    monkeypatch.setattr(methods, "fit", spy)
+    monkeypatch.setattr(training_method, "fit", spy)
     monkeypatch.setattr(dynamics, "fit", spy)
     return given
 
 
 #: Neither biased on purpose, nor of more steps or components than this system has.
-EFFICIENT = [n for n, m in METHODS.items() if m.horizon == m.components == 1 and n[:5] != "paper"]
+EFFICIENT = [n for n in METHODS if not n.endswith(("k-step", "mixture")) and n[:5] != "paper"]
 
 
 @pytest.mark.parametrize("method", EFFICIENT)
@@ -490,10 +490,6 @@ def test_methods_see_the_same_rows_split_by_episode(seen: list[FitData]) -> None
         folds, reference = given.folds, found["bilevel-constant"].folds
         for member in range(3):
             train, stop, outer = (getattr(folds, p)[member] for p in ("train", "stop", "outer"))
-            if METHODS[name].lends_stop:
-                lent = np.isin(outer, stop)
-                assert set(outer[lent]) == set(stop)
-                outer = outer[~lent]
             samples = [set(data.episode[rows].tolist()) for rows in (train, stop, outer)]
             assert not samples[0] & samples[1], "training and stopping share an episode"
             assert not samples[2] & (samples[0] | samples[1]), "outer rows were seen elsewhere"

@@ -30,9 +30,7 @@ def noisy(slope: float, rows: int = 2000) -> FitData:
 
 def fitted(name: str, data: FitData) -> tuple[GaussianPolicy, dict[str, float]]:
     generator = torch.Generator().manual_seed(1)
-    policy = GaussianPolicy(
-        2, 1, generator=generator, members=3, hidden=(32, 32), scale=METHODS[name].scale
-    )
+    policy = METHODS[name].make_policy(2, 1, generator=generator, members=3, hidden=(32, 32))
     schedule = Schedule(steps=400, learning_rate=1e-2)
     result = METHODS[name].fit(policy, data, generator=generator, schedule=schedule)
     return policy, dict(result.outer)
@@ -171,7 +169,9 @@ def test_what_it_refuses() -> None:
         HeldOutSpread().check(Problem(policy, MSE(), sample, sample))
     with pytest.raises(InvalidInputError, match="share"):
         SharedSpread(policy, 1.5)
-    mixture = METHODS["nll-mixture"].policy(2, 1, generator=torch.Generator(), members=3, hidden=())
+    mixture = METHODS["nll-mixture"].make_policy(
+        2, 1, generator=torch.Generator(), members=3, hidden=()
+    )
     loss = PolicyGradient(SharedSpread(policy))
     with pytest.raises(UnsupportedCombinationError, match="GaussianPolicy"):
         loss(mixture, sample, torch.Generator())

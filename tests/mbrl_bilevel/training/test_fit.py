@@ -337,13 +337,13 @@ def test_the_named_methods_train() -> None:
     for name in ("bilevel", "nll", "mse"):
         method = METHODS[name]
         generator = torch.Generator().manual_seed(0)
-        made = GaussianPolicy(2, 2, generator=generator, members=2, hidden=(8,), scale=method.scale)
+        made = method.make_policy(2, 2, generator=generator, members=2, hidden=(8,))
         rows = data()
         if method.outer is None:
             rows = FitData(rows.x, rows.y, rows.folds.without_outer())
         result = fit(
             made,
-            method.loss(2),
+            method.make_loss(made, rows),
             rows,
             generator=generator,
             outer=method.outer,

@@ -11,7 +11,11 @@ import torch
 
 from mbrl_bilevel.base.errors import InvalidInputError
 from mbrl_bilevel.data.rows import Chain, FitData, cross_fit
+from mbrl_bilevel.inner.losses import NLL, PolicyGradient
+from mbrl_bilevel.outer.held_out_spread import SharedSpread
+from mbrl_bilevel.policies.policies import GaussianPolicy
 from mbrl_bilevel.training.fit import Schedule
+from mbrl_bilevel.training.method import WarmUp
 from mbrl_bilevel.training.methods import METHODS, get_method
 
 
@@ -19,7 +23,6 @@ def test_the_methods_are_these() -> None:
     assert tuple(METHODS) == (
         *(
             "bilevel",
-            "bilevel-temperature",
             "bilevel-constant",
             "nll",
             "nll-mixture",
@@ -29,7 +32,6 @@ def test_the_methods_are_these() -> None:
         *("mse-network", "beta-nll", "beta-nll-1", "faithful", "k-step", "bilevel-k-step"),
         *("paper", "paper-exponential"),
     )
-    assert [name for name in METHODS if METHODS[name].share is not None] == ["bilevel"]
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -51,6 +53,22 @@ def test_an_unknown_name_is_answered_with_the_nearest(wrong: str, near: str | No
         assert f"did you mean {near!r}" in message
 
 
+def test_an_old_name_in_a_file_stands_for_what_took_its_place() -> None:
+    assert get_method("bilevel-temperature") is METHODS["bilevel"]
+
+
+def test_the_policy_that_a_row_makes_is_the_one_its_reward_looks_at() -> None:
+    """What the row says is what runs: no reward that another one takes the place of."""
+    policy, loss = METHODS["bilevel"].sketch()
+    assert isinstance(policy, GaussianPolicy)
+    assert isinstance(loss, PolicyGradient)
+    assert isinstance(loss.reward, SharedSpread)
+    policy.set_std(torch.tensor([0.5, 2.0]))
+    spread = policy.dist(torch.zeros(1, 1, 1)).log_std
+    expected = 0.5 / torch.tensor([[[0.5, 2.0]]])  # u = ½σ^(−2a) at a = ½
+    torch.testing.assert_close(loss.reward.weight(spread), expected)
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_trains(name: str) -> None:
     method, g = METHODS[name], torch.Generator().manual_seed(0)
@@ -59,8 +77,8 @@ def test_every_method_trains(name: str) -> None:
     folds = cross_fit(torch.arange(600).numpy() // 10, 2, np.random.default_rng(0))
     # Rows that follow each other but move no state: looking ahead is then squared error again.
     chain = Chain(torch.arange(1, 601) % 600, torch.zeros(2, 0), torch.zeros(0), method.horizon)
-    data = FitData(x, y, folds if method.outer is not None else folds.without_outer(), chain)
-    policy = method.policy(2, 2, generator=g, members=2, hidden=(16,))
+    data = FitData(x, y, folds, chain)
+    policy = method.make_policy(2, 2, generator=g, members=2, hidden=(16,))
     schedule = Schedule(steps=400, learning_rate=1e-2, batch_size=64)
     result = method.fit(policy, data, generator=g, schedule=schedule)
     dist = policy.dist(x.expand(2, -1, -1))
@@ -77,24 +95,24 @@ def test_every_method_trains(name: str) -> None:
     assert all(math.isfinite(value) for value in result.criterion)
 
 
-def test_a_start_by_likelihood_takes_its_part_of_the_steps() -> None:
+def test_a_warm_up_takes_its_part_of_the_steps() -> None:
     g = torch.Generator().manual_seed(0)
     x = torch.randn(200, 1, generator=g)
     folds = cross_fit(np.arange(200) // 10, 2, np.random.default_rng(0))
     data = FitData(x, x + 0.1 * torch.randn(200, 1, generator=g), folds)
-    method = replace(METHODS["bilevel-constant"], by_likelihood=0.4)
-    policy = method.policy(1, 1, generator=g, members=2, hidden=(8,))
+    method = replace(METHODS["bilevel-constant"], warm_up=WarmUp(NLL(), 0.4))
+    policy = method.make_policy(1, 1, generator=g, members=2, hidden=(8,))
     schedule = Schedule(steps=50, evaluate_every=10)
     result = method.fit(policy, data, generator=g, schedule=schedule)
     assert result.steps == 30
-    with pytest.raises(InvalidInputError, match="by_likelihood"):
-        replace(METHODS["bilevel-constant"], by_likelihood=1.0)
+    with pytest.raises(InvalidInputError, match="part must lie between 0 and 1"):
+        WarmUp(NLL(), 1.0)
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_each_model_gets_a_loss_of_its_own(name: str) -> None:
     """A shared reward would carry what it learned from one model to the next."""
-    first, second = METHODS[name].loss(3), METHODS[name].loss(3)
+    (_, first), (_, second) = METHODS[name].sketch(), METHODS[name].sketch()
     own = {id(p) for p in _tensors(first)}
     assert not own & {id(p) for p in _tensors(second)}
 

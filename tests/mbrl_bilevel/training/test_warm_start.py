@@ -16,14 +16,14 @@ from mbrl_bilevel.base.records import FitResult, Transitions
 from mbrl_bilevel.data.growing_folds import GrowingFolds
 from mbrl_bilevel.data.normaliser import Normaliser
 from mbrl_bilevel.models.dynamics import DynamicsModel, fit_dynamics
-from mbrl_bilevel.training import methods
+from mbrl_bilevel.training import method as training_method
 from mbrl_bilevel.training.fit import Schedule
 from mbrl_bilevel.training.methods import METHODS
 from mbrl_bilevel.training.warm_start import WarmStart, lasting_units
 
 SHORT = Schedule(steps=30, batch_size=32, evaluate_every=15)
 #: One of each kind of scale, whose σ(x) may be read from the inputs alone.
-LINEAR = ("bilevel", "bilevel-temperature", "nll", "nll-mixture", "faithful", "mse")
+LINEAR = ("bilevel", "nll", "nll-mixture", "faithful", "mse")
 ON = WarmStart(1.0, 0.0)
 
 
@@ -89,7 +89,7 @@ def test_before_the_first_step_it_says_what_the_start_says(
     def still(*_: Any, **__: Any) -> FitResult:
         return FitResult((0.0,), (0,), 0, False, {}, {})
 
-    monkeypatch.setattr(methods, "fit", still)
+    monkeypatch.setattr(training_method, "fit", still)
     on = fitted(more, method, hidden=hidden, folds=second, start=start, warm_start=ON)
     assert not torch.equal(on.inputs.scale, start.inputs.scale)
     assert not torch.equal(on.targets.shift, start.targets.shift)

@@ -1,0 +1,191 @@
+"""One way to train a generative policy: a row of values, one for each slot of the bilevel problem.
+
+What the row says is what runs: its policy, its loss, its outer level and its criterion go to ``fit`` as they
+are. Anything else that is to be known of a row is asked of what it makes (``Method.sketch``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, MutableMapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from mbrl_bilevel.base.errors import InvalidInputError
+from mbrl_bilevel.base.records import FitResult
+from mbrl_bilevel.data.rows import FitData, Folds
+from mbrl_bilevel.inner.losses import Loss
+from mbrl_bilevel.outer.class_objectives import OwnLoss
+from mbrl_bilevel.outer.level import Outer
+from mbrl_bilevel.outer.objectives import Objective, OneStepNLL
+from mbrl_bilevel.policies.policies import CategoricalPolicy, Policy
+from mbrl_bilevel.training.fit import Log, Schedule, fit
+
+
+class MakePolicy(Protocol):
+    """Makes the policy to fit, such as ``partial(GaussianPolicy, scale="network")``."""
+
+    def __call__(
+        self,
+        inputs: int,
+        outputs: int,
+        /,
+        *,
+        generator: torch.Generator,
+        members: int,
+        hidden: Sequence[int],
+    ) -> Any:
+        """``members`` networks of ``hidden`` layers from ``inputs`` numbers to a distribution over as many
+        ``outputs``, or over that many classes; its parameters are drawn from ``generator``."""
+
+
+#: The loss for a policy and the data that it is to be fitted to, made afresh for each fit: a reward that the
+#: outer level moves would carry what it learned from one model to the next.
+MakeLoss = Callable[[Any, FitData], Loss]
+
+
+@dataclass(frozen=True)
+class WarmUp:
+    """The first ``part`` of the steps goes by ``loss``: a start for a reward with more than one optimum.
+
+    Raises InvalidInputError for a part that is not above 0 and below 1.
+    """
+
+    loss: Loss
+    part: float = 0.25
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.part < 1.0:
+            raise InvalidInputError(
+                f"WarmUp: part must lie between 0 and 1, a part of the steps; got {self.part}"
+            )
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to train, of real targets or of classes.
+
+    ``make_policy`` makes what is fitted, ``make_loss`` the inner loss. ``outer`` infers the reward in it;
+    None where there is nothing to infer, and the rows held out for that are then for training.
+    ``criterion`` is what early stopping reads on held-out rows, None the loss itself. ``summary`` says in one
+    sentence what the method is. ``warm_up`` comes before the loss; ``horizon`` is the number of rows in
+    a row's segment, for losses and objectives that look ahead. ``outer_other`` is the outer level for
+    objectives other than likelihood; None: this method can want nothing else.
+    """
+
+    make_policy: MakePolicy
+    make_loss: MakeLoss
+    criterion: Objective | None = None
+    summary: str = ""
+    outer: Outer | None = None
+    warm_up: WarmUp | None = None
+    horizon: int = 1
+    outer_other: Outer | None = None
+
+    def around(self, wrap: Callable[[Loss], Loss]) -> Method:
+        """The same with ``wrap`` put around the loss, once that is made: a penalty, say."""
+        inner = self.make_loss
+        return replace(self, make_loss=lambda policy, data: wrap(inner(policy, data)))
+
+    def sketch(self) -> tuple[Policy, Loss]:
+        """A policy of one input and two outputs, and its loss: to be asked, not to be trained."""
+        policy = self.make_policy(
+            1, 2, generator=torch.Generator().manual_seed(0), members=1, hidden=()
+        )
+        targets = 1 if isinstance(policy, CategoricalPolicy) else 2
+        folds = Folds((np.arange(1),), (np.arange(0),), (np.arange(0),))
+        data = FitData(torch.zeros(1, 1), torch.zeros(1, targets), folds)
+        return policy, self.make_loss(policy, data)
+
+    def fit(
+        self,
+        policy: Policy,
+        data: FitData,
+        *,
+        generator: torch.Generator,
+        loss: Loss | None = None,
+        objective: Objective | None = None,
+        schedule: Schedule | None = None,
+        progress: bool = False,
+        log: Log | None = None,
+    ) -> FitResult:
+        """Fit ``policy``, of those that ``make_policy`` makes, in place.
+
+        ``loss`` is one that ``make_loss`` made (by default it is made here): it holds the reward that was
+        inferred. ``objective`` is what the outer level wants on held-out rows, by default what its own row
+        says. Raises InvalidInputError for an ``objective`` other than likelihood that this method cannot
+        want, and as ``mbrl_bilevel.training.fit.fit`` does.
+        """
+        outer, criterion = self._wanting(objective)
+        loss = self.make_loss(policy, data) if loss is None else loss
+        if outer is None:
+            data = replace(data, folds=data.folds.without_outer())
+        schedule = schedule or Schedule()
+        first = 0 if self.warm_up is None else round(self.warm_up.part * schedule.steps)
+        if self.warm_up is not None and first:
+            start = replace(schedule, steps=first)
+            fit(
+                policy,
+                self.warm_up.loss,
+                data,
+                generator=generator,
+                schedule=start,
+                progress=progress,
+            )
+            schedule = replace(schedule, steps=schedule.steps - first)
+        return fit(
+            policy,
+            loss,
+            data,
+            generator=generator,
+            outer=outer,
+            criterion=OwnLoss(loss) if criterion is None else criterion,
+            schedule=schedule,
+            progress=progress,
+            log=log,
+        )
+
+    def _wanting(self, objective: Objective | None) -> tuple[Outer | None, Objective | None]:
+        """The outer level and the criterion for this ``objective``."""
+        if objective is None or isinstance(objective, OneStepNLL):
+            return self.outer, self.criterion
+        if self.outer_other is None:
+            raise InvalidInputError(
+                "objective: this method infers no reward for it, so it can want nothing but likelihood; use "
+                "one with an outer level for other objectives, such as bilevel, bilevel-matrix or "
+                "bilevel-lambda"
+            )
+        return replace(self.outer_other, objective=objective), objective
+
+
+def register(
+    table: MutableMapping[str, Method],
+    name: str,
+    method: Method,
+    kinds: tuple[type[Policy], ...],
+    overwrite: bool = False,
+) -> None:
+    """Put ``method`` into a ``table`` of methods, whose policies are of one of the ``kinds``, under ``name``.
+
+    Raises InvalidInputError for a name that is taken (unless ``overwrite``), one that could not be typed as an
+    option or before "+kl:1", a method that is none, or one that makes another kind of policy.
+    """
+    if not isinstance(method, Method):
+        raise InvalidInputError(f"method {name!r}: give a Method; got {method!r}")
+    policy, _ = method.sketch()
+    if not isinstance(policy, kinds):
+        raise InvalidInputError(
+            f"method {name!r}: its make_policy must make a {' or a '.join(k.__name__ for k in kinds)}; got "
+            f"a {type(policy).__name__}"
+        )
+    if not name or name.startswith("-") or any(c.isspace() or c in "+:,/" for c in name):
+        raise InvalidInputError(
+            f"a method's name must be one word without + : , and /, not beginning with -; got {name!r}"
+        )
+    if name in table and not overwrite:
+        raise InvalidInputError(
+            f"there is a method {name!r} already; choose another name, or pass overwrite=True"
+        )
+    table[name] = method
