@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 from gymnasium.spaces import Box, Dict, Discrete, MultiBinary
 
-from envs.tasks.layers import acting_layers
 from envs.tasks.make import make_env
 from mbrl_bilevel.base.errors import InvalidInputError
 
@@ -160,14 +159,6 @@ def test_other_spaces_are_refused_with_a_remedy(
         make_env("Blank-v0", obs=obs, action=action)
     assert make_env("Blank-v0", obs=FLAT, action=TORQUE).observation_space == FLAT
     assert make_env("Blank-v0", obs=FLAT, action=Discrete(2)).action_space == Discrete(2)
-
-
-def test_acting_layers_leave_out_those_that_only_watch() -> None:
-    env = gym.wrappers.RecordEpisodeStatistics(
-        gym.wrappers.RescaleAction(make_env("Hopper-v5"), np.float32(-2), np.float32(2))
-    )
-    names = [type(layer).__name__ for layer in acting_layers(env)]
-    assert names == ["RescaleAction", "HopperEnv"]
 
 
 @pytest.mark.parametrize(
