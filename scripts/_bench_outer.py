@@ -18,7 +18,14 @@ from torch import Tensor
 from agents.common.experience import RandomBehaviour, collect
 from envs.tasks.make import make_env
 from mbrl_bilevel.base.records import FitResult
-from mbrl_bilevel.data.rows import FitData, Minibatches, cross_fit, group_by_episode, groups_needed
+from mbrl_bilevel.data.rows import (
+    FitData,
+    Minibatches,
+    cross_fit,
+    group_by_episode,
+    groups_needed,
+    regression_rows,
+)
 from mbrl_bilevel.inner.losses import NLL, PolicyGradient
 from mbrl_bilevel.inner.rewards import Mahalanobis
 from mbrl_bilevel.outer.implicit import FisherImplicit
@@ -172,7 +179,6 @@ class _Keep:
         x0: Tensor | None = None,
         *,
         damping: Tensor | float = 0.0,
-        diagonal: Tensor | None = None,
     ) -> tuple[Tensor, LinearSolveInfo]:
         self.products.append(matvec)
         return b, LinearSolveInfo(0, torch.ones(len(b)), torch.zeros(len(b), dtype=torch.bool))
@@ -202,9 +208,8 @@ def _transitions(sizes: Sizes, seed: int) -> FitData:
     behaviour = RandomBehaviour(env.action_space, random)  # type: ignore[arg-type]
     found = collect(env, behaviour, sizes.rows, seed=seed)
     env.close()
-    x = np.concatenate([found.obs, found.action], axis=1)
-    y = np.concatenate([found.next_obs - found.obs, found.reward[:, None]], axis=1)
-    x, y = ((columns - columns.mean(0)) / columns.std(0) for columns in (x, y))
+    x, y = regression_rows(found)
+    x, y = ((columns - columns.mean(0)) / columns.std(0, correction=0) for columns in (x, y))
     groups = group_by_episode(found.episode, found.t, groups_needed(sizes.members))
     folds = cross_fit(groups, sizes.members, random)
-    return FitData(torch.from_numpy(x).float(), torch.from_numpy(y).float(), folds)
+    return FitData(x, y, folds)

@@ -44,8 +44,8 @@ def transfers(rows: Sequence[Row], method: str, sequence: str, metric: str) -> d
 
 
 def scored(rows: Sequence[Row], metrics: Sequence[str]) -> dict[str, list[Row]]:
-    """``rows``, where each repeat's matrices are told by the parts of ``Transfer``, forgetting_nll,
-    bwt_nll, …; and the ``matrices`` themselves, R[i][j] on task j after task i, beside what was
+    """``rows``, where each repeat's matrices are told by the parts of ``Transfer``: forgetting_nll
+    (−BWT), forgetting_max_nll, bwt_nll, …; and the ``matrices`` themselves, R[i][j] on task j after task i, beside what was
     before any learning."""
     told: list[Row] = []
     matrices: list[Row] = []

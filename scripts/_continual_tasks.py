@@ -18,7 +18,7 @@ from envs.tasks.class_sequences import ClassSequence, ClassTask
 from envs.tasks.sequences import Task
 from mbrl_bilevel.base.records import Transitions
 from mbrl_bilevel.continual.learner import Learner
-from mbrl_bilevel.data.rows import IntArray, group_by_episode, groups_needed
+from mbrl_bilevel.data.rows import IntArray, group_by_episode, groups_needed, regression_rows
 from mbrl_bilevel.evaluation.class_scores import class_scores
 from mbrl_bilevel.evaluation.dynamics import evaluate_one_step, evaluate_open_loop
 from mbrl_bilevel.models.classification import Classification
@@ -75,15 +75,8 @@ def _of_dynamics(args: Args, task: Task, seed: int, data_seed: int) -> TaskData:
     train, test = task.data(collect, rows=args.n_train, test_rows=args.n_test, seed=data_seed)
     groups = group_by_episode(train.episode, train.t, groups_needed(args.members))
     return TaskData(
-        task.name, *_columns(train), groups, partial(_predicted, args, task, test, seed)
+        task.name, *regression_rows(train), groups, partial(_predicted, args, task, test, seed)
     )
-
-
-def _columns(train: Transitions) -> tuple[Tensor, Tensor]:
-    """(obs, action) and (Δobs, reward), raw."""
-    x = np.concatenate([train.obs, train.action], axis=1)
-    y = np.concatenate([train.next_obs - train.obs, train.reward[:, None]], axis=1)
-    return torch.from_numpy(x), torch.from_numpy(y)
 
 
 def _predicted(

@@ -7,7 +7,7 @@ H horizon, N candidate action sequences, P particles, S start states, O observat
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -133,6 +133,26 @@ class Batch:
                 f"Batch: weight must be [E, B] = {tuple(self.x.shape[:2])}; "
                 f"got {tuple(self.weight.shape)}"
             )
+
+    @property
+    def weights(self) -> Tensor:
+        """``weight`` [E, B], ones where there is none."""
+        return torch.ones_like(self.x[..., 0]) if self.weight is None else self.weight
+
+    @property
+    def share(self) -> Tensor:
+        """The weight of each row in ``mean`` [E, B], summing to one over B."""
+        weights = self.weights
+        return weights / weights.sum(-1, keepdim=True)
+
+    def take(self, rows: Tensor | slice) -> Batch:
+        """Each member's ``rows`` [R] of its B, with what followed them."""
+        weight = None if self.weight is None else self.weight[:, rows]
+        segment = self.segment
+        if segment is not None:
+            x, y, there = (part[:, :, rows] for part in (segment.x, segment.y, segment.there))
+            segment = replace(segment, x=x, y=y, there=there)
+        return Batch(self.x[:, rows], self.y[:, rows], weight, segment)
 
     def mean(self, values: Tensor) -> Tensor:
         """Weighted mean of ``values`` [..., E, B] over the rows: [..., E].

@@ -30,11 +30,12 @@ class Transfer:
     learned. Both keep the metric's own direction. The others are turned (s = 1 where higher is
     better, −1 where lower is) so that their sign means the same for every metric:
 
-    - ``forgetting``, positive where something was lost: the mean over j < T of
-      max_{i<T} sR[i, j] − sR[T, j], what was best before against what is left (the forgetting measure
-      of Chaudhry et al. 2018, arXiv 1801.10112, at k = T).
     - ``backward``, negative where something was lost: the mean over j < T of s(R[T, j] − R[j, j])
-      (Lopez-Paz & Ranzato 2017, eq. 3). Its negative is what avalanche-lib calls forgetting.
+      (Lopez-Paz & Ranzato 2017, eq. 3).
+    - ``forgetting``, positive where something was lost: −``backward``, as in avalanche-lib.
+    - ``forgetting_max``, positive where something was lost: the mean over j < T of
+      max_{i<T} sR[i, j] − sR[T, j], what was best before against what is left (the forgetting measure
+      of Chaudhry et al. 2018, arXiv 1801.10112, at k = T). It is never below ``forgetting``.
     - ``backward_all``: the same over all pairs j < i, s(R[i, j] − R[j, j]), so that what was lost and
       learned again counts (BWT of Díaz-Rodríguez et al. 2018, arXiv 1810.13166).
     - ``forward``, positive where earlier tasks help before task j is seen: the mean over j > 1 of
@@ -49,6 +50,7 @@ class Transfer:
     final: float
     learning: float
     forgetting: float | None
+    forgetting_max: float | None
     backward: float | None
     backward_all: float | None
     forward: float | None
@@ -77,11 +79,13 @@ def transfer(
     learned = s.diagonal()
     later, earlier = np.tril_indices(tasks, -1)
     many = tasks > 1
+    backward = float((s[-1, :-1] - learned[:-1]).mean()) if many else None
     return Transfer(
         final=float(r[-1].mean()),
         learning=float(r.diagonal().mean()),
-        forgetting=float((s[:-1, :-1].max(0) - s[-1, :-1]).mean()) if many else None,
-        backward=float((s[-1, :-1] - learned[:-1]).mean()) if many else None,
+        forgetting=None if backward is None else 0.0 - backward,
+        forgetting_max=float((s[:-1, :-1].max(0) - s[-1, :-1]).mean()) if many else None,
+        backward=backward,
         backward_all=float((s[later, earlier] - learned[earlier]).mean()) if many else None,
         forward=float((s.diagonal(1) - sign * starts[1:]).mean())
         if many and starts is not None

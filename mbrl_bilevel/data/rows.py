@@ -126,12 +126,7 @@ class FitData:
         Of a set with more than ``most`` rows, that many are taken, evenly spaced.
         """
         if most is not None:
-            rows = tuple(
-                r
-                if len(r) <= most
-                else r[np.linspace(0, len(r) - 1, most).round().astype(np.int64)]
-                for r in rows
-            )
+            rows = tuple(r[evenly_spaced(len(r), most).numpy()] for r in rows)
         longest = max(1, *(len(r) for r in rows))
         index = np.zeros((len(rows), longest), dtype=np.int64)
         weight = np.zeros((len(rows), longest), dtype=np.float32)
@@ -323,6 +318,11 @@ def deal(sizes: IntArray, rows_in_cell: IntArray, generator: np.random.Generator
         groups[cell] += 1
         found[number] = names[cell]
     return found
+
+
+def evenly_spaced(count: int, most: int) -> Tensor:
+    """The numbers of at most ``most`` of ``count`` rows, evenly spaced from the first to the last."""
+    return torch.arange(count) if count <= most else torch.linspace(0, count - 1, most).long()
 
 
 def regression_rows(

@@ -1,7 +1,7 @@
 """How good a classifier's probabilities are: likelihood, Brier score, expected calibration error.
 
 ECE = Σ_b (n_b/n)·|accuracy_b − confidence_b| over bins of equal width of the largest probability
-(Guo et al. 2017, eq. 3); Brier = mean ‖p − onehot(y)‖² (Brier 1950).
+(Guo et al. 2017, eq. 3); Brier = mean ‖p − onehot(y)‖² (Brier 1950). All but ECE are scikit-learn's.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from sklearn import metrics
 
 from mbrl_bilevel.base.errors import InvalidInputError
 
@@ -49,20 +50,24 @@ def class_scores(probs: FloatArray, y: IntArray, bins: int = 15) -> ClassScores:
     # NaN compares false, so it is caught as well.
     if not (np.abs(probs.sum(1) - 1.0) < 1e-4).all() or not (probs >= 0.0).all():
         raise InvalidInputError("probs: every row must be probabilities that sum to one")
-    rows, largest = np.arange(len(y)), probs.max(1)
-    right = probs.argmax(1) == y
+    answers, largest = probs.argmax(1), probs.max(1)
+    right = answers == y
     cell = np.minimum((largest * bins).astype(np.int64), bins - 1)
     count = np.bincount(cell, minlength=bins)
     shares = np.maximum(count, 1)
     confidence = np.bincount(cell, largest, bins) / shares
     correct = np.bincount(cell, right, bins) / shares
-    onehot = np.eye(probs.shape[1])[y]
+    classes = np.arange(probs.shape[1])
+    whole = probs / probs.sum(1, keepdims=True)  # scikit-learn asks for it to the last digits
+    likely = np.maximum(whole, _LEAST_PROBABILITY)
     return ClassScores(
-        accuracy=float(right.mean()),
-        balanced_accuracy=float(np.mean([right[y == c].mean() for c in np.unique(y)])),
-        nll=float(-np.log(np.maximum(probs[rows, y], _LEAST_PROBABILITY)).mean()),
+        accuracy=float(metrics.accuracy_score(y, answers)),
+        balanced_accuracy=float(
+            metrics.recall_score(y, answers, labels=np.unique(y), average="macro")
+        ),
+        nll=float(metrics.log_loss(y, likely, labels=classes)),
         ece=float((count / len(y) * np.abs(correct - confidence)).sum()),
-        brier=float(np.square(probs - onehot).sum(1).mean()),
+        brier=float(metrics.brier_score_loss(y, whole, labels=classes, scale_by_half=False)),
         count=tuple(count.tolist()),
         confidence=tuple(confidence.tolist()),
         correct=tuple(correct.tolist()),

@@ -42,7 +42,6 @@ def open_loop(policy: Policy, batch: Batch) -> Iterator[Ahead]:
         raise InvalidInputError(
             "the batch has no segments to look ahead along: give FitData a chain of successors"
         )
-    weight = torch.ones_like(batch.x[..., 0]) if batch.weight is None else batch.weight
     x = batch.x
     for t in range(segment.horizon):
         dist = policy.dist(x)
@@ -50,7 +49,7 @@ def open_loop(policy: Policy, batch: Batch) -> Iterator[Ahead]:
             raise UnsupportedCombinationError(
                 f"open-loop rollouts follow a Gaussian policy's mean; got a {type(dist).__name__}"
             )
-        yield Ahead(dist, segment.target_from(x, t), weight * segment.there[t])
+        yield Ahead(dist, segment.target_from(x, t), batch.weights * segment.there[t])
         if t + 1 < segment.horizon:
             x = segment.moved(x, dist.mean, t)
 

@@ -85,8 +85,7 @@ def diagonal_fisher(policy: Policy, batch: Batch) -> dict[str, Tensor]:
     """
     named = {name: p for name, p in policy.named_parameters() if p.requires_grad}
     found = {name: torch.zeros_like(p) for name, p in named.items()}
-    share = batch.weight if batch.weight is not None else torch.ones_like(batch.x[..., 0])
-    share = share / share.sum(-1, keepdim=True)
+    share = batch.share
     for row in range(batch.x.shape[1]):
         outputs = _whitened(policy.dist(batch.x[:, row : row + 1]))[:, 0]
         for output in outputs.sum(0):

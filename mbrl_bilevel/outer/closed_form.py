@@ -178,9 +178,7 @@ def held_out_second_moment(policy: Policy, held_out: Batch, floor: float = _FLOO
     is not Gaussian.
     """
     residual = (held_out.y - _mean(policy.dist(held_out.x))).flatten(0, 1)
-    weight = residual.new_ones(len(residual))
-    if held_out.weight is not None:
-        weight = held_out.weight.flatten()
+    weight = held_out.weights.flatten()
     moment = (residual * weight.unsqueeze(-1)).mT @ residual / weight.sum()
     if not moment.isfinite().all():
         raise DivergedError(

@@ -118,9 +118,7 @@ def _rows(problem: Problem, policy: TemperedPolicy) -> _Rows:
     """The held-out rows of each set of members that hold out the same ones."""
     held_out = problem.held_out
     logits = policy.logits(held_out.x).double()
-    weight = torch.ones_like(logits[..., 0])
-    if held_out.weight is not None:
-        weight = held_out.weight.double()
+    weight = held_out.weights.double()
     together: list[list[int]] = []
     for member in range(policy.members):
         for others in together:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mbrl_bilevel.data.rows import evenly_spaced
 from mbrl_bilevel.outer.problem import Problem
 from mbrl_bilevel.policies.policies import GaussianPolicy
 
@@ -59,11 +60,9 @@ class CrossFitted:
     def of(problem: Problem, policy: GaussianPolicy, most: int) -> CrossFitted:
         """At most this many of the problem's held-out rows, evenly spaced."""
         held_out, members = problem.held_out, policy.members
-        there = torch.ones_like(held_out.x[..., 0], dtype=torch.bool)
-        if held_out.weight is not None:
-            there = held_out.weight > 0
+        there = held_out.weights > 0
         owner = torch.arange(members).unsqueeze(1).expand_as(there)[there]
-        thinned = torch.linspace(0, len(owner) - 1, min(most, len(owner))).long()
+        thinned = evenly_spaced(len(owner), most)
         x, y, owner = held_out.x[there][thinned], held_out.y[there][thinned], owner[thinned]
         features = policy.network.features(x.expand(members, -1, -1))
         mean = policy.network.last(features)

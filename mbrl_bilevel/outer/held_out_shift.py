@@ -6,14 +6,14 @@ outer objective falls fastest where b changes by argmin_δ F(μ_θ + δ): no lin
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import cast
 
 import torch
 from torch import Tensor
 
 from mbrl_bilevel.base.errors import DivergedError, InvalidInputError, UnsupportedCombinationError
-from mbrl_bilevel.base.records import Batch
+from mbrl_bilevel.data.rows import evenly_spaced
 from mbrl_bilevel.inner.shifted_reward import AffineShift, Shifted
 from mbrl_bilevel.outer.problem import Problem, Report, reward_loss
 from mbrl_bilevel.policies.distributions import DiagonalGaussian
@@ -51,7 +51,8 @@ class HeldOutShift:
 
     def step(self, problem: Problem) -> Report:
         """One move of b; the report says by how much the objective falls and how large W is."""
-        shift, batch = _shift(problem), _thinned(problem.held_out, self.rows)
+        shift, held_out = _shift(problem), problem.held_out
+        batch = held_out.take(evenly_spaced(held_out.x.shape[1], self.rows))
         inputs, dim = shift.weight.shape
         change = AffineShift(inputs, dim, unit=1.0).to(shift.weight)
         parameters = list(change.parameters())
@@ -109,17 +110,3 @@ def _shift(problem: Problem) -> AffineShift:
             f"{type(reward).__name__}: use FisherImplicit"
         )
     return reward.shift
-
-
-def _thinned(batch: Batch, most: int) -> Batch:
-    """At most that many rows, evenly spaced."""
-    rows = batch.x.shape[1]
-    if rows <= most:
-        return batch
-    kept = torch.linspace(0, rows - 1, most).long()
-    weight = None if batch.weight is None else batch.weight[:, kept]
-    part = batch.segment
-    if part is not None:
-        x, y, there = (v[:, :, kept] for v in (part.x, part.y, part.there))
-        part = replace(part, x=x, y=y, there=there)
-    return Batch(batch.x[:, kept], batch.y[:, kept], weight, part)

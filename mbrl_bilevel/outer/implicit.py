@@ -36,15 +36,11 @@ from mbrl_bilevel.outer.problem import (
     objective_gradient,
     outer_parameters,
     reward_loss,
-    row_share,
     worst_norm,
 )
 
 _CONJUGATE_GRADIENT: LinearSolver = partial(conjugate_gradient, tolerance=1e-2, max_iterations=100)
 _NEUMANN_SERIES: LinearSolver = partial(neumann_series, tolerance=1e-2, max_iterations=200)
-
-#: How much of the preconditioner's old estimate each solve keeps.
-_MEMORY = 0.8
 
 
 @dataclass(frozen=True)
@@ -61,10 +57,7 @@ class FisherImplicit:
     than rows, and what damping is left small enough to let through in its flat directions is noise:
     take 1 to 3 for networks (2 is the default), 0.1 or less for small well-conditioned models.
     ``fisher="sampled"`` takes E[∇log p ∇log pᵀ] over draws, for distributions without a closed form.
-    ``rows`` of the train sample make up the curvature (None: all). With ``probes`` > 0 that many
-    backward passes a solve estimate the diagonal that preconditions it, kept from solve to solve:
-    for badly scaled inputs of small models; on a wide network, whose curvature is of low rank plus
-    damping·I, it costs iterations.
+    ``rows`` of the train sample make up the curvature (None: all).
     """
 
     solve: LinearSolver = _CONJUGATE_GRADIENT
@@ -72,13 +65,12 @@ class FisherImplicit:
     fisher: Literal["exact", "sampled"] = "exact"
     samples: int = 64
     rows: int | None = 64
-    probes: int = 0
 
     def __post_init__(self) -> None:
-        if not self.damping >= 0.0 or self.samples < 2 or self.probes < 0:
+        if not self.damping >= 0.0 or self.samples < 2:
             raise InvalidInputError(
-                f"FisherImplicit needs damping >= 0, samples >= 2 and probes >= 0; "
-                f"got damping={self.damping}, samples={self.samples}, probes={self.probes}"
+                f"FisherImplicit needs damping >= 0 and samples >= 2; got damping={self.damping}, "
+                f"samples={self.samples}"
             )
         if self.fisher not in ("exact", "sampled") or (self.rows is not None and self.rows < 1):
             raise InvalidInputError(
@@ -115,20 +107,18 @@ class FisherImplicit:
         """One linear solve, then one cross term; all draws are made once."""
         loss = reward_loss(problem, "FisherImplicit")
         phi, theta = outer_parameters(loss, "FisherImplicit"), Theta.of(problem.policy)
-        batch = _first_rows(problem.train, self.rows)
-        share = row_share(batch) * loss.regulariser.weight(batch.x).detach() / batch.y.shape[-1]
+        batch = problem.train.take(slice(self.rows))
+        share = batch.share * loss.regulariser.weight(batch.x).detach() / batch.y.shape[-1]
         damping = self.damping * share.sum(-1, keepdim=True)
         product = self._curvature(problem, theta, batch, share, generator)
-        diagonal = self._diagonal(problem, theta, batch, share, warm.diagonal, generator)
         solution, info = self.solve(
             product,
             objective_gradient(problem, theta),
             warm.solution,
             damping=damping,
-            diagonal=None if diagonal is None else _positive(diagonal) + damping,
         )
         cross, gradient = cross_term(problem, theta, phi, solution, self.samples, generator)
-        return _result(cross, gradient, info, Warm(solution, diagonal))
+        return _result(cross, gradient, info, Warm(solution))
 
     def _curvature(
         self,
@@ -153,36 +143,6 @@ class FisherImplicit:
             )
 
         return product
-
-    def _diagonal(
-        self,
-        problem: Problem,
-        theta: Theta,
-        batch: Batch,
-        share: Tensor,
-        old: Tensor | None,
-        generator: torch.Generator,
-    ) -> Tensor | None:
-        """Estimate of diag(H), [E, P]: the mean square of ∇_θ Σ_b √share_b·log p(ŷ_b), ŷ ~ p.
-
-        The scores of different rows are independent with mean zero, so cross products vanish in
-        expectation and E[(Σ_b s_b)²] = Σ_b E[s_b²].
-        """
-        if self.probes == 0:
-            return None
-        dist = problem.policy.dist(batch.x)
-        log_prob = (share.sqrt() * dist.log_prob(dist.sample(self.probes, generator))).sum((1, 2))
-        squares = torch.stack(
-            [
-                theta.flat(
-                    torch.autograd.grad(
-                        one, theta.tensors, retain_graph=True, materialize_grads=True
-                    )
-                ).square()
-                for one in log_prob
-            ]
-        ).mean(0)
-        return squares if old is None else _MEMORY * old + (1.0 - _MEMORY) * squares
 
 
 @dataclass(frozen=True)
@@ -296,7 +256,7 @@ def cross_term(
         strict=True,
     )
     advantage = (reward - reward.mean(0)).detach()
-    gradient = slopes.pull((-scale * advantage * row_share(batch),)) + bonus_gradient.detach()
+    gradient = slopes.pull((-scale * advantage * batch.share,)) + bonus_gradient.detach()
     return tuple(a + b for a, b in parts), gradient
 
 
@@ -328,16 +288,3 @@ def _pseudo_solve(hessian: Tensor, b: Tensor, cutoff: float) -> tuple[Tensor, Li
     # What the dense solve leaves is rounding, or a part of b in the flat directions.
     info = LinearSolveInfo(1, relative, minimum & (relative < 1e-4))
     return solution.squeeze(-1).to(b.dtype), info
-
-
-def _positive(diagonal: Tensor) -> Tensor:
-    """Entries near zero are estimates from few probes: they are lifted to 1 % of the mean."""
-    mean = diagonal.mean(-1, keepdim=True).clamp_min(torch.finfo(diagonal.dtype).tiny)
-    return torch.maximum(diagonal, 0.01 * mean)
-
-
-def _first_rows(batch: Batch, rows: int | None) -> Batch:
-    if rows is None or rows >= batch.x.shape[1]:
-        return batch
-    weight = None if batch.weight is None else batch.weight[:, :rows]
-    return Batch(batch.x[:, :rows], batch.y[:, :rows], weight)

@@ -37,7 +37,7 @@ _ADAM: MakeOptimiser = partial(torch.optim.Adam, lr=0.25)
 @dataclass(frozen=True)
 class OuterState:
     """What one update leaves to the next: φ's optimiser (with its moments), the last linear
-    solution and preconditioner, and how many ``updates`` were made."""
+    solution, and how many ``updates`` were made."""
 
     optimiser: torch.optim.Optimizer | None = None
     warm: Warm = field(default_factory=Warm)

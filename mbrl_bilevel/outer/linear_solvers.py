@@ -50,7 +50,6 @@ class LinearSolver(Protocol):
         x0: Tensor | None = None,
         *,
         damping: Tensor | float = 0.0,
-        diagonal: Tensor | None = None,
     ) -> tuple[Tensor, LinearSolveInfo]: ...
 
 
@@ -61,26 +60,21 @@ def conjugate_gradient(
     x0: Tensor | None = None,
     *,
     damping: Tensor | float = 0.0,
-    diagonal: Tensor | None = None,
     tolerance: float = 1e-2,
     max_iterations: int = 100,
 ) -> tuple[Tensor, LinearSolveInfo]:
-    """Preconditioned conjugate gradient, for positive (semi-)definite A.
+    """Conjugate gradient, for positive (semi-)definite A.
 
-    ``damping`` is a number or [E, 1]; ``diagonal`` [E, P] > 0 approximates the diagonal of
-    A + damping·I and divides the residual (Jacobi preconditioner). Each member has its own step
-    sizes; one that has converged, or met a direction of no positive curvature, stands still. A
-    start ``x0`` worse than zero is replaced by zero.
+    ``damping`` is a number or [E, 1]. Each member has its own step sizes; one that has converged, or met a
+    direction of no positive curvature, stands still. A start ``x0`` worse than zero is replaced by zero.
 
     Raises InvalidInputError for shapes that disagree, a negative damping or an empty budget.
     """
-    _check(b, x0, diagonal, damping, tolerance, max_iterations)
+    _check(b, x0, damping, tolerance, max_iterations)
     product = _damped(matvec, damping)
     scale = _norm(b)
     x, residual = _start(product, b, x0, scale)
-    precondition = torch.ones_like(b) if diagonal is None else diagonal.reciprocal()
-    z = precondition * residual
-    direction, rho = z, (residual * z).sum(-1, keepdim=True)
+    direction, rho = residual, (residual * residual).sum(-1, keepdim=True)
     active = _norm(residual) > tolerance * scale
     iterations = 0
     while iterations < max_iterations and bool(active.any()):
@@ -90,9 +84,8 @@ def conjugate_gradient(
         step = torch.where(active, rho / curvature, 0.0)
         x = x + step * direction
         residual = residual - step * image
-        z = precondition * residual
-        following = (residual * z).sum(-1, keepdim=True)
-        direction = z + torch.where(active, following / rho, 0.0) * direction
+        following = (residual * residual).sum(-1, keepdim=True)
+        direction = residual + torch.where(active, following / rho, 0.0) * direction
         rho = following
         active = active & (_norm(residual) > tolerance * scale)
         iterations += 1
@@ -107,29 +100,27 @@ def neumann_series(
     x0: Tensor | None = None,
     *,
     damping: Tensor | float = 0.0,
-    diagonal: Tensor | None = None,
     step: float | None = None,
     tolerance: float = 1e-2,
     max_iterations: int = 200,
 ) -> tuple[Tensor, LinearSolveInfo]:
-    """x ← x + step·M⁻¹(b − A x): from zero, the partial sums step·Σ_i (I − step·M⁻¹A)^i M⁻¹b.
+    """x ← x + step·(b − A x): from zero, the partial sums step·Σ_i (I − step·A)^i b.
 
-    Converges for 0 < step < 2/λ_max(M⁻¹A), where M is ``diagonal`` or the identity; ``step=None``
+    Converges for 0 < step < 2/λ_max(A); ``step=None``
     takes 1/λ_max per member, found by power iteration. A member whose residual grows a thousandfold
     has diverged: it stops at its best iterate and is reported as not converged.
 
     Raises InvalidInputError as ``conjugate_gradient``, and for a step that is not positive.
     """
-    _check(b, x0, diagonal, damping, tolerance, max_iterations)
+    _check(b, x0, damping, tolerance, max_iterations)
     if step is not None and not step > 0.0:
         raise InvalidInputError(f"step must be positive, or None to choose it; got {step}")
     product = _damped(matvec, damping)
     scale = _norm(b)
     x, residual = _start(product, b, x0, scale)
-    precondition = torch.ones_like(b) if diagonal is None else diagonal.reciprocal()
     if step is None:
         # 5 % below 1/λ: power iteration comes to λ_max from below.
-        length = 0.95 / largest_eigenvalue(lambda v: precondition * product(v), b)
+        length = 0.95 / largest_eigenvalue(product, b)
     else:
         length = b.new_full((len(b), 1), step)
     best, best_norm = x, _norm(residual)
@@ -137,7 +128,7 @@ def neumann_series(
     active = best_norm > tolerance * scale
     iterations = 0
     while iterations < max_iterations and bool(active.any()):
-        x = torch.where(active, x + length * precondition * residual, x)
+        x = torch.where(active, x + length * residual, x)
         residual = torch.where(active, b - product(x), residual)
         norm = _norm(residual)
         better = norm < best_norm
@@ -169,20 +160,16 @@ def largest_eigenvalue(matvec: MatVec, like: Tensor, iterations: int = 30) -> Te
 def _check(
     b: Tensor,
     x0: Tensor | None,
-    diagonal: Tensor | None,
     damping: Tensor | float,
     tolerance: float,
     max_iterations: int,
 ) -> None:
     if b.ndim != 2:
         raise InvalidInputError(f"b must be [E, P]; got {tuple(b.shape)}")
-    for name, value in (("x0", x0), ("diagonal", diagonal)):
-        if value is not None and value.shape != b.shape:
-            raise InvalidInputError(
-                f"{name} must have the shape of b, {tuple(b.shape)}; got {tuple(value.shape)}"
-            )
-    if diagonal is not None and not bool((diagonal > 0.0).all()):
-        raise InvalidInputError("diagonal must be positive everywhere: add the damping to it")
+    if x0 is not None and x0.shape != b.shape:
+        raise InvalidInputError(
+            f"x0 must have the shape of b, {tuple(b.shape)}; got {tuple(x0.shape)}"
+        )
     if not bool((torch.as_tensor(damping) >= 0.0).all()):
         raise InvalidInputError(f"damping must be zero or more; got {damping}")
     if not tolerance >= 0.0 or max_iterations < 1:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mbrl_bilevel.base.errors import InvalidInputError, UnsupportedCombinationError
 from mbrl_bilevel.base.records import Batch
-from mbrl_bilevel.inner.open_loop import k_step_mse, open_loop
+from mbrl_bilevel.inner.open_loop import k_step_mse
 from mbrl_bilevel.policies.distributions import (
     Categorical,
     DiagonalGaussian,
@@ -40,43 +40,16 @@ class OneStepNLL:
 
 
 @dataclass(frozen=True)
-class KStepNLL:
-    """Negative log-likelihood per dimension along open-loop rollouts of the segments' length.
+class KStepMSE:
+    """Mean squared error per dimension along open-loop rollouts of the segments' length, in units of one
+    step's targets.
 
     Each step starts where the mean of the step before led, so the gradient passes through the whole
     rollout (``open_loop``).
     """
 
     def __call__(self, policy: Policy, batch: Batch) -> Tensor:
-        nll = [
-            -ahead.mean(ahead.dist.log_prob(ahead.target)) / batch.y.shape[-1]
-            for ahead in open_loop(policy, batch)
-        ]
-        return torch.stack(nll).mean(0)
-
-
-@dataclass(frozen=True)
-class KStepMSE:
-    """Mean squared error per dimension along the same rollouts, in units of one step's targets."""
-
-    def __call__(self, policy: Policy, batch: Batch) -> Tensor:
         return k_step_mse(policy, batch)
-
-
-@dataclass(frozen=True)
-class KStepProfileNLL:
-    """Negative log-likelihood per dimension along the same rollouts, at the constant variances that
-    suit this sample best, one per dimension and step ahead: as ProfileNLL for one step.
-
-    Open-loop errors grow from step to step: no one variance suits all.
-    """
-
-    def __call__(self, policy: Policy, batch: Batch) -> Tensor:
-        steps = []
-        for ahead in open_loop(policy, batch):
-            squared = (ahead.dist.mean - ahead.target).square().movedim(-1, 0)
-            steps.append(0.5 * (ahead.mean(squared) * (2.0 * math.pi * math.e)).log().mean(0))
-        return torch.stack(steps).mean(0)
 
 
 @dataclass(frozen=True)
@@ -118,7 +91,7 @@ class BalancedError:
             raise UnsupportedCombinationError(
                 f"BalancedError needs classes; got a {type(dist).__name__}: use OneStepNLL"
             )
-        weight = torch.ones_like(batch.x[..., 0]) if batch.weight is None else batch.weight
+        weight = batch.weights
         true = torch.nn.functional.one_hot(batch.y[..., 0].long(), dist.logits.shape[-1])
         member = true * weight.unsqueeze(-1)
         count = member.sum(1)

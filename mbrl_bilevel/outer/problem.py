@@ -37,11 +37,9 @@ class Problem:
 
 @dataclass(frozen=True)
 class Warm:
-    """What a linear solve leaves to the next one: its ``solution`` and the preconditioner's
-    ``diagonal``, both [E, P] or None."""
+    """What a linear solve leaves to the next one: its ``solution`` [E, P], or None."""
 
     solution: Tensor | None = None
-    diagonal: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -205,14 +203,6 @@ class Linearised:
             self._outputs, self._theta.tensors, trained, retain_graph=True, materialize_grads=True
         )
         return self._theta.flat(gradients)
-
-
-def row_share(batch: Batch) -> Tensor:
-    """The weight of each row in ``batch.mean``, [E, B], summing to one over B."""
-    if batch.weight is None:
-        return torch.full_like(batch.x[..., 0], 1.0 / batch.x.shape[1])
-    total: Tensor = batch.weight.sum(-1, keepdim=True)
-    return batch.weight / total
 
 
 def worst_norm(rows: Tensor) -> float:

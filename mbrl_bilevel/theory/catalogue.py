@@ -86,7 +86,7 @@ def catalogue(seed: int = 0) -> dict[str, Callable[[], Entry]]:
 def solvers(model: Policy | None = None) -> dict[str, GradientSolver]:
     """Every hypergradient solver, set so tight that what is left is the error of its formula."""
     tight = partial(conjugate_gradient, tolerance=1e-10, max_iterations=500)
-    fisher = FisherImplicit(tight, damping=0.0, rows=None, probes=0)
+    fisher = FisherImplicit(tight, damping=0.0, rows=None)
     return {
         "exact_implicit": ExactImplicit(),
         "fisher_implicit": fisher,

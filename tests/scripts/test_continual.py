@@ -66,7 +66,7 @@ def test_a_run_has_a_row_for_each_method_and_ends_the_same_after_a_stop(tmp_path
             )
             for short, part in (("bwt", "backward"), ("fwt", "forward")):
                 assert row[f"{short}_{metric}"] == getattr(says, part)
-            for part in ("forgetting", "final", "learning"):
+            for part in ("forgetting", "forgetting_max", "final", "learning"):
                 assert row[f"{part}_{metric}"] == getattr(says, part)
         # A model that has learned a task is nearer to it than one that has learned nothing.
         assert matrices["rmse"][0][0] < matrices["rmse_before"][0]

@@ -8,6 +8,9 @@ accuracy) jump where a row at the edge falls to the other side: they have room f
 Trajectories of train are chaotic in principle: one plan or one clipped action that comes out otherwise
 moves all that follows. Should a machine differ in the returns of train alone, look there first; steps and
 structure are the same on any.
+
+One name has changed since: what these rows called forgetting_M is forgetting_max_M, and forgetting_M is −bwt_M.
+The file of continual says so; its numbers are those of then.
 """
 
 from __future__ import annotations

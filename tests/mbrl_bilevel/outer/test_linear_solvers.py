@@ -98,19 +98,6 @@ def test_a_start_worse_than_zero_is_dropped(bad: float) -> None:
     torch.testing.assert_close(x, cold)
 
 
-def test_the_diagonal_saves_iterations_on_a_badly_scaled_system() -> None:
-    scale = torch.logspace(-3, 3, P, dtype=torch.float64)
-    matrix = scale.reshape(-1, 1) * spd() * scale
-    b, diagonal = draw(E, P), matrix.diagonal(dim1=-2, dim2=-1)
-    matvec, plain = counted(times(matrix))
-    conjugate_gradient(matvec, b, tolerance=1e-6, max_iterations=500)
-    matvec, scaled = counted(times(matrix))
-    x, info = conjugate_gradient(matvec, b, tolerance=1e-6, max_iterations=500, diagonal=diagonal)
-    assert bool(info.converged.all())
-    assert len(scaled) < 0.7 * len(plain)
-    torch.testing.assert_close(times(matrix)(x), b, rtol=1e-4, atol=1e-4)
-
-
 def test_zero_right_side_and_singular_matrix() -> None:
     zero, info = conjugate_gradient(times(spd()), torch.zeros(E, P, dtype=torch.float64))
     assert not zero.any()
@@ -170,7 +157,6 @@ def test_largest_eigenvalue() -> None:
     [
         ({"x0": torch.zeros(E, P + 1)}, "x0"),
         ({"damping": -1.0}, "damping"),
-        ({"diagonal": torch.zeros(E, P)}, "diagonal"),
         ({"max_iterations": 0}, "max_iterations"),
         ({"tolerance": float("nan")}, "tolerance"),
     ],
