@@ -62,9 +62,10 @@ if TYPE_CHECKING:
     from mbrl_bilevel.policies.policies import MixturePolicy as MixturePolicy
     from mbrl_bilevel.training.fit import Schedule as Schedule
     from mbrl_bilevel.training.fit import fit as fit
+    from mbrl_bilevel.training.method import Method as Method
     from mbrl_bilevel.training.methods import METHODS as METHODS
-    from mbrl_bilevel.training.methods import Method as Method
     from mbrl_bilevel.training.methods import get_method as get_method
+    from mbrl_bilevel.training.methods import register_method as register_method
     from mbrl_bilevel.training.warm_start import WarmStart as WarmStart
 else:
     __getattr__, __dir__, __all__ = exports(
@@ -108,7 +109,8 @@ else:
                 "MixturePolicy",
             ),
             "mbrl_bilevel.training.fit": ("Schedule", "fit"),
-            "mbrl_bilevel.training.methods": ("METHODS", "Method", "get_method"),
+            "mbrl_bilevel.training.method": ("Method",),
+            "mbrl_bilevel.training.methods": ("METHODS", "get_method", "register_method"),
             "mbrl_bilevel.training.warm_start": ("WarmStart",),
         },
     )

@@ -6,101 +6,17 @@ repeat is a new collection, a new split and a new initialisation, the same for e
 
 from __future__ import annotations
 
-import math
-import time
-from typing import Any
+from options.continual import Args
 
-import torch
-from _continual_args import Args
-from _continual_figures import draw_matrices, draw_pareto, draw_seen
-from _continual_summary import against, removed, scored, summarise
-from _continual_tasks import TaskData, make_tasks
-from _pool import Cells, Done, run_cells
-from _rows import Row
-from _run import Result, RunFolder, launch
-
-from mbrl_bilevel.continual.learner import Learner
-from mbrl_bilevel.continual.sequence import run as run_sequence
-from mbrl_bilevel.training.fit import Schedule
+from mbrl_bilevel.studies.launching import Result, launch
+from mbrl_bilevel.studies.run_folder import RunFolder
 
 
 def main(args: Args, run: RunFolder) -> Result:
     """Fill in the rows that are missing, then summarise and draw."""
-    keys: list[dict[str, Any]] = [
-        {"sequence": sequence, "seed": seed, "method": method}
-        for seed in range(args.seed, args.seed + args.seeds)
-        for sequence in args.sequences
-        for method in args.methods
-    ]
-    metrics = args.metrics
-    cells = Cells(keys, learn_cell, (*metrics, "moved", "train_seconds"))
-    rows = run_cells(run, args, cells, "continual", args.jobs)
-    summary = list(summarise(rows, args.methods, metrics))
-    figures = [
-        *draw_matrices(run.figures, rows, args.methods, metrics),
-        draw_seen(run.figures, rows, args.methods, metrics),
-        draw_pareto(run.figures, summary, args.methods, metrics),
-    ]
-    found = {
-        **scored(rows, metrics),
-        "summary": summary,
-        "against": list(against(rows, args.methods, metrics)),
-        "removed": list(removed(rows, args.methods)),
-        "sequences": {name: args.sequence(name).kind for name in args.sequences},
-    }
-    short = {
-        f"{line['method']}@{line['sequence']}": {
-            f"{name}_{part}": _rounded(line[name][part])
-            for name in metrics[:2]
-            for part in ("final", "learning", "forgetting")
-        }
-        for line in summary
-    }
-    return Result(found, {"summary": short, "figures": [str(path) for path in figures]})
+    from work.continual import learn_sequences  # once the options are read: it brings in PyTorch
 
-
-def _rounded(found: dict[str, float] | None) -> float | None:
-    return None if found is None or not math.isfinite(found["mean"]) else round(found["mean"], 4)
-
-
-def learn_cell(args: Args, key: Row) -> Done:
-    """One method on one sequence: its matrices, and what each task cost."""
-    found = make_tasks(args, key["sequence"], key["seed"])
-    first, generator = found.tasks[0], torch.Generator().manual_seed(key["seed"])
-    start = Learner.start(
-        args.recipe(key["method"]),
-        first.x,
-        first.y,
-        generator=generator,
-        members=args.members,
-        hidden=args.hidden,
-        classes=found.classes,
-    )
-    schedule = Schedule(
-        steps=args.train_steps, batch_size=args.batch_size, learning_rate=args.learning_rate
-    )
-    told: dict[str, list[float | None]] = {
-        "moved": [],
-        "kl_strength": [],
-        "steps": [],
-        "train_seconds": [],
-    }
-
-    def learn(learner: Learner, task: TaskData) -> Learner:
-        began = time.perf_counter()
-        after = learner.learn(task.x, task.y, task.groups, generator=generator, schedule=schedule)
-        assert after.last is not None
-        assert after.moved is not None
-        told["train_seconds"].append(time.perf_counter() - began)
-        told["moved"].append(after.moved)
-        told["steps"].append(after.last.steps)
-        told["kl_strength"].append(after.last.outer.get("kl_strength"))
-        return after
-
-    ran = run_sequence(found.tasks, start, learn, lambda learner, task: task.evaluate(learner))
-    matrices = {name: matrix.tolist() for name, matrix in ran.matrices.items()}
-    before = {f"{name}_before": values.tolist() for name, values in ran.before.items()}
-    return Done({**matrices, **before, **told, "tasks": [task.name for task in found.tasks]})
+    return learn_sequences(args, run)
 
 
 if __name__ == "__main__":

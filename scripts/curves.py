@@ -7,50 +7,23 @@ LABEL stands for the simulator or the model that was planned in.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from _curve_figures import draw_curves
-from _curve_runs import Curve, read_runs
-from _run import Result, RunArgs, RunFolder, launch
+from options.curves import Args
+from work.curve_runs import Curve, read_runs
 
 from mbrl_bilevel.base.errors import InvalidInputError
-from mbrl_bilevel.evaluation.statistics import interval
-
-
-@dataclass(frozen=True, kw_only=True)
-class Args(RunArgs):
-    """Options of curves."""
-
-    runs: tuple[str, ...]
-    """Folders that train and plan have filled, or are still filling; LABEL=FOLDER names the curve."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if len({os.path.realpath(folder) for _, folder in self.named}) < len(self.runs):
-            raise InvalidInputError("--runs: a folder is named twice; leave one out")
-
-    @property
-    def named(self) -> list[tuple[str, Path]]:
-        """The label, empty where none was given, and the folder of each."""
-        return [_split(run) for run in self.runs]
-
-
-def _split(run: str) -> tuple[str, Path]:
-    """At the first equals sign with a folder behind it: either part may hold more of them."""
-    parts = run.split("=")
-    for i in range(len(parts)):
-        label, folder = "=".join(parts[:i]), "=".join(parts[i:])
-        if os.path.isdir(folder):  # False, where Path.is_dir raises for a name that cannot be
-            return label, Path(folder)
-    raise InvalidInputError(f"--runs: {run!r} names no folder; give FOLDER or LABEL=FOLDER")
+from mbrl_bilevel.studies.launching import Result, launch
+from mbrl_bilevel.studies.run_folder import RunFolder
 
 
 def main(args: Args, run: RunFolder) -> Result:
     """Read, sum up, draw."""
+    # Once the options are read: they bring in matplotlib and SciPy.
+    from mbrl_bilevel.evaluation.statistics import interval
+    from mbrl_bilevel.figures.curves import draw_curves
+
     curves, lines = read_runs(args.named)
     points = [
         {"env_id": env_id, "label": label, "step": step, **interval(values)}

@@ -135,6 +135,27 @@ def test_nothing_goes_round_in_a_circle(graph: dict[str, set[str]]) -> None:
         pytest.fail(f"these files import each other: {' -> '.join(error.args[1])}")
 
 
+#: What the extra [scripts] brings: a library without it imports, but for these folders.
+EXTRA = {"matplotlib", "optuna", "tensorboard", "tyro"}
+NEED_EXTRA = ("mbrl_bilevel.studies.", "mbrl_bilevel.figures.")
+
+
+def test_only_studies_and_figures_need_the_extra() -> None:
+    needing = {
+        name
+        for name, path in files().items()
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for module in (
+            [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module]
+        )
+        if (module or "").partition(".")[0] in EXTRA
+    }
+    assert {name for name in needing if name.startswith(NEED_EXTRA)}
+    rest = {name for name in needing if not name.startswith((*NEED_EXTRA, "scripts."))}
+    assert not rest
+
+
 def test_agents_is_ours() -> None:
     """An unrelated package has the same import name; it must not be the one that answers."""
     import agents
@@ -164,8 +185,8 @@ def test_agents_is_ours() -> None:
         ("envs.known.endings", "from agents import mpc", True),
         ("envs.known.endings", "from mbrl_bilevel.base.records import Rule", False),
         ("envs.known.endings", "from mbrl_bilevel.training.fit import fit", True),
-        ("envs.known.endings", "from scripts._run import launch", True),
-        ("scripts.train", "from _run import launch\nimport envs, agents.mpc", False),
+        ("envs.known.endings", "from scripts.train import main", True),
+        ("scripts.train", "from options.train import Args\nimport envs, agents.mpc", False),
     ],
 )
 def test_the_rules_bite(name: str, source: str, wrong: bool) -> None:

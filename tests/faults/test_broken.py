@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from _run import launch
 from faulting import RUNS, metrics
+
+from mbrl_bilevel.studies.launching import launch
 
 
 def go(name: str, out: Path, *more: str) -> int:

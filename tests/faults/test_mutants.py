@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import theory
 import train
-from _args import parse
 from faulting import damaged, tiny_agent, tiny_mbpo
 from safetensors.torch import load as load_tensors
 
@@ -25,6 +24,7 @@ from envs.tasks.make import make_env
 from mbrl_bilevel.base.checkpoint import load_checkpoint, save_checkpoint
 from mbrl_bilevel.base.errors import BilevelError, CheckpointError, InvalidInputError
 from mbrl_bilevel.imagination.particles import Imagination
+from mbrl_bilevel.studies.arguments import parse
 from mbrl_bilevel.training.fit import Schedule
 
 # ruff: noqa: PT017 - whether a mutant is refused is not known beforehand

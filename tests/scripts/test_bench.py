@@ -15,21 +15,25 @@ import torch
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT / "scripts"))  # where a script finds its neighbours
 
-import _bench_peers  # noqa: E402
-import bench  # noqa: E402
-from _run import launch  # noqa: E402
-from bench import ROWS, Args, EagerDynamics, Pair, main, measure, train_eagerly  # noqa: E402
+from bench import Args, main  # noqa: E402
+from bench_rows import ROWS, load_row, peers  # noqa: E402
+from bench_rows.eager import eager_log_std  # noqa: E402
+from bench_rows.pair import Pair  # noqa: E402
+from bench_rows.planning import EagerDynamics  # noqa: E402
+from bench_rows.training import train_eagerly  # noqa: E402
+from work.bench import QUICK, measure  # noqa: E402
 
 from mbrl_bilevel.policies.policies import GaussianPolicy  # noqa: E402
+from mbrl_bilevel.studies.launching import launch  # noqa: E402
 from mbrl_bilevel.training.fit import Schedule  # noqa: E402
 
-SMALL = bench._QUICK
+SMALL = QUICK
 
 
 @pytest.fixture(autouse=True)
 def no_peers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """As on a machine without them, wherever the tests run."""
-    monkeypatch.setattr(_bench_peers, "PEERS", tmp_path / "bin" / "python")
+    monkeypatch.setattr(peers, "PEERS", tmp_path / "bin" / "python")
 
 
 #: The rows that need no other library.
@@ -140,7 +144,7 @@ def test_nothing_is_timed_when_the_sides_disagree() -> None:
 @pytest.mark.parametrize("name", ["plan", "train-nll"])
 def test_both_sides_agree_for_any_seed(name: str) -> None:
     for seed in range(3):
-        ROWS[name](SMALL, seed).check()
+        load_row(name)(SMALL, seed).check()
 
 
 def test_the_check_of_plan_sees_another_model(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,7 +156,7 @@ def test_the_check_of_plan_sees_another_model(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(EagerDynamics, "returns", in_other_units)
     with pytest.raises(AssertionError, match="not close"):
-        ROWS["plan"](SMALL, 0).check()
+        load_row("plan")(SMALL, 0).check()
 
 
 def test_the_check_of_train_nll_sees_another_training(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,19 +164,19 @@ def test_the_check_of_train_nll_sees_another_training(monkeypatch: pytest.Monkey
         schedule = replace(schedule, learning_rate=2.0 * schedule.learning_rate)
         return train_eagerly(networks, data, schedule, generator)
 
-    monkeypatch.setattr(bench, "train_eagerly", faster)
+    monkeypatch.setattr("bench_rows.training.train_eagerly", faster)
     with pytest.raises(AssertionError, match="not close"):
-        ROWS["train-nll"](SMALL, 0).check()
+        load_row("train-nll")(SMALL, 0).check()
 
 
 def test_a_plan_takes_the_same_action_by_either_side() -> None:
-    pair = ROWS["plan"](SMALL, 0)
+    pair = load_row("plan")(SMALL, 0)
     (ours, *_), (peer, *_) = pair.ours(), pair.peer()  # type: ignore[misc]
     torch.testing.assert_close(ours, peer)
 
 
 def test_bilevel_and_likelihood_run_as_many_steps() -> None:
-    pair = ROWS["train-bilevel"](replace(SMALL, steps=60), 0)
+    pair = load_row("train-bilevel")(replace(SMALL, steps=60), 0)
     for train in (pair.ours, pair.peer):
         result: Any = train()
         assert result.steps == 60
@@ -186,9 +190,7 @@ def test_the_eager_bounds_are_those_of_the_policy() -> None:
     with torch.no_grad():
         policy.network.last.weight.normal_(generator=generator)
         raw = policy.network(x)[..., 3:]
-        torch.testing.assert_close(
-            bench._eager_log_std(raw), policy.dist(x).log_std, rtol=1e-4, atol=1e-5
-        )
+        torch.testing.assert_close(eager_log_std(raw), policy.dist(x).log_std, rtol=1e-4, atol=1e-5)
 
 
 #: A peer of three lines, in our own python: what the real worker says, and when.
@@ -201,10 +203,10 @@ for _ in sys.stdin:
 
 
 def test_a_peer_works_when_it_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    (tmp_path / "_peer_worker.py").write_text(_TALKER)
-    monkeypatch.setattr(_bench_peers, "PEERS", Path(sys.executable))
-    monkeypatch.setattr(_bench_peers, "__file__", str(tmp_path / "_bench_peers.py"))
-    pair = ROWS["plan-bfloat16-mbrl-lib"](SMALL, 0)
+    (tmp_path / "peer_worker.py").write_text(_TALKER)
+    monkeypatch.setattr(peers, "PEERS", Path(sys.executable))
+    monkeypatch.setattr(peers, "__file__", str(tmp_path / "peers.py"))
+    pair = load_row("plan-bfloat16-mbrl-lib")(SMALL, 0)
     row = measure(pair, 2)
     pair.close()
     assert row["processor_ratio"] == pytest.approx(
@@ -216,8 +218,8 @@ def test_a_peer_works_when_it_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path:
 def test_a_peer_that_does_not_start_says_why(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    (tmp_path / "_peer_worker.py").write_text("import a_library_that_is_not_there")
-    monkeypatch.setattr(_bench_peers, "PEERS", Path(sys.executable))
-    monkeypatch.setattr(_bench_peers, "__file__", str(tmp_path / "_bench_peers.py"))
-    with pytest.raises(_bench_peers.PeerMissingError, match=r"train-mbrl-lib.*No module named"):
-        ROWS["train-mbrl-lib"](SMALL, 0)
+    (tmp_path / "peer_worker.py").write_text("import a_library_that_is_not_there")
+    monkeypatch.setattr(peers, "PEERS", Path(sys.executable))
+    monkeypatch.setattr(peers, "__file__", str(tmp_path / "peers.py"))
+    with pytest.raises(peers.PeerMissingError, match=r"train-mbrl-lib.*No module named"):
+        load_row("train-mbrl-lib")(SMALL, 0)

@@ -15,7 +15,8 @@ SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 sys.path.append(str(SCRIPTS))
 
 import classify  # noqa: E402
-from _run import launch  # noqa: E402
+
+from mbrl_bilevel.studies.launching import launch  # noqa: E402
 
 SMALL = ["--quiet", "--members", "2", "--hidden", "8", "--train-steps", "40", "--seeds", "2"]
 

@@ -20,8 +20,9 @@ SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 sys.path.append(str(SCRIPTS))
 
 import continual  # noqa: E402
-from _continual_summary import against, removed, summarise, transfers  # noqa: E402
-from _run import launch  # noqa: E402
+
+from mbrl_bilevel.studies.continual_summaries import against, removed, summarise, transfers  # noqa: E402
+from mbrl_bilevel.studies.launching import launch  # noqa: E402
 
 METHODS = ["bilevel+kl", "nll", "nll+alone"]
 TINY = [

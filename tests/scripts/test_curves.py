@@ -13,11 +13,12 @@ import pytest
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "scripts"))
 
-import _curve_figures
 import curves
-from _run import launch
 
-_curve_figures_save = _curve_figures.save
+from mbrl_bilevel.figures import curves as pictures
+from mbrl_bilevel.studies.launching import launch
+
+_save = pictures.save
 
 
 def trained(folder: Path, means: list[float], every: int = 100, **options: Any) -> Path:
@@ -262,9 +263,9 @@ def test_every_line_is_in_the_legend_as_it_was_typed(
             shown, is_mathematics = text._preprocess_math(text.get_text())
             assert not is_mathematics
             drawn[shown.strip()] = line.get_linestyle()
-        return _curve_figures_save(figure, path)
+        return _save(figure, path)
 
-    monkeypatch.setattr(_curve_figures, "save", look)
+    monkeypatch.setattr(pictures, "save", look)
     names = ["$x^2$", "_hidden", "\u6f22", r"a\$b$"]
     runs = [f"{name}={trained(tmp_path / str(i), [i])}" for i, name in enumerate(names)]
     planners = {f"p{i}": [float(i)] for i in range(6)}

@@ -15,13 +15,16 @@ sys.path.append(str(SCRIPTS))
 sys.path.append(str(Path(__file__).resolve().parent))  # where my_task.py is
 
 import plan  # noqa: E402
-from _run import RunArgs, RunFolder, launch  # noqa: E402
+from work.plan import settled  # noqa: E402
 
 from agents.mbpo import MBPO, MBPOSettings  # noqa: E402
 from agents.mpc import MPC, MPCSettings  # noqa: E402
 from agents.planners import RandomShooting  # noqa: E402
 from envs.tasks.make import make_env  # noqa: E402
 from mbrl_bilevel.imagination.particles import Imagination  # noqa: E402
+from mbrl_bilevel.studies.arguments import RunArgs  # noqa: E402
+from mbrl_bilevel.studies.launching import launch  # noqa: E402
+from mbrl_bilevel.studies.run_folder import RunFolder  # noqa: E402
 from mbrl_bilevel.training.fit import Schedule  # noqa: E402
 
 SHORT = ["--plans", "24", "--horizon", "6", "--max-episode-steps", "12", "--quiet"]
@@ -106,11 +109,11 @@ def test_auto_is_settled_once_and_a_resumed_run_keeps_to_it(
     monkeypatch.setattr("mbrl_bilevel.imagination.particles.fastest_precision", lambda: "float32")
     with RunFolder("plan", RunArgs(out=tmp_path / "run")) as run:
         args = plan.Args(model="agent.safetensors", precision="auto")
-        assert plan._settled(args, run).precision == "float32"
+        assert settled(args, run).precision == "float32"
         run.rows.append({"planner": "nothing", "seed": 0})
         run.rows.append({"planner": "icem", "seed": 0, "precision": "bfloat16"})
-        assert plan._settled(args, run).precision == "bfloat16"
-        assert plan._settled(replace(args, precision="float32"), run).precision == "float32"
+        assert settled(args, run).precision == "bfloat16"
+        assert settled(replace(args, precision="float32"), run).precision == "float32"
 
 
 #: An agent of MBPO that is done with its first fit after 100 steps.

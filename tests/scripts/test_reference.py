@@ -30,7 +30,8 @@ sys.path.append(str(ROOT / "scripts"))
 import compare  # noqa: E402
 import continual  # noqa: E402
 import train  # noqa: E402
-from _run import launch  # noqa: E402
+
+from mbrl_bilevel.studies.launching import launch  # noqa: E402
 
 REFERENCE = ROOT / "tests" / "data" / "reference"
 SCRIPTS: dict[str, Any] = {"compare": compare, "continual": continual, "train": train}

@@ -21,11 +21,12 @@ sys.path.append(str(Path(__file__).resolve().parent))  # where my_task.py is
 import collect as collect_script  # noqa: E402
 import compare  # noqa: E402
 import train  # noqa: E402
-from _data import _slow_and_fast  # noqa: E402
-from _run import launch  # noqa: E402
+from work.steps_data import slow_and_fast  # noqa: E402
 
 from mbrl_bilevel.base.errors import DivergedError  # noqa: E402
 from mbrl_bilevel.base.records import Transitions  # noqa: E402
+from mbrl_bilevel.models.dynamics import fit_dynamics  # noqa: E402
+from mbrl_bilevel.studies.launching import launch  # noqa: E402
 from mbrl_bilevel.training.methods import METHODS  # noqa: E402
 
 OWN = ["--import-module", "my_task", "--env-id", "Line-v0", "--quiet"]
@@ -266,7 +267,7 @@ def test_slow_stretches_train_and_fast_ones_test() -> None:
         *(obs, obs[:, :1], obs[:, 0], (obs + change).astype(np.float32), never, never),
         *(row // 100, row % 100),
     )
-    slow, fast = _slow_and_fast(steps[:1000], steps[1000:], 10)
+    slow, fast = slow_and_fast(steps[:1000], steps[1000:], 10)
     size = [np.abs(part.next_obs - part.obs).mean(1) for part in (slow, fast)]
     assert size[0].max() < size[1].min()
     assert len(slow) == 500
@@ -353,14 +354,14 @@ def test_several_seeds_are_single_runs_side_by_side(tmp_path: Path) -> None:
 def test_a_method_whose_cells_all_fail_leaves_the_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    fit = compare.fit_dynamics
+    fit = fit_dynamics
 
     def failing(data: Any, method: Any, **settings: Any) -> Any:
         if method is METHODS["mse"]:
             raise DivergedError("training diverged at step 3")
         return fit(data, method, **settings)
 
-    monkeypatch.setattr(compare, "fit_dynamics", failing)
+    monkeypatch.setattr("work.compare.fit_dynamics", failing)
     options = [*COMPARE, "--methods", "nll", "mse", "--out", str(tmp_path / "a")]
     with pytest.raises(SystemExit) as stop:
         launch(compare.Args, compare.main, options)

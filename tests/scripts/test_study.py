@@ -17,10 +17,10 @@ sys.path.append(str(Path(__file__).resolve().parents[2] / "scripts"))
 
 import study
 import study_table
-from _run import launch_tool
-from study_grid import read_grid
 
 from mbrl_bilevel.base.errors import InvalidInputError
+from mbrl_bilevel.studies.grid import read_grid
+from mbrl_bilevel.studies.launching import launch_tool
 
 ROOT = Path(__file__).resolve().parents[2]
 HERE = str(Path(__file__).resolve().parent)  # where my_task.py is
@@ -330,7 +330,7 @@ def test_a_killed_cell_is_told_by_its_signal(
 
 
 def test_a_true_cell_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONPATH", HERE)
+    monkeypatch.setenv("PYTHONPATH", f"{HERE}:{ROOT}")
     (tmp_path / "grid.toml").write_text(
         """
 [columns]
@@ -354,11 +354,12 @@ options = "--import-module my_task"
 
 def test_the_study_of_the_agents_asks_for_what_train_takes() -> None:
     """Every column, and the learner to compare with is SB3's SAC as SB3 makes it."""
-    from _args import parse
-    from _train_args import Args
+    from options.train import Args
     from stable_baselines3 import SAC
+    from work.train_agents import build
 
     from envs.tasks.make import make_env
+    from mbrl_bilevel.studies.arguments import parse
 
     folder = ROOT / "docs" / "results" / "agents"
     grids = [read_grid(folder / name) for name in ("grid.toml", "grid-ablation.toml")]
@@ -366,7 +367,7 @@ def test_the_study_of_the_agents_asks_for_what_train_takes() -> None:
     cells = {cell.column: cell for cell in found}
     assert cells.keys() == grids[0].columns.keys() | grids[1].columns.keys()
     env = make_env("HalfCheetah-v5")
-    built = {c: parse(Args, cell.options, None).built(env) for c, cell in cells.items()}
+    built = {c: build(parse(Args, cell.options, None), env) for c, cell in cells.items()}
     assert {c for c, b in built.items() if not b.settings.uses_model} == {"learner", "sb3-sac"}
     assert {c for c, b in built.items() if b.settings.planner is None} == {
         *("learner", "sb3-sac", "no-plan"),

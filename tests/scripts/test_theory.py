@@ -13,8 +13,13 @@ import torch
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT / "scripts"))  # where a script finds its neighbours
 
-from _run import launch  # noqa: E402
-from _tractable import (  # noqa: E402
+from theory import Args, main  # noqa: E402
+
+from mbrl_bilevel.inner.positive import Form  # noqa: E402
+from mbrl_bilevel.outer.problem import Problem  # noqa: E402
+from mbrl_bilevel.studies.launching import launch  # noqa: E402
+from mbrl_bilevel.theory.catalogue import hypergradient, solvers  # noqa: E402
+from mbrl_bilevel.theory.linear_gaussian import (  # noqa: E402
     build,
     condensed,
     descent,
@@ -23,11 +28,6 @@ from _tractable import (  # noqa: E402
     settle,
     true_covariance,
 )
-from theory import Args, main  # noqa: E402
-
-from mbrl_bilevel.inner.positive import Form  # noqa: E402
-from mbrl_bilevel.outer.problem import Problem  # noqa: E402
-from mbrl_bilevel.theory.catalogue import hypergradient, solvers  # noqa: E402
 
 FORMS: tuple[Form, ...] = ("scaled_identity", "diagonal", "full")
 

@@ -24,7 +24,10 @@ sys.path.append(str(Path(__file__).resolve().parent))  # where my_task.py is
 
 import offline  # noqa: E402
 import train  # noqa: E402
-from _run import launch  # noqa: E402
+from work.train import chosen_reward  # noqa: E402
+from work.train_agents import build  # noqa: E402
+
+from mbrl_bilevel.studies.launching import launch  # noqa: E402
 
 OWN = ["--import-module", "my_task", "--env-id", "Line-v0", "--quiet"]
 NET = ["--members", "2", "--hidden", "16", "--policy-hidden", "8", "--train-steps", "40"]
@@ -120,7 +123,7 @@ def test_every_option_of_an_agent_reaches_it_and_no_other_is_taken(agent: Any) -
     taken |= {"mbpo": {"model", "imagined", "learner"}, "sac": {"learner"}}
 
     def made(args: train.Args) -> Any:
-        return [args.termination, args.device, args.built(env).resolved()]
+        return [args.termination, args.device, build(args, env).resolved()]
 
     optional = [field for field in fields(train.Args) if "part" in field.metadata]
     assert len(optional) > 40
@@ -136,17 +139,17 @@ def test_every_option_of_an_agent_reaches_it_and_no_other_is_taken(agent: Any) -
             with pytest.raises(
                 InvalidInputError, match=f"--{field.name.replace('_', '-')}: --agent"
             ):
-                replace(plain, **changed).built(env)
+                build(replace(plain, **changed), env)
 
 
 def test_an_option_wins_over_the_preset_even_where_it_is_the_default() -> None:
     env = make_env("Pendulum-v1")
-    own = train.Args(env_id="Pendulum-v1").built(env)
+    own = build(train.Args(env_id="Pendulum-v1"), env)
     defaults = PlanningSettings()
     assert own.settings.learning_starts != defaults.learning_starts  # the preset says otherwise
     asked = train.Args(env_id="Pendulum-v1", learning_starts=defaults.learning_starts)
-    assert asked.built(env).settings.learning_starts == defaults.learning_starts
-    assert replace(asked, preset="none").built(env).settings == defaults
+    assert build(asked, env).settings.learning_starts == defaults.learning_starts
+    assert build(replace(asked, preset="none"), env).settings == defaults
 
 
 def test_what_the_run_went_by_stands_in_its_config(tmp_path: Path) -> None:
@@ -182,7 +185,7 @@ def test_particles_follow_the_members_unless_they_are_given() -> None:
     env = make_env("Line-v0", import_module="my_task")
 
     def particles(**options: Any) -> int:
-        return train.Args(env_id="Line-v0", **options).built(env).settings.imagination.particles
+        return build(train.Args(env_id="Line-v0", **options), env).settings.imagination.particles
 
     assert particles() == particles(members=1) == 5
     assert particles(members=3) == 3
@@ -194,17 +197,17 @@ def test_a_reward_of_the_preset_that_the_task_does_not_show() -> None:
     env = make_env("Pendulum-v1")
     asked = train.Args(env_id="Pendulum-v1", preset="HalfCheetah-v5")
     with pytest.raises(InvalidInputError, match=r"HalfCheetah-v5 asks for .* give --reward"):
-        train._reward(asked, asked.built(env), env)
+        chosen_reward(asked, build(asked, env), env)
     for more in ({"reward": "learned"}, {"agent": "sac"}):
         args = replace(asked, **more)  # type: ignore[arg-type]
-        assert train._reward(args, args.built(env), env) is None
+        assert chosen_reward(args, build(args, env), env) is None
 
 
 def test_the_temperature_is_learned_or_fixed() -> None:
     env = make_env("Line-v0", import_module="my_task")
     learned = train.Args(agent="sac", initial_temperature=0.1)
-    assert learned.built(env).learner_kwargs["ent_coef"] == "auto_0.1"
-    agent = replace(learned, fixed_temperature=True).built(env).make(env)
+    assert build(learned, env).learner_kwargs["ent_coef"] == "auto_0.1"
+    agent = build(replace(learned, fixed_temperature=True), env).make(env)
     assert agent.algorithm.ent_coef_optimizer is None  # type: ignore[attr-defined]
     assert float(agent.algorithm.ent_coef_tensor) == pytest.approx(0.1)  # type: ignore[attr-defined]
 
@@ -220,7 +223,7 @@ def test_offline_tells_before_it_learns_what_does_not_fit_the_data(
     def learned(*args: object) -> None:
         raise AssertionError("a cell was begun")
 
-    monkeypatch.setattr(offline, "learn", learned)
+    monkeypatch.setattr("work.offline.learn", learned)
     for options, told in (
         (
             ["--env-id", "Pendulum-v1"],

@@ -15,10 +15,13 @@ sys.path.append(str(Path(__file__).resolve().parent))  # where my_task.py is
 
 import compare  # noqa: E402
 import tune  # noqa: E402
-from _run import launch  # noqa: E402
-from _settings import read_settings  # noqa: E402
+from work.tune import SPACE  # noqa: E402
+from work.tuned_settings import read_settings  # noqa: E402
 
 from mbrl_bilevel.base.errors import DivergedError, InvalidInputError  # noqa: E402
+from mbrl_bilevel.models.dynamics import fit_dynamics  # noqa: E402
+from mbrl_bilevel.studies.launching import launch  # noqa: E402
+from mbrl_bilevel.training.methods import get_method  # noqa: E402
 
 TINY = [
     *["--import-module", "my_task", "--env-id", "Line-v0", "--quiet", "--members", "2"],
@@ -41,7 +44,7 @@ def test_every_method_gets_the_same_trials_and_the_best_is_the_lowest(tmp_path: 
         for method in ("nll", "mse")
     }
     for rate in ("learning_rate", "weight_decay"):
-        low, high = tune.SPACE[rate]
+        low, high = SPACE[rate]
         assert all(low <= row[rate] <= high for row in found["trials"])
         shared = [[row[rate] for row in rows][:3] for rows in by_method.values()]
         assert shared[0] == shared[1]
@@ -72,14 +75,14 @@ def test_every_method_gets_the_same_trials_and_the_best_is_the_lowest(tmp_path: 
 def test_a_method_that_diverges_has_no_best(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fit = tune.fit_dynamics
+    fit = fit_dynamics
 
     def fails(data: Any, method: Any, **rest: Any) -> Any:
-        if method is tune.get_method("nll"):
+        if method is get_method("nll"):
             raise DivergedError("it ran away")
         return fit(data, method, **rest)
 
-    monkeypatch.setattr(tune, "fit_dynamics", fails)
+    monkeypatch.setattr("work.tune.fit_dynamics", fails)
     found = tuned(tmp_path / "a", "--trials", "2")
     assert list(found["best"]) == ["mse"]
     assert [row["value"] for row in found["trials"] if row["method"] == "nll"] == [None, None]

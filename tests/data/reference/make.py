@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _run import launch
+
+from mbrl_bilevel.studies.launching import launch
 
 HERE = Path(__file__).resolve().parent
 #: Times, devices and folders are no results.

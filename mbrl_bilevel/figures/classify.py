@@ -1,0 +1,194 @@
+"""The figures of classify: differences to the first method, reliability, rewards, learning rates.
+
+Points are means over repeats, bars their 95 % bootstrap intervals.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mbrl_bilevel.evaluation.statistics import interval
+from mbrl_bilevel.figures.style import Row, save, subplots
+from mbrl_bilevel.studies.class_summaries import differences
+
+_COLOURS = {"bilevel": "#1b6ca8", "nll": "#d1495b", "label-smoothing": "#edae49"}
+_OTHERS = ("#2a9d8f", "#9b5de5", "#6c757d", "#a7c957", "#00a6d6", "#8d6e63", "#222222")
+_PANELS = (("accuracy", "accuracy"), ("nll", "NLL (nats)"), ("ece", "ECE"))
+#: Heat maps at most, and methods in one reliability diagram.
+_MOST = 6
+
+
+def colour(method: str, index: int) -> str:
+    """A method's own colour, the same in every figure."""
+    return _COLOURS.get(method, _OTHERS[index % len(_OTHERS)])
+
+
+def draw_differences(folder: Path, rows: Sequence[Row], methods: Sequence[str]) -> Path | None:
+    """The first method minus each other, paired by repeat, averaged over the data sets.
+
+    A size a row, a score a column. None with fewer than two methods.
+    """
+    first, *others = methods
+    if not others:
+        return None
+    rates = sorted({row["learning_rate"] for row in rows})
+    sizes = sorted({row["n_train"] for row in rows})
+    figure, axes = subplots(
+        len(sizes),
+        len(_PANELS),
+        figsize=(11, 1.0 + (0.7 + 0.26 * len(others)) * len(sizes)),
+        squeeze=False,
+    )
+    for line, n in zip(axes, sizes, strict=True):
+        here = [row for row in rows if row["n_train"] == n and row["learning_rate"] == rates[0]]
+        for axis, (name, title) in zip(line, _PANELS, strict=True):
+            for i, other in enumerate(others):
+                found = differences(here, first, other, name, "all")
+                if found:
+                    _bar(axis, i, found, colour(other, i))
+            axis.axvline(0.0, color="black", linewidth=1)
+            if name == "accuracy":
+                axis.locator_params(axis="x", nbins=5)
+            else:  # some methods are ten times further away than the close ones
+                axis.set_xscale("symlog", linthresh=0.01)
+            axis.set_yticks(range(len(others)), others if axis is line[0] else [], fontsize=8)
+            axis.set_ylim(len(others) - 0.4, -0.6)
+            axis.grid(alpha=0.3, axis="x")
+            better = "right" if name == "accuracy" else "left"
+            size = f"n = {n}" if n else "four fifths"
+            axis.set_title(f"{title}, {size} ({better}: {first} is better)", fontsize=8)
+    figure.suptitle(f"{first} minus the method named, mean over data sets", fontsize=10)
+    return save(figure, folder / "differences.png")
+
+
+def _bar(axis: Any, place: float, values: Sequence[float], tint: str) -> None:
+    found = interval(values)
+    mean = float(found["mean"] or 0.0)
+    low = mean if found["low"] is None else float(found["low"])
+    high = mean if found["high"] is None else float(found["high"])
+    # The bootstrap of a skewed sample may leave its mean just outside.
+    bars = np.clip([[mean - low], [high - mean]], 0.0, None)
+    axis.errorbar([mean], [place], xerr=bars, marker="o", color=tint, capsize=3)
+
+
+def draw_reliability(folder: Path, rows: Sequence[Row], methods: Sequence[str]) -> Path:
+    """Accuracy against confidence, the test rows of all data sets and repeats pooled; a size a panel.
+
+    Bins with fewer than 20 rows are left out.
+    """
+    sizes = sorted({row["n_train"] for row in rows})
+    rates = sorted({row["learning_rate"] for row in rows})
+    figure, axes = subplots(1, len(sizes), figsize=(4.6 * len(sizes), 4.2), squeeze=False)
+    for axis, n in zip(axes[0], sizes, strict=True):
+        axis.plot([0, 1], [0, 1], color="black", linestyle=":", linewidth=1)
+        for i, method in enumerate(methods[:_MOST]):
+            mine = [
+                row
+                for row in rows
+                if (row["method"], row["n_train"], row["learning_rate"]) == (method, n, rates[0])
+            ]
+            if not mine:
+                continue
+            count, confidence, correct = (
+                np.array([row[name] for row in mine], dtype=float)
+                for name in ("count", "confidence", "correct")
+            )
+            total = count.sum(0)
+            kept = total >= 20
+            weights = count[:, kept] / total[kept]
+            axis.plot(
+                (weights * confidence[:, kept]).sum(0),
+                (weights * correct[:, kept]).sum(0),
+                marker="o",
+                markersize=3,
+                color=colour(method, i),
+                label=method,
+            )
+        axis.set_xlabel("confidence")
+        axis.set_title(f"n = {n}" if n else "four fifths of the table", fontsize=10)
+        axis.grid(alpha=0.3)
+    axes[0][0].set_ylabel("accuracy")
+    axes[0][0].legend(frameon=False, fontsize=8)
+    return save(figure, folder / "reliability.png")
+
+
+def draw_rewards(folder: Path, rows: Sequence[Row]) -> Path | None:
+    """Inferred reward matrices, mean over repeats: one heat map a data set, for the method whose
+    matrix moves. A column's mean is taken off: adding a number to a column changes nothing."""
+    moving = [row for row in rows if row["method"] == "bilevel-matrix" and "reward_matrix" in row]
+    largest = max((row["n_train"] for row in moving), default=0)
+    if any(row["n_train"] == 0 for row in moving):
+        largest = 0  # zero stands for four fifths
+    kept = [row for row in moving if row["n_train"] == largest]
+    names = list(dict.fromkeys(row["dataset"] for row in kept))[:_MOST]
+    if not names:
+        return None
+    columns = min(3, len(names))
+    lines = -(-len(names) // columns)
+    figure, axes = subplots(lines, columns, figsize=(3.6 * columns, 3.5 * lines), squeeze=False)
+    for axis in axes.flat[len(names) :]:
+        axis.set_axis_off()
+    for axis, name in zip(axes.flat, names, strict=False):
+        mine = [row for row in kept if row["dataset"] == name]
+        matrix = np.mean([row["reward_matrix"] for row in mine], axis=0)
+        matrix = matrix - matrix.mean(0)
+        edge = np.abs(matrix).max()
+        image = axis.imshow(matrix, cmap="RdBu_r", vmin=-edge, vmax=edge)
+        labels = mine[0]["labels"]
+        axis.set_xticks(range(len(labels)), labels, rotation=45, ha="right", fontsize=7)
+        axis.set_yticks(range(len(labels)), labels, fontsize=7)
+        axis.set_xlabel("true class")
+        axis.set_title(name, fontsize=10)
+        figure.colorbar(image, ax=axis, shrink=0.7)
+    for line in axes:
+        line[0].set_ylabel("answer")
+    return save(figure, folder / "reward_matrices.png")
+
+
+def draw_learning_rates(folder: Path, rows: Sequence[Row], methods: Sequence[str]) -> Path | None:
+    """Accuracy and NLL against the learning rate, a data set a column. None with one rate only."""
+    rates = sorted({row["learning_rate"] for row in rows})
+    if len(rates) < 2:
+        return None
+    names = list(dict.fromkeys(row["dataset"] for row in rows))
+    figure, axes = subplots(2, len(names), figsize=(3.6 * len(names), 6), squeeze=False)
+    for column, name in enumerate(names):
+        for axis, metric in zip(axes[:, column], ("accuracy", "nll"), strict=True):
+            for i, method in enumerate(methods):
+                found = [
+                    interval(values)
+                    for rate in rates
+                    if (values := _values(rows, method, name, rate, metric))
+                ]
+                if len(found) < len(rates):
+                    continue
+                mean = [f["mean"] for f in found]
+                axis.plot(rates, mean, marker="o", markersize=3, color=colour(method, i))
+                if all(f["low"] is not None for f in found):
+                    axis.fill_between(
+                        rates,
+                        [f["low"] for f in found],
+                        [f["high"] for f in found],
+                        color=colour(method, i),
+                        alpha=0.2,
+                        linewidth=0,
+                    )
+                axis.plot([], [], color=colour(method, i), label=method)
+            axis.set_xscale("log")
+            axis.set_ylabel(metric)
+            axis.grid(alpha=0.3)
+        axes[0, column].set_title(name, fontsize=10)
+        axes[1, column].set_xlabel("learning rate")
+    axes[0, 0].legend(frameon=False, fontsize=8)
+    return save(figure, folder / "learning_rates.png")
+
+
+def _values(
+    rows: Sequence[Row], method: str, dataset: str, rate: float, metric: str
+) -> list[float]:
+    wanted = {"method": method, "dataset": dataset, "learning_rate": rate}
+    return [row[metric] for row in rows if wanted.items() <= row.items()]

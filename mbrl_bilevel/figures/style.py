@@ -1,0 +1,67 @@
+"""What all figures share: a sheet without a screen, a colour a method, lines with intervals.
+
+Lines are means over repeats, bands and bars their 95 % bootstrap intervals.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from mbrl_bilevel.evaluation.statistics import interval
+
+#: A row as ``rows.jsonl`` keeps it.
+Row = Mapping[str, Any]
+
+# Baselines of one family share a hue; apart also for the colour-blind, with a marker of their own.
+_COLOURS = {
+    "bilevel": "#1b6ca8",
+    "bilevel-constant": "#7fb3d5",
+    "nll": "#d1495b",
+    "mse": "#edae49",
+    "mse-network": "#a67c00",
+    "beta-nll": "#7b2d8b",
+    "beta-nll-1": "#c39bd3",
+    "faithful": "#2e8b57",
+    "sac": "#555555",
+}
+
+
+def colour(method: str, index: int) -> str:
+    """A method's own colour, the same in every figure, and for each agent with it ("mpc, nll")."""
+    return _COLOURS.get(method.rpartition(", ")[2], f"C{index + 3}")
+
+
+def subplots(rows: int = 1, columns: int = 1, **options: Any) -> tuple[Figure, Any]:
+    """A figure and its axes, as ``matplotlib.pyplot.subplots`` gives them. Without pyplot: whatever backend
+    the caller draws with stays as it is, and nothing is left open.
+
+    ``options``: ``figsize`` in inches, and those of ``Figure.subplots`` (``squeeze``, ``sharex`` …).
+    """
+    figure = Figure(figsize=options.pop("figsize", None), layout="constrained")
+    return figure, figure.subplots(rows, columns, **options)
+
+
+def draw_band(
+    axis: Any, x: Sequence[float], values: Sequence[Sequence[float]], label: str, tint: str
+) -> None:
+    """Draw the mean of repeats on ``axis``, and its 95 % interval where there are several.
+
+    ``values``: a sequence over ``x`` for each repeat; places where one of them holds None are left out.
+    """
+    columns = list(zip(*values, strict=True))
+    whole = [i for i, column in enumerate(columns) if None not in column]
+    x, found = [x[i] for i in whole], [interval(columns[i]) for i in whole]
+    axis.plot(x, [f["mean"] for f in found], marker="o", markersize=3, color=tint, label=label)
+    if len(values) > 1:
+        low, high = ([f[end] for f in found] for end in ("low", "high"))
+        axis.fill_between(x, low, high, color=tint, alpha=0.2, linewidth=0)
+
+
+def save(figure: Figure, path: Path, dpi: int = 130) -> Path:
+    """Write the figure; its path. Raises OSError."""
+    figure.savefig(path, dpi=dpi)
+    return path

@@ -1,0 +1,171 @@
+"""What the matrices of several repeats say: forgetting and transfer of each method, and differences.
+
+Definitions and signs: ``mbrl_bilevel.continual.sequence.Transfer``. Repeats of two methods share their data, so
+differences are paired.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any, get_args
+
+import numpy as np
+
+from mbrl_bilevel.continual.sequence import Better, Transfer, transfer
+from mbrl_bilevel.evaluation.statistics import interval, mean, stratified_interval
+from mbrl_bilevel.studies.rows import Row
+
+PARTS = tuple(field.name for field in dataclasses.fields(Transfer))
+_LOWER, _HIGHER = get_args(Better)
+#: Metrics that are the better the higher; all others are errors.
+HIGHER = ("return", "accuracy")
+#: Columns of a row in metrics.json: ``bwt_nll`` and so on.
+_SHORT = {"backward": "bwt", "backward_all": "bwt_all", "forward": "fwt"}
+#: Forgetting below this many nats per dimension is none, and no share of it can be removed.
+_SOME = 0.05
+
+
+def transfers(rows: Sequence[Row], method: str, sequence: str, metric: str) -> dict[int, Transfer]:
+    """Of each repeat, by seed. Plasticity is against METHOD+alone, where that was run."""
+    alone = method.partition("+")[0] + "+alone"
+    references = _of(rows, alone, sequence)
+    found = {}
+    for seed, row in _of(rows, method, sequence).items():
+        reference = references.get(seed)
+        found[seed] = transfer(
+            _array(row[metric]),
+            _HIGHER if metric in HIGHER else _LOWER,
+            before=_array(row[f"{metric}_before"]).tolist(),
+            alone=None if reference is None else _array(reference[metric]).diagonal().tolist(),
+        )
+    return found
+
+
+def scored(rows: Sequence[Row], metrics: Sequence[str]) -> dict[str, list[Row]]:
+    """``rows``, where each repeat's matrices are told by the parts of ``Transfer``: forgetting_nll
+    (−BWT), forgetting_max_nll, bwt_nll, …; and the ``matrices`` themselves, R[i][j] on task j after task i, beside what was
+    before any learning."""
+    told: list[Row] = []
+    matrices: list[Row] = []
+    for row in rows:
+        key = {name: row[name] for name in ("method", "sequence", "seed")}
+        line, large = dict(row), dict(key)
+        for metric in metrics:
+            large |= {name: line.pop(name) for name in (metric, f"{metric}_before")}
+            found = transfers(rows, row["method"], row["sequence"], metric)[row["seed"]]
+            line |= {
+                f"{_SHORT.get(part, part)}_{metric}": value
+                for part, value in dataclasses.asdict(found).items()
+            }
+        told.append(line)
+        matrices.append(large)
+    return {"rows": told, "matrices": matrices}
+
+
+def summarise(rows: Sequence[Row], methods: Sequence[str], metrics: Sequence[str]) -> Iterator[Row]:
+    """Each method on each sequence: the parts of ``Transfer`` for each metric, with intervals; the KL from
+    the policy before a task to that after it, and the seconds that a task took, both by task."""
+    for sequence in sequences(rows):
+        for method in methods:
+            mine = list(_of(rows, method, sequence).values())
+            if not mine:
+                continue
+            line: Row = {"method": method, "sequence": sequence}
+            for metric in metrics:
+                found = transfers(rows, method, sequence, metric).values()
+                line[metric] = {part: _interval(found, part) for part in PARTS}
+            for name in ("moved", "kl_strength", "train_seconds"):
+                line[name] = np.mean([_array(row[name]) for row in mine], axis=0).tolist()
+            yield line
+
+
+def against(rows: Sequence[Row], methods: Sequence[str], metrics: Sequence[str]) -> Iterator[Row]:
+    """The first method minus each other one, repeat by repeat, in the parts that both have; and over all
+    sequences together."""
+    first, *others = methods
+    for other in others:
+        strata: dict[tuple[str, str], list[list[float]]] = {}
+        for sequence in sequences(rows):
+            line: Row = {"method": first, "minus": other, "sequence": sequence}
+            for metric in metrics:
+                apart = _apart(rows, first, other, sequence, metric)
+                line[metric] = {part: interval(values) for part, values in apart.items()}
+                for part, values in apart.items():
+                    strata.setdefault((metric, part), []).append(values)
+            yield line
+        pooled: Row = {"method": first, "minus": other, "sequence": "all"}
+        for (metric, part), parts in strata.items():
+            found = stratified_interval(parts, mean)
+            entry = {"mean": found.estimate, "low": found.low, "high": found.high}
+            pooled.setdefault(metric, {})[part] = entry
+        yield pooled
+
+
+def removed(rows: Sequence[Row], methods: Sequence[str], reference: str = "nll") -> Iterator[Row]:
+    """The share of the forgetting of ``reference`` (fine-tuned likelihood) in NLL that each other method
+    does not have, where there is some: 1 − mean / mean over repeats, with a bootstrap interval."""
+    random = np.random.default_rng(0)
+    for sequence in sequences(rows):
+        base = transfers(rows, reference, sequence, "nll")
+        for method in methods:
+            mine = transfers(rows, method, sequence, "nll")
+            both = sorted(base.keys() & mine.keys())
+            theirs = np.array([base[seed].backward or 0.0 for seed in both])
+            ours = np.array([mine[seed].backward or 0.0 for seed in both])
+            if method == reference or not both or -theirs.mean() < _SOME:
+                continue
+            draws = random.integers(len(both), size=(5000, len(both)))
+            shares = 1.0 - ours[draws].mean(1) / theirs[draws].mean(1)
+            low, high = np.quantile(shares, (0.025, 0.975)).tolist()
+            yield {
+                "method": method,
+                "sequence": sequence,
+                "forgetting": -float(theirs.mean()),
+                "removed": 1.0 - float(ours.mean() / theirs.mean()),
+                "low": low if len(both) > 1 else None,
+                "high": high if len(both) > 1 else None,
+            }
+
+
+def sequences(rows: Sequence[Row]) -> list[str]:
+    """In the order in which they first come."""
+    return list(dict.fromkeys(row["sequence"] for row in rows))
+
+
+def _apart(
+    rows: Sequence[Row], first: str, other: str, sequence: str, metric: str
+) -> dict[str, list[float]]:
+    ours, theirs = (transfers(rows, name, sequence, metric) for name in (first, other))
+    both = sorted(ours.keys() & theirs.keys())
+    found: dict[str, list[float]] = {}
+    for part in PARTS:
+        pairs = [(getattr(ours[seed], part), getattr(theirs[seed], part)) for seed in both]
+        if pairs and not any(None in pair for pair in pairs):
+            found[part] = [a - b for a, b in pairs]
+    return found
+
+
+def _interval(found: Any, part: str) -> Any:
+    values = [getattr(one, part) for one in found]
+    return None if not values or None in values else interval(values)
+
+
+def _of(rows: Sequence[Row], method: str, sequence: str) -> dict[int, Row]:
+    """The repeats of one method, by seed."""
+    return {r["seed"]: r for r in rows if (r["method"], r["sequence"]) == (method, sequence)}
+
+
+def _array(values: Any) -> Any:
+    """As rows.jsonl gives them back: what was not finite is null there."""
+    return np.array(
+        [
+            [math.nan if v is None else v for v in one] if isinstance(one, list) else _float(one)
+            for one in values
+        ]
+    )
+
+
+def _float(value: float | None) -> float:
+    return math.nan if value is None else value

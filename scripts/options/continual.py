@@ -1,0 +1,140 @@
+"""The options of continual, and what of them is common to a run: which tables of names they are from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from mbrl_bilevel.base.errors import InvalidInputError, look_up
+from mbrl_bilevel.studies.arguments import naming, option_name
+from options.shared import RepeatedArgs
+
+if TYPE_CHECKING:
+    from envs.tasks.class_sequences import ClassSequence
+    from envs.tasks.sequences import TaskSequence
+    from mbrl_bilevel.continual.recipes import Recipe
+
+#: One step ahead: RMSE in the first task's target std, NLL in nats per dimension; RMSE k steps ahead.
+DYNAMICS_METRICS = ("rmse", "nll", "k_rmse")
+#: NLL in nats; ECE over 15 bins.
+CLASS_METRICS = ("accuracy", "nll", "ece")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Args(RepeatedArgs):
+    """Options of continual."""
+
+    sequences: tuple[str, ...] = ("hopper-mass",)
+    """Sequences of tasks, all of dynamics or all of classification. One dynamics whose data shifts: halfcheetah-speed (quarters of
+    the speeds), halfcheetah-behaviour (gaits that grow faster), pusher-goal (goals that move).
+    A dynamics that changes: halfcheetah-gravity, hopper-mass, walker-friction, halfcheetah-body (limbs and
+    torsos), halfcheetah-mix (ten tasks that differ in one thing or two).
+    Classification: digits-split (two new digits of ten at a time), digits-parity (the same, asked for odd
+    or even), digits-turned (images turned by 0 to 90 degrees), cancer-labs (breast cancer, laboratories
+    that measure with another bias)."""
+    import_module: str | None = None
+    """Module to import first; it adds a sequence of your own to envs.tasks.sequences.SEQUENCES or
+    envs.tasks.class_sequences.CLASS_SEQUENCES."""
+    context: bool = False
+    """Append what varies between the tasks to every observation; for those that change the dynamics."""
+    methods: tuple[str, ...] = ("bilevel+kl-seen", "bilevel", "nll+kl-seen", "nll")
+    """METHOD+KEEP; a strength goes behind a colon: nll+ewc:1000. METHOD is one of compare's, or of
+    classify's for classes. KEEP is none (fine-tuning), kl (KL to the previous policy on the new inputs,
+    strength 1), kl-seen (the same at inputs like those of earlier tasks), kl-stored (at the inputs of a
+    memory), kl-inferred (kl's strength inferred by the outer loop on new rows and on draws of the
+    previous policy), kl-memory (inferred on new rows and on a memory that the inner loop does not see),
+    lwf (the previous policy's draws at the new inputs), generative (its draws at inputs like the old
+    ones), replay (stored rows), der (half of their targets as the model said them), ewc and online-ewc
+    (a penalty on moved parameters, strength 100), joint (all data so far, from fresh parameters), alone
+    (each task by itself)."""
+    n_train: int = 2000
+    """Training steps of a task; of a table's task at most that many rows."""
+    n_test: int = 1500
+    """Test steps of a task, from episodes of their own; of a table's task at most that many rows."""
+    memory: int = 500
+    """Rows stored by the methods that store any, of all tasks together."""
+    members: int = 3
+    """Ensemble members."""
+    hidden: tuple[int, ...] = (128, 128)
+    """Width of each hidden layer."""
+    train_steps: int = 1000
+    """Gradient steps of a task at most; early stopping may end sooner."""
+    batch_size: int = 256
+    """Rows of a minibatch, per member."""
+    learning_rate: float = 1e-3
+    """Adam's step size at the start of each task's cosine."""
+    horizon: int = 5
+    """Steps ahead of the open-loop test."""
+    plan_episodes: int = 0
+    """Episodes to plan in each task after each, 0 for none; their mean is the return."""
+    plan_steps: int = 100
+    """Steps of such an episode."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        from envs.tasks.sequences import STRETCH  # once options are read: it brings in MuJoCo
+
+        for name in ("sequences", "methods"):
+            if len(set(getattr(self, name))) < len(getattr(self, name)):
+                raise InvalidInputError(f"{option_name(name)}: give none twice")
+        self.require_at_least(50, "n_train", "n_test")
+        self.require_at_least(1, "train_steps", "batch_size", "memory", "plan_steps")
+        self.require_at_least(1, "members", "hidden", "horizon", most=100_000)
+        self.require_at_least(0, "plan_episodes", most=100_000)
+        self.require_positive("learning_rate")
+        found = [self.sequence(name) for name in self.sequences]
+        if len({type(sequence) for sequence in found}) > 1:
+            raise InvalidInputError(
+                "--sequences: give either dynamics or classification; their metrics are not the same"
+            )
+        if not self.classes and self.horizon > STRETCH:
+            raise InvalidInputError(
+                f"--horizon: tasks are tested in stretches of {STRETCH} steps; got {self.horizon}"
+            )
+        if self.classes and self.plan_episodes:
+            raise InvalidInputError(
+                "--plan-episodes: there is nothing to plan in a table; leave it out"
+            )
+        with naming("--methods"):
+            for name in self.methods:
+                self.recipe(name)
+
+    @property
+    def classes(self) -> bool:
+        """Whether the tasks are of classification."""
+        from envs.tasks.class_sequences import ClassSequence
+
+        return isinstance(self.sequence(self.sequences[0]), ClassSequence)
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """What is measured on every task after each; the first two are what matters most."""
+        if self.classes:
+            return CLASS_METRICS
+        return (*DYNAMICS_METRICS, "return") if self.plan_episodes else DYNAMICS_METRICS
+
+    def recipe(self, method: str) -> Recipe:
+        """What METHOD+KEEP means for these tasks. Raises as ``get_recipe``."""
+        from mbrl_bilevel.continual.recipes import get_recipe
+        from mbrl_bilevel.training.class_methods import get_class_method
+        from mbrl_bilevel.training.methods import get_method
+
+        return get_recipe(method, self.memory, get_class_method if self.classes else get_method)
+
+    def sequence(self, name: str) -> TaskSequence | ClassSequence:
+        """The one of that name, with --context or not. Raises InvalidInputError if there is none."""
+        from envs.tasks.class_sequences import CLASS_SEQUENCES, ClassSequence
+        from envs.tasks.make import import_user_module
+        from envs.tasks.sequences import SEQUENCES
+
+        if self.import_module is not None:  # here, for other processes as well
+            import_user_module(self.import_module, f"--import-module {self.import_module!r}:")
+        known: dict[str, TaskSequence | ClassSequence] = {**SEQUENCES, **CLASS_SEQUENCES}
+        found = look_up(known, name, "--sequences: unknown sequence")
+        if not self.context:
+            return found
+        if isinstance(found, ClassSequence) or found.kind == "shared":
+            raise InvalidInputError(
+                f"--context: nothing but the data differs in {name}; leave it out"
+            )
+        return found.with_context()

@@ -1,0 +1,58 @@
+"""The options of offline."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from options.shared import EnvironmentArgs, RepeatedArgs, require_methods
+
+
+@dataclass(frozen=True, kw_only=True)
+class Args(EnvironmentArgs, RepeatedArgs):
+    """Options of offline."""
+
+    minari: str
+    """Minari data set to learn from, by id or folder."""
+    env_id: str = "HalfCheetah-v5"
+    """Gymnasium environment it comes from, to evaluate in."""
+    max_episode_steps: int | None = None
+    """Cut the episodes of the evaluation as those of the data set are; none: where the environment
+    does."""
+    termination: str | None = None
+    """Your own rule, module:function of (obs, action, next_obs); standard tasks have theirs."""
+    policies: tuple[Literal["mopo", "mbpo", "clone"], ...] = ("mopo", "mbpo", "clone")
+    """What is learned."""
+    model: str = "bilevel"
+    """How the model is trained, as in train."""
+    penalty: float = 1.0
+    """Of mopo: what comes off an imagined reward, times the model's uncertainty there."""
+    updates: int = 20_000
+    """Of mopo and mbpo: updates of actor and critics."""
+    rollout_length: int = 5
+    """Of mopo and mbpo: steps of an imagined branch."""
+    policy_hidden: tuple[int, ...] = (128, 128)
+    """Of mopo and mbpo: width of each hidden layer of actor and critics."""
+    policy_learning_rate: float = 3e-4
+    """Of mopo and mbpo: Adam's step size for actor, critics and temperature."""
+    members: int = 5
+    """Ensemble members, of the model and of the clone."""
+    hidden: tuple[int, ...] = (200, 200)
+    """Width of each of their hidden layers."""
+    train_steps: int = 3000
+    """Gradient steps of a fit at most."""
+    eval_episodes: int = 10
+    """Episodes of an evaluation."""
+    seeds: int = 3
+    """Repeats of each policy: --seed, --seed + 1, …."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_methods("--model", [self.model])
+        self.require_at_least(1, "members", "hidden", "policy_hidden", most=100_000)
+        self.require_at_least(1, "updates", "train_steps", "eval_episodes")
+        self.require_at_least(1, "rollout_length", most=1000)
+        self.require_positive("penalty", zero=True)
+        self.require_positive("policy_learning_rate")
+        if self.max_episode_steps is not None:
+            self.require_at_least(1, "max_episode_steps")

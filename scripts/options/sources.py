@@ -1,0 +1,26 @@
+"""Where the steps or rows of a data set come from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from envs.datasets.noise import Noise
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the rows of the data set ``name`` come from: one of an environment's id, a Minari id or a
+    table; and what is done to them."""
+
+    name: str
+    env_id: str | None = None
+    minari: str | None = None
+    csv: Path | None = None
+    target: tuple[str, ...] = ()
+    noise: Noise = "none"
+    speed: bool = False
+    test_minari: str | None = None
+    outer_minari: str | None = None

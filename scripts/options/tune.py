@@ -1,0 +1,60 @@
+"""The options of tune."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mbrl_bilevel.base.errors import InvalidInputError
+from mbrl_bilevel.studies.arguments import option_name
+from options.shared import EnvironmentArgs, require_methods
+from options.sources import Source
+
+
+@dataclass(frozen=True, kw_only=True)
+class Args(EnvironmentArgs):
+    """Options of tune."""
+
+    methods: tuple[str, ...] = ("bilevel", "nll", "mse")
+    """How the models are trained; every method gets as many trials."""
+    env_id: tuple[str, ...] = ("Swimmer-v5", "Reacher-v5")
+    """Gymnasium environments to tune on: others than those that are reported."""
+    minari: tuple[str, ...] = ()
+    """Minari data sets to tune on, instead of --env-id."""
+    trials: int = 16
+    """Trials of each method."""
+    repeats: int = 1
+    """Repeats of each trial: new data, a new split and a new initialisation."""
+    n_train: int = 1000
+    """Training transitions of each data set."""
+    n_test: int = 2000
+    """Transitions of other episodes that a trial is judged on."""
+    jobs: int = 1
+    """Processes, each with one thread; the trials are the same whatever their number."""
+    members: int = 5
+    """Ensemble members."""
+    hidden: tuple[int, ...] = (200, 200)
+    """Width of each hidden layer."""
+    train_steps: int = 2000
+    """Gradient steps at most; early stopping may end sooner."""
+    segment: int = 50
+    """Training data is taken in stretches of at most this many steps, from many episodes."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require_at_least(1, "train_steps", "segment", "n_test")
+        self.require_at_least(1, "trials", "repeats", "jobs", "members", "hidden", most=100_000)
+        self.require_at_least(50, "n_train")
+        for name in ("methods", "env_id"):
+            values = getattr(self, name)
+            if not values or len(set(values)) < len(values):
+                raise InvalidInputError(
+                    f"{option_name(name)}: give at least one value, and none twice"
+                )
+        require_methods("--methods", self.methods)
+
+    @property
+    def sources(self) -> list[Source]:
+        """The data sets that a trial is judged on."""
+        if self.minari:
+            return [Source(name, minari=name) for name in self.minari]
+        return [Source(name, env_id=name) for name in self.env_id]

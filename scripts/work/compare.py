@@ -1,0 +1,265 @@
+"""What compare does, once its options are read."""
+
+from __future__ import annotations
+
+import math
+import time
+from functools import lru_cache
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from options.compare import Args
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.vec_env import DummyVecEnv
+
+from agents.mpc import MPC, MPCSettings
+from envs.known.endings import termination_rule
+from mbrl_bilevel.base.errors import InvalidInputError
+from mbrl_bilevel.base.records import FitResult, Rule, Transitions
+from mbrl_bilevel.data.rows import sample_segments
+from mbrl_bilevel.evaluation.dynamics import (
+    LEVELS,
+    OneStep,
+    evaluate_one_step,
+    evaluate_open_loop,
+    evaluate_regression,
+    rollout_band,
+)
+from mbrl_bilevel.figures.models import (
+    draw_calibration,
+    draw_errors,
+    draw_open_loop,
+    draw_pooled,
+    draw_rollout,
+)
+from mbrl_bilevel.imagination.particles import Imagination
+from mbrl_bilevel.models.dynamics import DynamicsModel, fit_dynamics
+from mbrl_bilevel.models.regression import fit_regression
+from mbrl_bilevel.studies.cells import Cells, Done, run_cells
+from mbrl_bilevel.studies.launching import Result
+from mbrl_bilevel.studies.rows import Row
+from mbrl_bilevel.studies.run_folder import RunFolder
+from mbrl_bilevel.studies.summaries import paired, pooled, summarise
+from mbrl_bilevel.training.methods import get_method
+from work.steps_data import Split, never, open_env, steps_split, table_split
+
+
+def compare(args: Args, run: RunFolder) -> Result:
+    """Fill in the rows that are missing, then summarise and draw."""
+    if args.plan_env is not None:
+        open_env(args, args.plan_env).close()
+    for source in args.sources:  # what is wrong with them is told before the first fit
+        if source.csv is not None:
+            table_split(source, args.seed, args.n_test)
+        elif source.minari is not None:
+            _split(args, source.name, args.seed)
+        else:
+            assert source.env_id is not None
+            open_env(args, source.env_id).close()
+    # Repeats outermost: a study that is stopped has whole ones.
+    keys: list[dict[str, Any]] = [
+        {"method": method, "dataset": source.name, "seed": seed, "n_train": n}
+        for seed in range(args.seed, args.seed + args.seeds)
+        for source in args.sources
+        for n in args.n_train
+        for method in args.methods
+    ]
+    ahead = () if args.csv else ("k", "k_nrmse", "k_nll", "k_coverage_90")
+    cells = Cells(keys, fit_cell, (*METRICS, "coverage", *ahead))
+    rows = run_cells(run, args, cells, "compare", args.jobs)
+    returns = ("return",) if args.plan_episodes else ()
+    summary = list(summarise(rows, args.methods, METRICS + returns))
+    figures = [
+        draw_errors(run.figures, rows, args.methods),
+        draw_calibration(run.figures, rows, args.methods),
+    ]
+    if ahead:
+        figures.append(draw_open_loop(run.figures, rows, args.methods))
+        figures += draw_rollout(run.figures, rows, args.methods)
+    against = list(pooled(rows, args.methods))
+    if against:
+        figures.append(draw_pooled(run.figures, against))
+    metrics = {
+        "rows": [{k: v for k, v in row.items() if k != "rollout"} for row in rows],
+        "summary": summary,
+        "paired": list(paired(rows, args.methods, PAIRED + returns)),
+        "pooled": against,
+        "levels": LEVELS,
+    }
+    short = {
+        f"{line['method']}@{line['dataset']}@{line['n_train']}": {
+            name: _rounded(line[name]["mean"]) for name in ("nrmse", "nll", "coverage_90", *returns)
+        }
+        for line in summary
+    }
+    return Result(metrics, {"summary": short, "figures": [str(path) for path in figures]})
+
+
+#: Metrics that are summarised.
+METRICS = (
+    *("rmse", "nrmse", "nll", "crps", "ncrps", "calibration_error", "coverage_90"),
+    *("member_rmse", "member_nrmse", "member_nll", "member_crps", "member_ncrps"),
+    *("member_calibration_error", "scaled_nll", "dispersion"),
+)
+
+
+#: Those whose differences are told.
+PAIRED = (
+    "nrmse",
+    "nll",
+    "ncrps",
+    "calibration_error",
+    "member_nrmse",
+    "member_nll",
+    "member_ncrps",
+)
+
+
+#: A predicted rollout is drawn of this many steps and observations.
+ROLLOUT = (50, 4)
+
+
+def _rounded(value: float) -> float | None:
+    return round(value, 4) if math.isfinite(value) else None
+
+
+@lru_cache(maxsize=2)
+def _split(args: Args, dataset: str, seed: int) -> Split:
+    return steps_split(
+        args.source(dataset),
+        args,
+        seed,
+        largest=max(args.n_train),
+        n_test=args.n_test,
+        segment=args.segment,
+    )
+
+
+def fit_cell(args: Args, key: Row) -> Done:
+    """One model: its row, and the curves of its training."""
+    return _table_cell(args, key) if args.csv else _dynamics_cell(args, key)
+
+
+def _dynamics_cell(args: Args, key: Row) -> Done:
+    split = _split(args, key["dataset"], key["seed"])
+    random = np.random.default_rng([key["seed"], key["n_train"]])
+    data = sample_segments(split.pool, key["n_train"], args.segment, random)
+    env_id = args.source(key["dataset"]).env_id or args.plan_env
+    started = time.perf_counter()
+    model, fitted = fit_dynamics(
+        data,
+        get_method(key["method"]),
+        # The same for every method: the same folds and the same initial weights of the mean.
+        generator=torch.Generator().manual_seed(key["seed"]),
+        members=args.members,
+        hidden=args.hidden,
+        schedule=args.schedule(key["method"]),
+        # What ends an episode is no method's: without a rule, nothing does.
+        termination=never if env_id is None else _rule(args, env_id),
+        outer_transitions=split.outer,
+    )
+    seconds = time.perf_counter() - started
+    row = _one_step_row(evaluate_one_step(model, split.test), fitted, seconds)
+    if split.noise_nll is not None:
+        row["noise_nll"] = split.noise_nll
+        row["truth_nrmse"] = evaluate_one_step(model, split.clean).nrmse
+    row |= _open_loop(args, model, split.clean, key["seed"])
+    if key["seed"] == args.seed and key["n_train"] == max(args.n_train):
+        row["rollout"] = _rollout(model, split.clean)
+    if args.plan_episodes:
+        assert env_id is not None
+        row |= _returns(args, env_id, model, key["method"], key["seed"])
+    return Done(row, fitted.history)
+
+
+def _rollout(model: DynamicsModel, test: Transitions) -> dict[str, Any]:
+    """The arrays of a predicted rollout, as long as the test episodes allow."""
+    steps, dims = ROLLOUT
+    steps = min(steps, int(np.bincount(test.episode).max()))
+    band = rollout_band(model, test, steps, generator=torch.Generator().manual_seed(0))
+    return {name: value[:, :dims].tolist() for name, value in band.items()}
+
+
+def _table_cell(args: Args, key: Row) -> Done:
+    source = args.source(key["dataset"])
+    (x, y), (test_x, test_y) = table_split(source, key["seed"], args.n_test)
+    n = key["n_train"]
+    if n > len(x):
+        raise InvalidInputError(
+            f"--n-train: {n} rows were asked for, but {len(x)} are there beside the test rows"
+        )
+    started = time.perf_counter()
+    model, fitted = fit_regression(
+        torch.from_numpy(x[:n]),
+        torch.from_numpy(y[:n]),
+        np.arange(n),
+        get_method(key["method"]),
+        generator=torch.Generator().manual_seed(key["seed"]),
+        members=args.members,
+        hidden=args.hidden,
+        schedule=args.schedule(key["method"]),
+    )
+    seconds = time.perf_counter() - started
+    found = evaluate_regression(model, torch.from_numpy(test_x), torch.from_numpy(test_y))
+    return Done(_one_step_row(found, fitted, seconds), fitted.history)
+
+
+def _one_step_row(found: OneStep, fitted: FitResult, seconds: float) -> dict[str, Any]:
+    row: dict[str, Any] = {name: getattr(found, name) for name in METRICS}
+    return row | {"coverage": found.coverage, "train_seconds": seconds, "steps": fitted.steps}
+
+
+def _rule(args: Args, env_id: str) -> Rule | None:
+    """The known termination of the environment."""
+    env = open_env(args, env_id)
+    rule = termination_rule(env)
+    env.close()
+    return rule
+
+
+def _open_loop(args: Args, model: DynamicsModel, test: Transitions, seed: int) -> dict[str, Any]:
+    """At each of the horizons; None at those that no test episode is long enough for."""
+    longest = int(np.bincount(test.episode).max())
+    steps = [k for k in args.horizons if k <= longest]
+    found_at: dict[str, dict[int, float]] = {}
+    if steps:
+        generator = torch.Generator().manual_seed(seed)
+        found = evaluate_open_loop(model, test, generator=generator, steps=steps)
+        for name in ("nrmse", "nll", "coverage_90"):
+            found_at[name] = dict(zip(steps, getattr(found, name), strict=True))
+    at = {
+        f"k_{name}": [found_at.get(name, {}).get(k) for k in args.horizons]
+        for name in ("nrmse", "nll", "coverage_90")
+    }
+    return {"k": args.horizons, **at}
+
+
+def _returns(
+    args: Args, env_id: str, model: DynamicsModel, method: str, seed: int
+) -> dict[str, Any]:
+    """Episodes side by side, planned in one batch; their starts are the same for every method."""
+    env = open_env(args, env_id)
+    rule = termination_rule(env)
+    settings = MPCSettings(
+        method=method,
+        members=args.members,
+        hidden=args.hidden,
+        imagination=Imagination(particles=args.members),
+    )
+    agent = MPC(env, settings, termination=rule, seed=seed, device="cpu")
+    agent.model = model
+    envs = DummyVecEnv([lambda: _cut(args, open_env(args, env_id))] * args.plan_episodes)
+    envs.seed(seed)
+    returns: Any
+    returns, _ = evaluate_policy(
+        agent, envs, args.plan_episodes, return_episode_rewards=True, warn=False
+    )
+    envs.close()
+    env.close()
+    return {"return": float(np.mean(returns)), "returns": [float(r) for r in returns]}
+
+
+def _cut(args: Args, env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
+    return env if args.plan_steps is None else gym.wrappers.TimeLimit(env, args.plan_steps)
