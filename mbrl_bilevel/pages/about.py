@@ -65,9 +65,12 @@ def command(run: Run) -> str:
         option = "--" + name.replace("_", "-")
         if name in _LEFT_OUT or value is None or value is False or value == []:
             continue
-        words.append(option)
-        if value is not True:
-            words += [str(v) for v in (value if isinstance(value, list) else [value])]
+        if value is True:
+            words.append(option)
+        elif isinstance(value, list):
+            words += [option, *map(str, value)]
+        else:  # joined: a value may begin with a dash
+            words.append(f"{option}={value}")
     return shlex.join(words)
 
 

@@ -30,6 +30,7 @@ _PLOTS: dict[str, tuple[str, str, Better, float | None]] = {
         ),
     ),
 }
+_TOLD = (*_PLOTS, "imagined_return", "real_return")
 _STEPS = "real environment steps"
 
 
@@ -41,7 +42,7 @@ def model_health(runs: Sequence[Run]) -> Section | None:
     told = pd.DataFrame(
         [row if isinstance(row, dict) else {} for row in frame["health"]], index=frame.index
     ).astype(float)
-    frame = frame[["env_id", "label", "step"]].join(told)
+    frame = frame[["env_id", "label", "step"]].join(told[[n for n in _TOLD if n in told]])
     blocks = [
         plot
         for env_id, here in frame.groupby("env_id", sort=False)

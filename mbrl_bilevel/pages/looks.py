@@ -12,7 +12,7 @@ from dataclasses import dataclass
 #: (on light, on dark): blue, vermilion, green, violet, ochre, sky; grey for what has no model.
 PALETTE = (
     *(("#1860cc", "#6ca8fc"), ("#cc420c", "#fc6c3c"), ("#004a14", "#a8fcd8")),
-    *(("#6c0088", "#b84cfc"), ("#b08c38", "#fce454"), ("#0c98de", "#4090b4")),
+    *(("#6c0088", "#b84cfc"), ("#b88c50", "#fce454"), ("#0c98de", "#4090b4")),
     ("#777777", "#bcbcbc"),
 )
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")

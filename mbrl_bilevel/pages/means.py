@@ -79,6 +79,6 @@ def said(value: float) -> str:
     if value == int(value) and abs(value) < 1e7:
         return f"{int(value):,}"
     if 1e-3 <= abs(value) < 1e6:
-        digits = max(0, 2 - math.floor(math.log10(abs(value))))
+        digits = max(0, 2 - math.floor(math.log10(abs(float(f"{value:.3g}")))))
         return f"{value:,.{digits}f}"
     return f"{value:.2e}"

@@ -79,6 +79,22 @@
     return found;
   };
 
+  // Points alone: Plotly would begin at zero, and differences would be too small to see.
+  const around = (plot) => {
+    const ends = plot.lines.flatMap((line) => [...line.y, ...line.low, ...line.high]);
+    const known = [...ends, ...plot.references.map(([, value]) => value)].filter((v) => v !== null);
+    if (known.length === 0) return undefined;
+    const low = Math.min(...known), high = Math.max(...known);
+    const margin = 0.08 * (high - low) || 0.1 * Math.abs(high) || 1;
+    return [low - margin, high + margin];
+  };
+  // A few whole numbers along the axis: no ticks between them.
+  const counted = (plot) => {
+    const xs = plot.lines.flatMap((line) => line.x);
+    const whole = plot.joined && !plot.logX && xs.length > 0 && xs.every(Number.isInteger);
+    return whole && Math.max(...xs) - Math.min(...xs) <= 12;
+  };
+
   const layout = (plot) => {
     const ink = colour("ink"), quiet = colour("quiet"), rule = colour("rule");
     const axis = (title, log) => ({
@@ -98,10 +114,11 @@
     const annotations = plot.references.map(([name, value], i) => ({
       text: `${plain(name)}: ${short(value)}`, xref: "paper", x: sides[i % 3][1], xanchor: sides[i % 3][0],
       y: plot.logY ? Math.log10(value) : value, yanchor: "bottom", showarrow: false,
-      font: { size: 11, color: quiet },
+      font: { size: 11, color: quiet }, bgcolor: faint(colour("card"), 0.7),
     }));
     const x = axis(plot.x, plot.logX), y = axis(plot.y, plot.logY);
-    if (plot.range) y.range = plot.range;
+    y.range = plot.range ?? (plot.joined || plot.logY ? undefined : around(plot));
+    if (counted(plot)) x.dtick = 1;
     if (plot.diagonal) x.range = [0, 1];
     return {
       xaxis: x, yaxis: y, shapes, annotations, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
@@ -115,7 +132,7 @@
 
   const config = {
     responsive: true, displaylogo: false, doubleClick: "reset+autosize",
-    modeBarButtonsToRemove: ["select2d", "lasso2d", "pan2d", "autoScale2d"],
+    modeBarButtons: [["toImage", "zoomIn2d", "zoomOut2d", "resetScale2d"]],
   };
 
   const buttons = (id) => [...document.querySelectorAll(`button[data-of="${id}"]`)];

@@ -80,7 +80,7 @@ def render(runs: Sequence[Run], sections: Sequence[Section]) -> str:
     environment.globals |= {"looks": looks, "said": said}
     scripts = {name: _file(name) for name in ("plotly-basic.min.js", "page.js")}
     plots: list[Mapping[str, Any]] = []
-    return environment.from_string(_file("page.html.jinja")).render(
+    document = environment.from_string(_file("page.html.jinja")).render(
         title=", ".join(dict.fromkeys(run.name for run in runs)),
         abouts=[about(run) for run in runs],
         sections=[
@@ -99,6 +99,7 @@ def render(runs: Sequence[Run], sections: Sequence[Section]) -> str:
         scripts={name: Markup(source) for name, source in scripts.items()},
         allowed=" ".join(f"'sha256-{_digest(source)}'" for source in scripts.values()),
     )
+    return document.lstrip()
 
 
 def _shown(block: Block, looks: Looks, plots: list[Mapping[str, Any]]) -> Mapping[str, Any]:

@@ -18,6 +18,8 @@ from mbrl_bilevel.pages.returns import curves, evaluations
 _MOST_CLASSES, _MOST_MATRICES = 12, 6
 #: Values of one name over training that have a plot.
 _MOST_PLOTS = 6
+#: How the names of what a report says of its solver begin.
+_OF_THE_SOLVER = ("hypergradient_", "inner_", "linear_", "updates")
 
 
 def inferred(runs: Sequence[Run]) -> Section | None:
@@ -27,9 +29,10 @@ def inferred(runs: Sequence[Run]) -> Section | None:
         for frame in (compared(runs), classified(runs))
         if not frame.empty and "outer" in frame
     ]
-    blocks: list[Block] = [_values(frame) for frame in tables]
+    blocks: list[Block] = [_values(frame, of_the_solver=False) for frame in tables]
     blocks += _while_learning(runs)
     blocks += _matrices(classified(runs))
+    blocks += [_values(frame, of_the_solver=True) for frame in tables]
     blocks = [block for block in blocks if not isinstance(block, Table) or block.rows]
     if not blocks:
         return None
@@ -40,13 +43,14 @@ def inferred(runs: Sequence[Run]) -> Section | None:
     return Section("The inferred reward", lead, blocks)
 
 
-def _values(frame: pd.DataFrame) -> Table:
-    """The mean of each value of the outer level over repeats."""
+def _values(frame: pd.DataFrame, of_the_solver: bool) -> Table:
+    """The mean over repeats of each value: of the reward, or of the solver that found it."""
     rows = [
         {"method": row["method"], "dataset": row["dataset"], "name": name, "value": value}
         for row in frame.to_dict("records")
         if isinstance(row["outer"], dict)
         for name, value in row["outer"].items()
+        if name.startswith(_OF_THE_SOLVER) is of_the_solver
     ]
     cells = [
         [
@@ -61,7 +65,8 @@ def _values(frame: pd.DataFrame) -> Table:
         )
     ]
     columns = [Column(n) for n in ("data", "method", "value", "mean [95 % interval]", "repeats")]
-    return Table("Values of the outer level", columns, cells)
+    title = "How the outer solver went" if of_the_solver else "Values of the reward"
+    return Table(title, columns, cells)
 
 
 def _while_learning(runs: Sequence[Run]) -> list[Block]:
@@ -72,7 +77,9 @@ def _while_learning(runs: Sequence[Run]) -> list[Block]:
     told = pd.DataFrame(
         [row if isinstance(row, dict) else {} for row in frame["outer"]], index=frame.index
     ).astype(float)
-    frame = frame[["env_id", "label", "step"]].join(told, rsuffix=" ")
+    keys = ["env_id", "label", "step"]
+    told = told.drop(columns=keys, errors="ignore")
+    frame = frame[keys].join(told)
     return [
         Plot(
             f"{env_id}: {name}",
