@@ -12,7 +12,8 @@ import pytest
 sys.path.append(str(Path(__file__).resolve().parents[2] / "scripts"))
 
 import report
-from _run import launch_tool
+
+from mbrl_bilevel.studies.launching import launch_tool
 
 ROW = {"method": "nll", "dataset": "a", "seed": 0, "n_train": 100, "nrmse": 1.0, "nll": 2.0}
 
