@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from agents.planners import MPPI, Planner
+from agents.planners import ICEM, Planner
 from agents.planning_agent.terminal_value import ValueSettings
 from mbrl_bilevel.base.errors import InvalidInputError, require_count
 from mbrl_bilevel.imagination.branches import Branching
@@ -81,13 +81,11 @@ class PlanningSettings:
     warm_start: WarmStart = WarmStart(part=0.25)
     direct: bool = False
 
-    planner: Planner | None = MPPI(
-        horizon=3, population=32, iterations=2, std=0.3, elite_fraction=0.15, temperature=0.5
-    )
+    planner: Planner | None = ICEM(horizon=12, population=60, iterations=2)
     imagination: Imagination = Imagination(sample=False, pessimism=0.5)
-    replan_every: int = 1
-    proposals: int = 9
-    value: ValueSettings | Literal["critic"] | None = "critic"
+    replan_every: int = 2
+    proposals: int = 5
+    value: ValueSettings | Literal["critic"] | None = None
     exploration: float = 0.1
     plan_share: float | Literal["auto"] = "auto"
 

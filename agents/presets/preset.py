@@ -215,7 +215,7 @@ def _planner(values: Mapping[str, Any] | None, over: Mapping[str, Any] | None) -
     if not isinstance(values, Mapping):
         raise InvalidInputError(f"planner must be a table, or none; got {values!r}")
     rest = dict(values)
-    kind = look_up(PLANNERS, str(rest.pop("kind", "mppi")), "unknown planner")
+    kind = look_up(PLANNERS, str(rest.pop("kind", "icem")), "unknown planner")
     names = {each.name for each in fields(kind)}
     asked = dict(over or {})
     asked.pop("kind", None)

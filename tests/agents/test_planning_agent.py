@@ -50,6 +50,8 @@ SMALL = PlanningSettings(
     planner=MPPI(horizon=3, population=16, iterations=2, std=0.3),
     imagination=Imagination(2, sample=False),
     proposals=3,
+    value="critic",
+    replan_every=1,
     plan_share=1.0,
     fresh_every=1,
     updates_per_step=1,

@@ -89,15 +89,16 @@ def test_values_go_to_their_places() -> None:
     assert with_values(base, {}) == base
     assert with_values(base, as_values(base)) == base
     found = with_values(
-        base, {"planner": {"horizon": 7}, "hidden": [5], "schedule": {"steps": 9}, "value": None}
+        base,
+        {"planner": {"horizon": 7}, "hidden": [5], "schedule": {"steps": 9}, "value": "critic"},
     )
-    assert isinstance(found.planner, MPPI)
-    assert isinstance(base.planner, MPPI)
+    assert isinstance(found.planner, ICEM)
+    assert isinstance(base.planner, ICEM)
     assert found.planner == replace(base.planner, horizon=7)
-    assert (found.hidden, found.schedule.steps, found.value) == ((5,), 9, None)
+    assert (found.hidden, found.schedule.steps, found.value) == ((5,), 9, "critic")
     assert found.schedule.batch_size == base.schedule.batch_size
-    other = with_values(base, {"planner": {"kind": "icem"}}).planner
-    assert isinstance(other, ICEM)
+    other = with_values(base, {"planner": {"kind": "mppi"}}).planner
+    assert isinstance(other, MPPI)
     assert other.horizon == base.planner.horizon
     assert with_values(base, {"planner": None}).planner is None
     assert merged({"a": {"b": 1, "c": 2}}, {"a": {"b": 3}, "d": 4}) == {
@@ -110,12 +111,12 @@ def test_values_go_to_their_places() -> None:
     ("over", "told"),
     [
         ({"horizon": 3}, "settings: there is no 'horizon'"),
-        ({"planner": {"horizont": 3}}, "planner MPPI has no 'horizont'; it has"),
+        ({"planner": {"horizont": 3}}, "planner ICEM has no 'horizont'; it has"),
         ({"planner": {"kind": "mpi"}}, "unknown planner 'mpi': did you mean 'mppi'"),
         ({"schedule": {"step": 3}}, "schedule: .*'step'; it has steps"),
         ({"real_share": 2.0}, "real_share must be from 0 to 1"),
         ({"planner": "icem"}, "planner must be a table, or none; got 'icem'"),
-        ({"planner": {"horizon": 3, "std": "x"}}, "planner: .*; it has .*horizon"),
+        ({"planner": {"horizon": 3, "std": "x"}}, "planner ICEM has no 'std'; it has .*horizon"),
         ({"hidden": 200}, "hidden must be a list of widths; got 200"),
         ({"hidden": "200"}, "hidden must be a list of widths; got '200'"),
     ],
