@@ -95,7 +95,7 @@ class Value:
     @torch.inference_mode()
     def members(self, obs: Tensor) -> Tensor:
         """What each member says, [E, ...]."""
-        x = self.inputs.normalise(obs).clamp(self.low, self.high)
+        x = self.inputs.normalise(obs).to(self.low.dtype).clamp(self.low, self.high)
         flat = x.reshape(1, -1, obs.shape[-1])
         mean = self.policy.dist(flat.expand(self.policy.members, -1, -1)).mean
         return mean.reshape(-1, *obs.shape[:-1]) * self.scale
@@ -112,7 +112,7 @@ def fit_value(
     obs, next_obs = (torch.from_numpy(a) for a in (transitions.obs, transitions.next_obs))
     reward, span = transitions.reward, 1.0 / (1.0 - settings.discount)
     inputs = Normaliser.fit(obs)
-    x = inputs.normalise(obs)
+    x = inputs.normalise(obs).float()
     seed = int(torch.randint(2**62, (), generator=generator).item())
     groups = group_by_episode(transitions.episode, transitions.t, groups_needed(settings.members))
     folds = cross_fit(groups, settings.members, np.random.default_rng(seed)).without_outer()
@@ -128,7 +128,7 @@ def fit_value(
         inputs,
         low=x.amin(0),
         high=x.amax(0),
-        scale=max(float(np.abs(reward).mean()) * span, 1e-6),
+        scale=float(np.abs(reward).mean()) * span or 1.0,
         # Termination pays nothing from then on, so zero is always among what can happen.
         bounds=(min(float(reward.min()), 0.0) * span, max(float(reward.max()), 0.0) * span),
         pessimism=settings.pessimism,

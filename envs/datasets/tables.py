@@ -21,6 +21,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from mbrl_bilevel.base.errors import InvalidInputError
+from mbrl_bilevel.base.rounding import coarse
 
 #: A file of this many bytes, unpacked, is taken for a mistake or an attack: see ``limit``.
 LIMIT = 8 * 2**30
@@ -30,9 +31,10 @@ _FEWEST_ROWS = 20
 @dataclass(frozen=True)
 class Table:
     """N rows: ``x`` [N, X] float32 with the columns ``features``; ``y`` [N, D] float32 with the
-    columns ``targets``, or for classes [N] int64 into ``classes`` (labels, sorted)."""
+    columns ``targets``, or for classes [N] int64 into ``classes`` (labels, sorted). Either is float64
+    where float32 cannot tell the values of a column from each other."""
 
-    x: npt.NDArray[np.float32]
+    x: npt.NDArray[Any]
     y: npt.NDArray[Any]
     features: tuple[str, ...]
     targets: tuple[str, ...]
@@ -179,13 +181,16 @@ def _check_names(path: Path, frame: pd.DataFrame, targets: tuple[str, ...], kind
         _refuse(path, f"has {len(frame)} rows", f"at least {_FEWEST_ROWS} are needed")
 
 
-def _numbers(path: Path, frame: pd.DataFrame, names: list[str]) -> npt.NDArray[np.float32]:
-    """The columns as float32 [N, len(names)], filled one by one: nothing is held twice."""
-    result = np.empty((len(frame), len(names)), np.float32)
+def _numbers(path: Path, frame: pd.DataFrame, names: list[str]) -> npt.NDArray[Any]:
+    """The columns as float32 [N, len(names)], filled one by one: nothing is held twice. As float64 from
+    where one is lost in float32: a time stamp of 1.7e9 would be told to two minutes."""
+    result: npt.NDArray[Any] = np.empty((len(frame), len(names)), np.float32)
     for i, name in enumerate(names):
         column = frame[name]
         values = pd.to_numeric(column, errors="coerce").to_numpy(np.float64, na_value=math.nan)
-        with np.errstate(over="ignore"):
+        with np.errstate(over="ignore", invalid="ignore"):
+            if coarse(np.abs(values).max(), values.std()):
+                result = result.astype(np.float64, copy=False)
             result[:, i] = values
         bad = np.flatnonzero(~np.isfinite(result[:, i]))
         if len(bad):

@@ -7,6 +7,8 @@ observation and reward.
 from __future__ import annotations
 
 import copy
+import math
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -19,6 +21,7 @@ from torch import Tensor
 from mbrl_bilevel.base.errors import InvalidInputError
 from mbrl_bilevel.base.records import (
     FitResult,
+    FloatArray,
     Rule,
     Step,
     Transitions,
@@ -26,6 +29,7 @@ from mbrl_bilevel.base.records import (
     require_rows,
     require_rules,
 )
+from mbrl_bilevel.base.rounding import ULPS
 from mbrl_bilevel.data.growing_folds import GrowingFolds
 from mbrl_bilevel.data.normaliser import Normaliser
 from mbrl_bilevel.data.rows import (
@@ -233,7 +237,9 @@ class DynamicsModel:
         self, obs: Tensor, action: Tensor, precision: Precision | None
     ) -> DiagonalGaussian | GaussianMixture:
         require_rows(obs, action, self.obs_dim, self.action_dim)
-        x = self.inputs.normalise(torch.cat([obs, action], dim=-1))
+        x = self.inputs.normalise(torch.cat([obs, action], dim=-1)).to(
+            self.policy.network.last.weight.dtype
+        )
         if x.ndim == 2:
             x = x.expand(self.members, -1, -1)
         return self.policy.dist(x) if precision is None else infer(self.policy, x, precision)
@@ -284,7 +290,7 @@ class LearnedTermination:
     def __call__(self, obs: Tensor, action: Tensor, next_obs: Tensor) -> Tensor:
         """The members' mean probability, over all leading dimensions."""
         x = self.inputs.normalise(torch.cat([obs, action, next_obs], dim=-1))
-        flat = x.reshape(1, -1, x.shape[-1]).expand(self.policy.members, -1, -1)
+        flat = x.float().reshape(1, -1, x.shape[-1]).expand(self.policy.members, -1, -1)
         return self.policy.dist(flat).probs[..., 1].mean(0).reshape(x.shape[:-1])
 
 
@@ -336,6 +342,8 @@ def fit_dynamics(
     jump = 0.0 if reward is not None else _terminal_jump(transitions)
     raw_x = torch.from_numpy(np.concatenate([transitions.obs, transitions.action], axis=1))
     raw_y = _raw_targets(transitions, reward is None, jump, direct)
+    if not direct:
+        _still_rounding(raw_y, transitions.obs)
     fitted, result = fit_regression(
         raw_x,
         raw_y,
@@ -409,6 +417,22 @@ def _raw_targets(transitions: Transitions, with_reward: bool, jump: float, direc
     return torch.from_numpy(np.concatenate([after, reward[:, None]], axis=1))
 
 
+def _still_rounding(targets: Tensor, obs: FloatArray) -> None:
+    """Make constant, in place, the changes among ``targets`` [N, D] that are nothing but rounding of ``obs``
+    [N, O]. Warns where there may have been more, or rounding is a good part of them."""
+    ulp = np.finfo(obs.dtype).eps * np.abs(obs).max(0)
+    spread = targets[:, : obs.shape[1]].double().std(0, correction=0).numpy()
+    targets[:, np.flatnonzero(spread <= ulp)] = targets[:, np.flatnonzero(spread <= ulp)].mean(0)
+    # The difference of two rounded numbers is off by ulp/√6 and less.
+    for i in np.flatnonzero((ulp / math.sqrt(6.0) < spread) & (spread <= ULPS * ulp)).tolist():
+        warnings.warn(
+            f"observation {i}: its size is {np.abs(obs[:, i]).max():.3g}, that of its changes {spread[i]:.3g}, "
+            f"which is rounding of {obs.dtype} for a good part; subtract a constant from it, or give float64 "
+            "(Transitions.from_arrays)",
+            stacklevel=3,
+        )
+
+
 def _terminal_jump(transitions: Transitions) -> float:
     """How much the reward drops at termination: the median of r_T − r_{T−1} over episodes.
 
@@ -433,7 +457,7 @@ def _fit_termination(
     groups = group_by_episode(transitions.episode, transitions.t, groups_needed(members))
     labels = torch.from_numpy(transitions.terminated.astype(np.float32)).unsqueeze(1)
     data = FitData(
-        inputs.normalise(torch.from_numpy(raw)),
+        inputs.normalise(torch.from_numpy(raw)).float(),
         labels,
         cross_fit(groups, members, splits).without_outer(),
     )

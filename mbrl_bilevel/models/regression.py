@@ -49,11 +49,14 @@ class Regression:
         """Raw x [N, X] and y [N, D] to learn from, in this model's units. Rows of one of the ``groups``
         [N] are never parted; None takes each by itself. Raises as ``cross_fit``."""
         folds = cross_fit(np.arange(len(x)) if groups is None else groups, self.members, random)
-        return FitData(self.inputs.normalise(x), self.targets.normalise(y)[:, self.active], folds)
+        dtype = self.policy.network.last.weight.dtype
+        targets = self.targets.normalise(y)[:, self.active]
+        return FitData(self.inputs.normalise(x).to(dtype), targets.to(dtype), folds)
 
     def dist(self, x: Tensor) -> DiagonalGaussian | GaussianMixture:
         """Each member's distribution of the active targets at x [B, X], raw units, [E, B, D_active]."""
-        normalised = self.inputs.normalise(x).expand(self.members, -1, -1)
+        normalised = self.inputs.normalise(x).to(self.policy.network.last.weight.dtype)
+        normalised = normalised.expand(self.members, -1, -1)
         scale, shift = self.targets.scale[self.active], self.targets.shift[self.active]
         return self.policy.dist(normalised).affine(scale, shift)
 
@@ -111,9 +114,11 @@ def fit_regression(
     splits = np.random.default_rng(draw_seed(generator))
     if folds is None:
         folds = cross_fit(groups, members, splits, outer_only)
+    # Rounded to what networks work in only here, where numbers are of the size of their spread.
+    dtype = torch.get_default_dtype()
     data = FitData(
-        inputs.normalise(x),
-        targets.normalise(y)[:, active],
+        inputs.normalise(x).to(dtype),
+        targets.normalise(y)[:, active].to(dtype),
         folds if method.outer is not None else folds.without_outer(),
         chain,
         weight,
@@ -157,7 +162,8 @@ def _chain(
     drift = targets.shift[:state] / inputs.scale[:state]
     if direct:
         drift = drift - inputs.shift[:state] / inputs.scale[:state]
-    return Chain(torch.from_numpy(successor), gain, drift, horizon, direct)
+    dtype = torch.get_default_dtype()
+    return Chain(torch.from_numpy(successor), gain.to(dtype), drift.to(dtype), horizon, direct)
 
 
 def draw_seed(generator: torch.Generator) -> int:

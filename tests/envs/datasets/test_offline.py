@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,17 @@ def test_the_round_trip_is_exact(experience: Transitions) -> None:
     part = experience[np.r_[3:9, 14:40, 100:103]]
     save_minari(part, "part-v0", make_env("Hopper-v5"))
     same(load_minari("part-v0"), part)
+
+
+def test_what_float32_would_lose_comes_back_in_double(experience: Transitions) -> None:
+    """At an offset of 5e6 the changes of a state are below its unit in the last place."""
+    far = replace(
+        experience,
+        obs=experience.obs.astype(np.float64) + 5e6,
+        next_obs=experience.next_obs.astype(np.float64) + 5e6,
+    )
+    save_minari(far, "far-v0", make_env("Hopper-v5"))
+    same(load_minari("far-v0"), far)
 
 
 def test_other_readers_find_all_they_need(experience: Transitions) -> None:

@@ -154,3 +154,13 @@ def test_a_bomb_is_refused_before_it_unpacks(tmp_path: Path) -> None:
 def test_constant_features_are_kept(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("a,b,y\n" + "".join(f"{i},7,{i}\n" for i in range(30)))
     assert (load_table(tmp_path / "t.csv", "y").x[:, 1] == 7.0).all()
+
+
+def test_a_time_stamp_keeps_its_seconds(tmp_path: Path) -> None:
+    seconds = 1.7e9 + np.arange(50.0)
+    (tmp_path / "t.csv").write_text(
+        "time,a,y\n" + "".join(f"{s:.1f},{i % 7},{i % 5}\n" for i, s in enumerate(seconds))
+    )
+    table = load_table(tmp_path / "t.csv", "y")
+    assert table.x.dtype == np.float64
+    np.testing.assert_array_equal(table.x[:, 0], seconds)
