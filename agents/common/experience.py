@@ -106,7 +106,10 @@ class RandomBehaviour:
     def __init__(self, space: ActionSpace, generator: np.random.Generator) -> None:
         self._space = space
         if isinstance(space, gym.spaces.Box):
-            self._low, self._high = space.low.astype(np.float64), space.high.astype(np.float64)
+            # Of integers each has a stretch of one, the first and the last as well.
+            half = 0.5 if np.issubdtype(space.dtype, np.integer) else 0.0
+            self._low = space.low.astype(np.float64) - half
+            self._high = space.high.astype(np.float64) + half
         else:
             self._low = self._high = np.zeros(int(space.n))
         self._generator = generator

@@ -16,6 +16,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 from agents.planners.actions import ActionSet, BoxActions, DiscreteActions
 from mbrl_bilevel.base.errors import InvalidInputError
+from mbrl_bilevel.base.rounding import as_type
 
 Array = npt.NDArray[Any]
 ActionSpace = gym.spaces.Box | gym.spaces.Discrete
@@ -138,8 +139,9 @@ def to_vector(space: gym.Space[Any], action: Any) -> Array:
 
 
 def from_vectors(space: ActionSpace, vectors: Array) -> Array:
-    """Vectors [S, A] as the environment takes them: [S, A] within the box, or choices [S]."""
+    """Vectors [S, A] as the environment takes them: [S, A] within the box, rounded to the nearest where it is
+    of integers, or choices [S]."""
     if isinstance(space, gym.spaces.Discrete):
         return np.asarray(space.start + vectors.argmax(-1), dtype=space.dtype)
     # Clipped last: rounding to the space's own type must not leave the bounds either.
-    return np.asarray(np.clip(vectors.astype(space.dtype), space.low, space.high))
+    return np.asarray(np.clip(as_type(vectors, space.dtype), space.low, space.high))

@@ -45,6 +45,7 @@ from agents.planning_agent.terminal_value import Value, ValueSettings, fit_value
 from agents.planning_agent.upkeep import Upkeep
 from mbrl_bilevel.base.errors import InvalidInputError, require_count
 from mbrl_bilevel.base.records import FitResult, Rule, Transitions
+from mbrl_bilevel.imagination.bounds import seen_bounds
 from mbrl_bilevel.models.dynamics import DynamicsModel
 
 Array = npt.NDArray[Any]
@@ -252,7 +253,10 @@ class PlanningAgent(AgentParts):
         """Branches from real states join the replay; how many steps. InvalidInputError: no model."""
         if not isinstance(self.model, DynamicsModel):
             raise InvalidInputError("there is no model to imagine with yet; call refit() first")
-        settings, space = self.settings, self.observation_space
+        settings, real = self.settings, self.experience.real.stored()
+        low, high = seen_bounds(
+            self.observation_space, real["obs"].numpy(), real["next_obs"].numpy()
+        )
         branches = settings.rollouts_per_step * settings.imagine_every
         with self._random:
             rows = imagine(
@@ -263,7 +267,7 @@ class PlanningAgent(AgentParts):
                 settings.rollout.at(self.num_timesteps),
                 settings.branching,
                 self._generator,
-                within=(torch.from_numpy(space.low).float(), torch.from_numpy(space.high).float()),
+                within=(torch.from_numpy(low).float(), torch.from_numpy(high).float()),
                 cut=settings.rollout_cut,
             )
         count = len(rows["reward"])

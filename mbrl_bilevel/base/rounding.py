@@ -69,3 +69,10 @@ class Changes:
         mean = self._sum / max(1, self.steps)
         variance = self._square / max(1, self.steps) - np.square(mean)
         return np.flatnonzero(coarse(self._magnitude, np.sqrt(np.maximum(variance, 0.0))))
+
+
+def as_type(values: Array, dtype: npt.DTypeLike) -> Array:
+    """``values`` as ``dtype``: rounded to the nearest where that is of integers, where NumPy would cut."""
+    if np.issubdtype(dtype, np.integer):
+        values = np.rint(values)
+    return np.asarray(values).astype(dtype)
