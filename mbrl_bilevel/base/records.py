@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from mbrl_bilevel.base.errors import InvalidInputError
+from mbrl_bilevel.base.logged import columns_of
 
 FloatArray = npt.NDArray[np.float32] | npt.NDArray[np.float64]
 
@@ -200,6 +202,28 @@ class Transitions:
                 f"Transitions: obs {self.obs.dtype} {self.obs.shape} and next_obs {self.next_obs.dtype} "
                 f"{self.next_obs.shape} must agree"
             )
+
+    @staticmethod
+    def from_arrays(
+        obs: npt.ArrayLike,
+        action: npt.ArrayLike,
+        next_obs: npt.ArrayLike,
+        reward: npt.ArrayLike,
+        terminated: npt.ArrayLike | None = None,
+        truncated: npt.ArrayLike | None = None,
+    ) -> Transitions:
+        """Logged steps, in order of time, of any numeric types and memory layouts.
+
+        ``obs``, ``next_obs`` and ``action`` are [N, …], each row made flat, or [N]; ``reward`` and the flags,
+        none set where they are not given, [N] or [N, 1]. Steps of environments side by side are [T, B, …]
+        with rewards [T, B]. An episode ends with a flag; also, and this is told, where the next row's obs is
+        not this row's next_obs. Numbers are kept as float32, or float64 (``rounding.narrowed``).
+
+        Raises InvalidInputError for arrays that do not fit each other, or values that are not finite numbers.
+        """
+        given: dict[str, Any] = {"obs": obs, "action": action, "next_obs": next_obs}
+        given |= {"reward": reward, "terminated": terminated, "truncated": truncated}
+        return Transitions(**columns_of(given))
 
     def __len__(self) -> int:
         return len(self.obs)
