@@ -49,9 +49,15 @@ def require_box(space: gym.Space[Any], what: str) -> gym.spaces.Box:
     """``space`` itself. Raises InvalidInputError unless it is a one-dimensional Box, and a bounded one
     if ``what`` is "action"."""
     if not isinstance(space, gym.spaces.Box) or len(space.shape) != 1:
+        remedy = "for example with gymnasium.wrappers.FlattenObservation"
+        if what == "action":  # Gymnasium has no FlattenAction
+            shape = space.shape if isinstance(space, gym.spaces.Box) else "…"
+            remedy = (
+                "with gymnasium.wrappers.TransformAction(env, lambda a: a.reshape("
+                f"{shape}), gymnasium.spaces.flatten_space(env.action_space))"
+            )
         raise InvalidInputError(
-            f"the {what} space must be a one-dimensional Box; got {space}: "
-            "wrap the environment, for example with gymnasium.wrappers.FlattenObservation"
+            f"the {what} space must be a one-dimensional Box; got {space}: wrap the environment, {remedy}"
         )
     if what == "action" and not space.is_bounded():
         raise InvalidInputError(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import fields
 from itertools import pairwise
 from pathlib import Path
@@ -28,8 +28,9 @@ from mbrl_bilevel.base.rounding import Changes
 _MAX_METADATA = 10_000_000  # bytes
 
 
-def load_minari(dataset: str | Path) -> Transitions:
-    """The steps of a Minari data set, by its id or by the path of its folder.
+def load_minari(dataset: str | Path | minari.MinariDataset) -> Transitions:
+    """The steps of a Minari data set, by its id or by the path of its folder; or of one that Minari has
+    loaded, and perhaps filtered (``minari.load_dataset(…).filter_episodes(…)``).
 
     Read one episode at a time into arrays made once, as float32; observations as float64 where float32
     would lose their changes. What ``save_minari`` wrote comes
@@ -38,13 +39,18 @@ def load_minari(dataset: str | Path) -> Transitions:
     Raises InvalidInputError: not found, damaged, not stored as HDF5, spaces other than 1-D Boxes,
     NaN or infinity in the data.
     """
+    if isinstance(dataset, minari.MinariDataset):
+        return _read_all(dataset.id, lambda: dataset)
     name = str(dataset)
     folder = Path(dataset) if Path(dataset).is_dir() else _folder_of(name)
     data = folder / "data" if (folder / "data").is_dir() else folder
     _check_metadata(name, data)
+    return _read_all(name, lambda: minari.MinariDataset(data))
+
+
+def _read_all(name: str, opened: Callable[[], minari.MinariDataset]) -> Transitions:
     try:
-        found = minari.MinariDataset(data)
-        return _read(name, found)
+        return _read(name, opened())
     except InvalidInputError:
         raise
     except Exception as error:  # h5py and Minari raise all kinds for a damaged file

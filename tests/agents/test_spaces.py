@@ -70,6 +70,22 @@ def test_other_spaces_are_refused(space: Any, what: str) -> None:
         require_actions(space)
 
 
+def test_the_remedy_for_a_matrix_of_actions_works() -> None:
+    """Not that the observation be flattened: the line that the message gives is run here."""
+    env: Any = gym.make("InvertedPendulum-v5")
+    square = gym.spaces.Box(-3.0, 3.0, (1, 1), np.float32)
+    env = gym.wrappers.TransformAction(env, lambda a: a.reshape(1), square)
+    with pytest.raises(InvalidInputError, match="action space must be") as caught:
+        require_actions(env.action_space)
+    said = str(caught.value)
+    assert "FlattenObservation" not in said
+    remedy = said[said.index("gymnasium.wrappers") :]
+    flat = eval(remedy, {"gymnasium": gym, "env": env})
+    assert require_actions(flat.action_space).shape == (1,)
+    flat.reset(seed=0)
+    flat.step(flat.action_space.sample())
+
+
 def test_a_clone_of_actions_outside_the_space_is_refused() -> None:
     env = gym.make("InvertedPendulum-v5")  # actions from -3 to 3
     space: Any = env.action_space
