@@ -167,3 +167,23 @@ def test_the_launcher_does_not_import_torch() -> None:
     code = "import sys, _run; sys.exit('torch' in sys.modules)"
     env = {**os.environ, "PYTHONPATH": SEARCH_PATH}
     assert subprocess.run([sys.executable, "-c", code], env=env, check=False).returncode == 0
+
+
+@pytest.mark.parametrize("option", ["--help", "--quiet"])
+def test_a_reader_that_has_seen_enough_is_no_error(tmp_path: Path, option: str) -> None:
+    """``--help | head``: nothing on stderr, whether the text fits into the buffer or not."""
+    script = tmp_path / "toy.py"
+    script.write_text(TOY)
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [sys.executable, str(script), option],
+        env={**os.environ, "PYTHONPATH": SEARCH_PATH},
+        cwd=tmp_path,
+        stdout=write,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, "")
