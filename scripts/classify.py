@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 from _args import naming, option_name
-from _class_data import SETS, load, split
+from _class_data import SETS, Classes, load, split
 from _classify_figures import draw_differences, draw_learning_rates, draw_reliability, draw_rewards
 from _pool import Cells, Done, run_cells
 from _rows import Row
@@ -24,6 +24,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from envs.datasets.tables import Missing, Text
 from mbrl_bilevel.base.errors import InvalidInputError
 from mbrl_bilevel.evaluation.class_scores import class_scores
 from mbrl_bilevel.evaluation.statistics import interval
@@ -58,6 +59,10 @@ class Args(RunArgs):
     """Tables (.csv, .csv.gz, .npz) to classify."""
     target: str = "target"
     """The column of --csv that holds the class."""
+    text: Text = "refuse"
+    """one-hot: a column of --csv with text becomes one column for each of its values."""
+    missing: Missing = "refuse"
+    """drop: leave out rows of --csv that lack a value; fill: take the column's median, and say where."""
     methods: tuple[str, ...] = (
         "bilevel",
         "nll",
@@ -140,7 +145,7 @@ def main(args: Args, run: RunFolder) -> Result:
     """Fill in the rows that are missing, then summarise and draw."""
     for dataset in args.datasets:
         for n in args.n_train:
-            split(load(dataset, args.source(dataset), args.target), n, args.n_test, args.seed)
+            split(_load(args, dataset), n, args.n_test, args.seed)
     keys: list[dict[str, Any]] = [
         {"method": method, "dataset": dataset, "seed": seed, "n_train": n, "learning_rate": rate}
         for seed in range(args.seed, args.seed + args.seeds)
@@ -167,10 +172,14 @@ def main(args: Args, run: RunFolder) -> Result:
     return Result(metrics, {"summary": short, "figures": [str(path) for path in figures if path]})
 
 
+def _load(args: Args, dataset: str) -> Classes:
+    return load(dataset, args.source(dataset), args.target, args.text, args.missing)
+
+
 def fit_cell(args: Args, key: Row) -> Done:
     """One classifier: its row, and the curves of its training."""
     method, seed, dataset = key["method"], key["seed"], key["dataset"]
-    whole = load(dataset, args.source(dataset), args.target)
+    whole = _load(args, dataset)
     train, test = split(whole, key["n_train"], args.n_test, seed)
     estimator: Any
     if method in REFERENCES:
