@@ -66,7 +66,8 @@ class Prediction:
     """What the ensemble says of its targets, (Δobs, reward) say, at B inputs, in raw units, each [B, D].
 
     ``std`` is of the mixture of members, ``disagreement`` the members' means' share of it;
-    ``low`` and ``high`` bound the central interval of a Gaussian with that mean and std.
+    ``low`` and ``high`` bound the central interval of a Gaussian with that mean and std. ``next_obs`` is
+    where the step leads, [B, O], ``next_obs_low`` and ``next_obs_high`` bound it likewise.
     """
 
     mean: Tensor
@@ -74,6 +75,9 @@ class Prediction:
     low: Tensor
     high: Tensor
     disagreement: Tensor
+    next_obs: Tensor
+    next_obs_low: Tensor
+    next_obs_high: Tensor
 
 
 @dataclass(frozen=True)
@@ -190,7 +194,8 @@ class DynamicsModel:
 
     @torch.inference_mode()
     def predict(self, obs: Tensor, action: Tensor, coverage: float = 0.9) -> Prediction:
-        """Mean, central interval and disagreement of the ensemble at obs [B, O], action [B, A]."""
+        """Mean, central interval and disagreement of the ensemble at obs [B, O], action [B, A]; and the next
+        observation with its interval."""
         if not 0.0 < coverage < 1.0:
             raise InvalidInputError(f"coverage must lie between 0 and 1; got {coverage}")
         dist = self.dist(obs, action)
@@ -200,7 +205,9 @@ class DynamicsModel:
         half = std * torch.special.ndtri(torch.tensor(0.5 + coverage / 2.0, dtype=std.dtype))
         full = [self._with_constants(v) for v in (mean, mean - half, mean + half)]
         spread = [self._with_constants(v, constant=0.0) for v in (std, disagreement)]
-        return Prediction(full[0], spread[0], full[1], full[2], spread[1])
+        states = [v[..., : self.obs_dim] for v in full]
+        ends = states if self.direct else [obs + change for change in states]
+        return Prediction(full[0], spread[0], full[1], full[2], spread[1], *ends)
 
     def to(self, device: torch.device | str) -> DynamicsModel:
         """The same model on ``device``, with parameters of its own; itself where it is there already.

@@ -606,6 +606,20 @@ def test_a_model_does_not_depend_on_the_units_of_its_data(
     assert (step.reward.mean(0) / pay - wanted[:, 2]).square().mean().sqrt() < 0.3
 
 
+@pytest.mark.parametrize("direct", [False, True])
+def test_predict_says_where_a_step_leads(linear_model: LinearModel, direct: bool) -> None:
+    """Means of 1 and 3 with σ = 2 and 1: at 90 % 2 ± 1.645·√(½(4 + 1) + 1), from obs or as it is."""
+    bias, std = torch.tensor([[1.0, 0.0], [3.0, 0.0]]), torch.tensor([[2.0, 0.5], [1.0, 0.5]])
+    model = linear_model(torch.zeros(2, 2, 2), bias, std, 1, direct=direct)
+    obs, action = torch.tensor([[10.0], [-5.0]]), torch.zeros(2, 1)
+    found = model.predict(obs, action)
+    start = torch.zeros(2, 1) if direct else obs
+    half = 1.6448536 * (2.5 + 1.0) ** 0.5
+    torch.testing.assert_close(found.next_obs, start + 2.0)
+    torch.testing.assert_close(found.next_obs_low, start + 2.0 - half)
+    torch.testing.assert_close(found.next_obs_high, start + 2.0 + half)
+
+
 def test_changes_that_float32_has_rounded_away_are_told() -> None:
     rows = in_units(linear_data(episodes=40), 0.3, 5e6, 1.0)
     obs, after = (v.astype(np.float32) for v in (rows.obs, rows.next_obs))
