@@ -15,6 +15,7 @@ import numpy.typing as npt
 from agents.common.spaces import ActionSpace, from_vectors, to_vector
 from mbrl_bilevel.base.errors import InvalidInputError
 from mbrl_bilevel.base.records import Transitions
+from mbrl_bilevel.base.rounding import narrowed
 
 Array = npt.NDArray[Any]
 
@@ -47,8 +48,8 @@ class Recorder:
         """Append one step. Raises InvalidInputError for NaN or infinity in what was observed."""
         require_finite("observation", next_obs, episode, t)
         require_finite("reward", np.asarray(reward), episode, t)
-        # Copies: an environment may return the same array at every step.
-        arrays = (np.array(value, dtype=np.float32) for value in (obs, action, next_obs))
+        # Copies: an environment may return the same array at every step. Rounded together at the end.
+        arrays = (np.array(value, dtype=np.float64) for value in (obs, action, next_obs))
         obs, action, next_obs = arrays
         row = (obs, action, float(reward), next_obs, terminated, truncated, episode, t)
         self._rows.append(row)
@@ -80,11 +81,12 @@ class Recorder:
             obs, action, reward, next_obs, terminated, truncated, episode, t = zip(
                 *rows, strict=True
             )
+            before, after = narrowed(np.asarray(obs), np.asarray(next_obs))
             self._seen = Transitions(
-                np.asarray(obs, dtype=np.float32),
-                np.asarray(action, dtype=np.float32),
-                np.asarray(reward, dtype=np.float32),
-                np.asarray(next_obs, dtype=np.float32),
+                before,
+                narrowed(np.asarray(action))[0],
+                narrowed(np.asarray(reward))[0],
+                after,
                 np.asarray(terminated, dtype=np.bool_),
                 np.asarray(truncated, dtype=np.bool_),
                 np.asarray(episode, dtype=np.int64),
@@ -104,7 +106,10 @@ class RandomBehaviour:
     def __init__(self, space: ActionSpace, generator: np.random.Generator) -> None:
         self._space = space
         if isinstance(space, gym.spaces.Box):
-            self._low, self._high = space.low.astype(np.float64), space.high.astype(np.float64)
+            # Of integers each has a stretch of one, the first and the last as well.
+            half = 0.5 if np.issubdtype(space.dtype, np.integer) else 0.0
+            self._low = space.low.astype(np.float64) - half
+            self._high = space.high.astype(np.float64) + half
         else:
             self._low = self._high = np.zeros(int(space.n))
         self._generator = generator

@@ -16,6 +16,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 from agents.planners.actions import ActionSet, BoxActions, DiscreteActions
 from mbrl_bilevel.base.errors import InvalidInputError
+from mbrl_bilevel.base.rounding import as_type
 
 Array = npt.NDArray[Any]
 ActionSpace = gym.spaces.Box | gym.spaces.Discrete
@@ -48,9 +49,15 @@ def require_box(space: gym.Space[Any], what: str) -> gym.spaces.Box:
     """``space`` itself. Raises InvalidInputError unless it is a one-dimensional Box, and a bounded one
     if ``what`` is "action"."""
     if not isinstance(space, gym.spaces.Box) or len(space.shape) != 1:
+        remedy = "for example with gymnasium.wrappers.FlattenObservation"
+        if what == "action":  # Gymnasium has no FlattenAction
+            shape = space.shape if isinstance(space, gym.spaces.Box) else "…"
+            remedy = (
+                "with gymnasium.wrappers.TransformAction(env, lambda a: a.reshape("
+                f"{shape}), gymnasium.spaces.flatten_space(env.action_space))"
+            )
         raise InvalidInputError(
-            f"the {what} space must be a one-dimensional Box; got {space}: "
-            "wrap the environment, for example with gymnasium.wrappers.FlattenObservation"
+            f"the {what} space must be a one-dimensional Box; got {space}: wrap the environment, {remedy}"
         )
     if what == "action" and not space.is_bounded():
         raise InvalidInputError(
@@ -138,8 +145,9 @@ def to_vector(space: gym.Space[Any], action: Any) -> Array:
 
 
 def from_vectors(space: ActionSpace, vectors: Array) -> Array:
-    """Vectors [S, A] as the environment takes them: [S, A] within the box, or choices [S]."""
+    """Vectors [S, A] as the environment takes them: [S, A] within the box, rounded to the nearest where it is
+    of integers, or choices [S]."""
     if isinstance(space, gym.spaces.Discrete):
         return np.asarray(space.start + vectors.argmax(-1), dtype=space.dtype)
     # Clipped last: rounding to the space's own type must not leave the bounds either.
-    return np.asarray(np.clip(vectors.astype(space.dtype), space.low, space.high))
+    return np.asarray(np.clip(as_type(vectors, space.dtype), space.low, space.high))

@@ -49,6 +49,7 @@ from agents.planning_agent.turns import REMEMBERED, TURN, Record, record_of
 from agents.planning_agent.upkeep import Upkeep
 from mbrl_bilevel.base.errors import InvalidInputError
 from mbrl_bilevel.base.records import FitResult, Transitions
+from mbrl_bilevel.imagination.bounds import seen_bounds
 from mbrl_bilevel.models.dynamics import DynamicsModel
 
 Array = npt.NDArray[Any]
@@ -277,7 +278,10 @@ class PlanningAgent(AgentParts):
         """Branches from real states join the replay; how many steps. InvalidInputError: no model."""
         if not isinstance(self.model, DynamicsModel):
             raise InvalidInputError("there is no model to imagine with yet; call refit() first")
-        settings, space = self.settings, self.observation_space
+        settings, real = self.settings, self.experience.real.stored()
+        low, high = seen_bounds(
+            self.observation_space, real["obs"].numpy(), real["next_obs"].numpy()
+        )
         branches = settings.rollouts_per_step * settings.imagine_every
         with self._random:
             rows = imagine(
@@ -288,7 +292,7 @@ class PlanningAgent(AgentParts):
                 settings.rollout.at(self.num_timesteps),
                 settings.branching,
                 self._generator,
-                within=(torch.from_numpy(space.low).float(), torch.from_numpy(space.high).float()),
+                within=(torch.from_numpy(low).float(), torch.from_numpy(high).float()),
                 cut=settings.rollout_cut,
             )
         count = len(rows["reward"])

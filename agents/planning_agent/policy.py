@@ -77,7 +77,8 @@ class HeldPolicy:
         if generator is None:
             index = q.argmax(1)
         else:
-            spread = q.std(1, keepdim=True, correction=0).clamp(min=1e-8)
+            spread = q.std(1, keepdim=True, correction=0)
+            spread = torch.where(spread > 0.0, spread, 1.0)
             index = torch.multinomial((q / spread).softmax(1).cpu(), 1, generator=generator)[:, 0]
         return torch.nn.functional.one_hot(index, q.shape[1]).float()
 

@@ -6,6 +6,7 @@ rings are never put together: each batch is gathered from both.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -21,6 +22,7 @@ from agents.common.experience import require_finite
 from agents.common.spaces import ActionSpace, require_recorded
 from mbrl_bilevel.base.errors import InvalidInputError
 from mbrl_bilevel.base.records import Transitions
+from mbrl_bilevel.base.rounding import Changes
 
 Array = npt.NDArray[Any]
 
@@ -30,6 +32,8 @@ STEP = ("obs", "action", "next_obs", "reward", "ended")
 _RECORD = ("truncated", "episode", "t")
 
 
+#: So many steps are looked at for changes that float32 cannot represent.
+_WATCHED = 100
 #: Rows that a ring has room for at first.
 _FIRST_ROWS = 4096
 
@@ -139,6 +143,7 @@ class MixedReplay(BaseBuffer):
         self.real = Ring(real_rows, step | record)
         self.imagined = Ring(imagined_rows, step)
         self.episodes, self._begun = 0, False
+        self._changes = Changes()
         self._episode = torch.arange(n_envs)
         self._t = torch.zeros(n_envs, dtype=torch.int64)
 
@@ -193,6 +198,8 @@ class MixedReplay(BaseBuffer):
             where = (int(self._episode[i]), int(self._t[i]))
             require_finite("observation", np.stack([obs[i], next_obs[i]]), *where)
             require_finite("reward", reward[i], *where)
+        if self._changes.steps < _WATCHED:
+            self._watch_rounding(obs, next_obs)
         dones = torch.from_numpy(np.asarray(done, dtype=np.bool_))
         cut = torch.tensor([bool(info.get("TimeLimit.truncated", False)) for info in infos])
         self.real.add(
@@ -213,6 +220,17 @@ class MixedReplay(BaseBuffer):
         self._episode = self._episode.clone()
         self._episode[dones] = self.episodes + torch.arange(fresh)
         self.episodes += fresh
+
+    def _watch_rounding(self, obs: Array, next_obs: Array) -> None:
+        """Warns of observations whose changes are lost here, once, after the first steps."""
+        self._changes.add(obs, next_obs)
+        if self._changes.steps >= _WATCHED and len(lost := self._changes.lost()):
+            warnings.warn(
+                f"observations {lost.tolist()} change by less than float32 can tell at their size, and an "
+                "agent works in float32: subtract a constant from them "
+                "(gymnasium.wrappers.TransformObservation)",
+                stacklevel=3,
+            )
 
     def extend(self, transitions: Transitions) -> None:
         """Append steps recorded elsewhere, as episodes of their own.

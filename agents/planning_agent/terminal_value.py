@@ -1,7 +1,9 @@
 """What a plan is worth beyond its horizon: a value function fitted to real experience.
 
 Planning with a terminal value: POLO (Lowrey et al. 2018, arXiv 1811.01848, eq. 3). The targets are
-returns to go, V(s_t) = Σ_k γᵏ r_{t+k}, bootstrapped where an episode was cut and not ended.
+returns to go, V(s_t) = Σ_k γᵏ r_{t+k}, bootstrapped where an episode was cut and not ended by what solves
+the Bellman equation in the span of the rounds so far: least-squares temporal differences (Bradtke & Barto
+1996), so that episodes may be far shorter than 1/(1 − γ).
 """
 
 from __future__ import annotations
@@ -32,11 +34,17 @@ from mbrl_bilevel.outer.objectives import OneStepMSE
 from mbrl_bilevel.policies.policies import GaussianPolicy
 from mbrl_bilevel.training.fit import Schedule, fit
 
+#: Rounds go on, to so many times those asked for, until what follows a cut moves by less than this share.
+_MOST_ROUNDS, _SETTLED = 3, 0.05
+#: Combinations of functions that are alike to this share are not told apart.
+_RCOND = 1e-3
+
 
 @dataclass(frozen=True)
 class ValueSettings:
-    """``discount`` γ; ``pessimism`` in standard deviations of the members; ``rounds`` of regression,
-    each of at most ``steps`` gradient steps; ``members`` networks of two ``width``-wide layers."""
+    """``discount`` γ; ``pessimism`` in standard deviations of the members; ``rounds`` of regression and, while
+    what follows a cut still moves, up to three times as many, each of at most ``steps`` gradient steps;
+    ``members`` networks of two ``width``-wide layers."""
 
     discount: float = 0.99
     pessimism: float = 1.0
@@ -95,7 +103,7 @@ class Value:
     @torch.inference_mode()
     def members(self, obs: Tensor) -> Tensor:
         """What each member says, [E, ...]."""
-        x = self.inputs.normalise(obs).clamp(self.low, self.high)
+        x = self.inputs.normalise(obs).to(self.low.dtype).clamp(self.low, self.high)
         flat = x.reshape(1, -1, obs.shape[-1])
         mean = self.policy.dist(flat.expand(self.policy.members, -1, -1)).mean
         return mean.reshape(-1, *obs.shape[:-1]) * self.scale
@@ -106,13 +114,13 @@ def fit_value(
 ) -> Value:
     """The value of the behaviour that gathered ``transitions``.
 
-    A time limit is no end: from a truncated step on, the value of the round before goes on (in the
-    first round, the mean reward for ever). Raises InvalidInputError for too few rows.
+    A time limit is no end: from a truncated step on, the fixed point among combinations of the values of
+    the rounds before goes on (in the first round, among constants). Raises InvalidInputError for too few rows.
     """
     obs, next_obs = (torch.from_numpy(a) for a in (transitions.obs, transitions.next_obs))
     reward, span = transitions.reward, 1.0 / (1.0 - settings.discount)
     inputs = Normaliser.fit(obs)
-    x = inputs.normalise(obs)
+    x = inputs.normalise(obs).float()
     seed = int(torch.randint(2**62, (), generator=generator).item())
     groups = group_by_episode(transitions.episode, transitions.t, groups_needed(settings.members))
     folds = cross_fit(groups, settings.members, np.random.default_rng(seed)).without_outer()
@@ -128,19 +136,60 @@ def fit_value(
         inputs,
         low=x.amin(0),
         high=x.amax(0),
-        scale=max(float(np.abs(reward).mean()) * span, 1e-6),
+        scale=float(np.abs(reward).mean()) * span or 1.0,
         # Termination pays nothing from then on, so zero is always among what can happen.
         bounds=(min(float(reward.min()), 0.0) * span, max(float(reward.max()), 0.0) * span),
         pessimism=settings.pessimism,
     )
-    tail = np.full(len(reward), reward.mean() * span)
-    for _ in range(settings.rounds):
+    fixed = _FixedPoint(transitions, settings.discount)
+    tail = np.zeros(len(reward))
+    for done in range(_MOST_ROUNDS * settings.rounds):
+        before, tail = tail, fixed.tail().clip(*value.bounds)
+        if done >= settings.rounds and fixed.moved(before, tail) < _SETTLED:
+            break
         target = torch.from_numpy(returns_to_go(transitions, tail, settings.discount)).float()
         data = FitData(x, target.unsqueeze(1) / value.scale, folds)
         schedule = Schedule(steps=settings.steps)
         fit(policy, MSE(), data, generator=generator, criterion=OneStepMSE(), schedule=schedule)
-        tail = value.members(next_obs).mean(0).clamp(*value.bounds).double().numpy()
+        fixed.add(*(value.members(rows).mean(0).double().numpy() for rows in (obs, next_obs)))
     return value
+
+
+class _FixedPoint:
+    """w with V = ψ·w and V(s) = a(s) + b(s)·V(s′), for functions ψ that are added one by one.
+
+    a [N] are the rewards to the end of each row's episode, b [N] the discount of what follows there at s′,
+    which is zero where it terminated.
+    """
+
+    def __init__(self, transitions: Transitions, discount: float) -> None:
+        n = len(transitions)
+        self._gained = returns_to_go(transitions, np.zeros(n), discount)
+        self._discount = returns_to_go(
+            replace(transitions, reward=np.zeros_like(transitions.reward)), np.ones(n), discount
+        )
+        self._last = last_rows(transitions)
+        self._here, self._after = [np.ones(n)], [np.ones(n)]
+
+    def add(self, here: npt.NDArray[np.float64], after: npt.NDArray[np.float64]) -> None:
+        """One more function: at obs and at next_obs, [N]. In units of its own, for the sake of rounding."""
+        centre, spread = here.mean(), here.std() or 1.0
+        self._here.append((here - centre) / spread)
+        self._after.append((after - centre) / spread)
+
+    def moved(self, before: npt.NDArray[np.float64], now: npt.NDArray[np.float64]) -> float:
+        """How far the tails [N] at cut ends are apart, as a share of their size; 0 where none was cut."""
+        cut = self._last[self._discount > 0.0]
+        size = np.square(now[cut]).sum()
+        return float(np.sqrt(np.square(now - before)[cut].sum() / size)) if size > 0.0 else 0.0
+
+    def tail(self) -> npt.NDArray[np.float64]:
+        """The value [N] of next_obs."""
+        here, after = np.stack(self._here, 1), np.stack(self._after, 1)
+        follows = self._discount[:, None] * after[self._last]
+        weight, *_ = np.linalg.lstsq(here.T @ (here - follows), here.T @ self._gained, rcond=_RCOND)
+        found: npt.NDArray[np.float64] = after @ weight
+        return found
 
 
 def returns_to_go(
@@ -160,6 +209,15 @@ def returns_to_go(
         after = float(transitions.reward[row]) + discount * after
         result[row] = after
     return result
+
+
+def last_rows(transitions: Transitions) -> npt.NDArray[np.intp]:
+    """The last row of each row's episode, [N]."""
+    order = np.lexsort((transitions.t, transitions.episode))
+    episode = transitions.episode[order]
+    ends = order[np.searchsorted(episode, transitions.episode, side="right") - 1]
+    found: npt.NDArray[np.intp] = ends
+    return found
 
 
 def value_to_checkpoint(value: Value) -> tuple[dict[str, Tensor], dict[str, Any]]:

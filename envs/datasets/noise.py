@@ -15,6 +15,7 @@ import numpy.typing as npt
 from scipy import special, stats
 
 from mbrl_bilevel.base.records import Transitions
+from mbrl_bilevel.base.rounding import ULPS
 
 Array = npt.NDArray[np.float64]
 
@@ -33,7 +34,7 @@ _SWING, _MIDDLE = 1.2, 0.2
 @dataclass(frozen=True)
 class Units:
     """What "one" means: mean and standard deviation [O + A] of the inputs, standard deviation
-    [O + 1] of the targets."""
+    [O + 1] of the targets; zero for what never varies."""
 
     centre: Array
     width: Array
@@ -43,7 +44,9 @@ class Units:
     def of(transitions: Transitions) -> Units:
         """As found in ``transitions``."""
         x, y = _inputs(transitions), _targets(transitions)
-        return Units(x.mean(0), np.maximum(x.std(0), 1e-6), y.std(0))
+        # A change is as exact as the observations that it is the difference of.
+        size = np.append(np.abs(transitions.obs).max(0), np.abs(transitions.reward).max())
+        return Units(x.mean(0), _spread(x, np.abs(x).max(0)), _spread(y, size))
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,7 @@ def add_noise(
         width = units.width[transitions.obs.shape[1] :]
         moved = transitions.action + _ACTION * width * random.normal(size=transitions.action.shape)
         return Noisy(replace(transitions, action=moved.astype(np.float32)), None)
-    target = np.where(units.target > 1e-6, units.target, 0.0)
+    target = units.target
     shape = (len(transitions), len(target))
     if noise == "heteroscedastic":
         std = spread_at(transitions, units)
@@ -101,7 +104,7 @@ def add_noise(
 
 def spread_at(transitions: Transitions, units: Units) -> Array:
     """σ(x) of the heteroscedastic noise, [N, 1], in units of the targets."""
-    x = (_inputs(transitions) - units.centre) / units.width
+    x = (_inputs(transitions) - units.centre) / np.where(units.width > 0.0, units.width, 1.0)
     sign = np.where(np.arange(x.shape[1]) % 2 == 0, 1.0, -1.0) / math.sqrt(x.shape[1])
     found: Array = _MIDDLE * np.exp(_SWING * np.sin(math.pi * (x @ sign)))[:, None]
     return found
@@ -121,6 +124,12 @@ def outlier_log_density(drawn: Array, active: npt.NDArray[np.bool_]) -> Array:
     odds = np.log([1.0 - _OUTLIERS, _OUTLIERS])
     found: Array = special.logsumexp(np.array(parts) + odds[:, None], axis=0)
     return found
+
+
+def _spread(values: Array, size: Array) -> Array:
+    """The standard deviation of ``values`` [N, D], zero where it is rounding of float32 at ``size`` [D]."""
+    found: Array = values.std(0)
+    return np.where(found > ULPS * np.finfo(np.float32).eps * size, found, 0.0)
 
 
 def _inputs(transitions: Transitions) -> Array:

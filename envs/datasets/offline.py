@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import fields
 from itertools import pairwise
 from pathlib import Path
@@ -23,26 +23,34 @@ from minari.data_collector import EpisodeBuffer
 
 from mbrl_bilevel.base.errors import InvalidInputError
 from mbrl_bilevel.base.records import Transitions
+from mbrl_bilevel.base.rounding import Changes
 
 _MAX_METADATA = 10_000_000  # bytes
 
 
-def load_minari(dataset: str | Path) -> Transitions:
-    """The steps of a Minari data set, by its id or by the path of its folder.
+def load_minari(dataset: str | Path | minari.MinariDataset) -> Transitions:
+    """The steps of a Minari data set, by its id or by the path of its folder; or of one that Minari has
+    loaded, and perhaps filtered (``minari.load_dataset(…).filter_episodes(…)``).
 
-    Read one episode at a time into arrays made once, as float32. What ``save_minari`` wrote comes
+    Read one episode at a time into arrays made once, as float32; observations as float64 where float32
+    would lose their changes. What ``save_minari`` wrote comes
     back bit for bit; other data sets get episode numbers 0, 1, … and times from 0.
 
     Raises InvalidInputError: not found, damaged, not stored as HDF5, spaces other than 1-D Boxes,
     NaN or infinity in the data.
     """
+    if isinstance(dataset, minari.MinariDataset):
+        return _read_all(dataset.id, lambda: dataset)
     name = str(dataset)
     folder = Path(dataset) if Path(dataset).is_dir() else _folder_of(name)
     data = folder / "data" if (folder / "data").is_dir() else folder
     _check_metadata(name, data)
+    return _read_all(name, lambda: minari.MinariDataset(data))
+
+
+def _read_all(name: str, opened: Callable[[], minari.MinariDataset]) -> Transitions:
     try:
-        found = minari.MinariDataset(data)
-        return _read(name, found)
+        return _read(name, opened())
     except InvalidInputError:
         raise
     except Exception as error:  # h5py and Minari raise all kinds for a damaged file
@@ -146,7 +154,7 @@ def _check_metadata(name: str, data: Path) -> None:
         )
 
 
-def _read(name: str, found: minari.MinariDataset) -> Transitions:
+def _read(name: str, found: minari.MinariDataset, dtype: Any = np.float32) -> Transitions:
     _check_spaces(name, found.spec.observation_space, found.spec.action_space)
     obs_dim, action_dim = (
         int(np.prod(space.shape)) for space in (found.observation_space, found.action_space)
@@ -155,16 +163,16 @@ def _read(name: str, found: minari.MinariDataset) -> Transitions:
     if n < 1:
         raise InvalidInputError(f"Minari data set {name!r}: it holds no steps")
     columns: dict[str, npt.NDArray[Any]] = {
-        "obs": np.empty((n, obs_dim), np.float32),
+        "obs": np.empty((n, obs_dim), dtype),
         "action": np.empty((n, action_dim), np.float32),
         "reward": np.empty(n, np.float32),
-        "next_obs": np.empty((n, obs_dim), np.float32),
+        "next_obs": np.empty((n, obs_dim), dtype),
         "terminated": np.empty(n, np.bool_),
         "truncated": np.empty(n, np.bool_),
         "episode": np.empty(n, np.int64),
         "t": np.empty(n, np.int64),
     }
-    first = 0
+    first, changes = 0, Changes()
     notes = found.storage.get_episode_metadata(found.episode_indices)
     for number, (episode, note) in enumerate(zip(found.iterate_episodes(), notes, strict=True)):
         rows = slice(first, first + len(episode))
@@ -175,6 +183,7 @@ def _read(name: str, found: minari.MinariDataset) -> Transitions:
                 f"Minari data set {name!r}: episode {number} holds {observations.shape} observations "
                 f"for {len(episode)} steps; download or write it again"
             )
+        changes.add(observations[:-1], observations[1:])
         columns["obs"][rows], columns["next_obs"][rows] = observations[:-1], observations[1:]
         columns["action"][rows] = np.asarray(episode.actions).reshape(len(episode), action_dim)
         columns["reward"][rows] = episode.rewards
@@ -188,6 +197,10 @@ def _read(name: str, found: minari.MinariDataset) -> Transitions:
         raise InvalidInputError(
             f"Minari data set {name!r}: it promises {n} steps but holds {first}; download it again"
         )
+    if dtype == np.float32 and len(
+        changes.lost()
+    ):  # once more: seldom, and half the memory otherwise
+        return _read(name, found, np.float64)
     try:
         return Transitions(**columns)
     except InvalidInputError as error:

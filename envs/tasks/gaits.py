@@ -11,6 +11,8 @@ import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
 
+from mbrl_bilevel.base.rounding import as_type
+
 #: Standard deviation of the noise, in half-ranges of the action.
 _NOISE = 0.2
 
@@ -37,4 +39,4 @@ class Gaits:
         wave = self._amplitude * np.sin(2.0 * np.pi * self._frequency * t + self._phase)
         noise = _NOISE * self._generator.standard_normal(self._space.shape)
         action = self._centre + self._half * (wave + noise)
-        return np.clip(action.astype(self._space.dtype), self._space.low, self._space.high)
+        return np.clip(as_type(action, self._space.dtype), self._space.low, self._space.high)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,8 +16,9 @@ import torch
 from torch import Tensor
 
 from mbrl_bilevel.base.errors import InvalidInputError
+from mbrl_bilevel.base.logged import columns_of
 
-FloatArray = npt.NDArray[np.float32]
+FloatArray = npt.NDArray[np.float32] | npt.NDArray[np.float64]
 
 #: A known reward or termination: ``rule(obs [..., O], action [..., A], next_obs [..., O]) -> [...]``
 #: (float for a reward, bool for a termination), batched over all leading dimensions.
@@ -62,11 +64,11 @@ def require_entries(rule: str, found: object, next_obs: Tensor) -> Tensor:
     return found
 
 
-#: The types of the columns of Transitions: torch makes float32 and int64 tensors of them.
+#: The types that the columns of Transitions may have, the usual one first.
 _COLUMN_TYPES = {
-    **dict.fromkeys(("obs", "action", "reward", "next_obs"), np.dtype(np.float32)),
-    **dict.fromkeys(("terminated", "truncated"), np.dtype(np.bool_)),
-    **dict.fromkeys(("episode", "t"), np.dtype(np.int64)),
+    **dict.fromkeys(("obs", "action", "reward", "next_obs"), ("float32", "float64")),
+    **dict.fromkeys(("terminated", "truncated"), ("bool",)),
+    **dict.fromkeys(("episode", "t"), ("int64",)),
 }
 
 
@@ -181,7 +183,7 @@ class Transitions:
     ``obs`` and ``next_obs`` [N, O], ``action`` [N, A], ``reward`` [N], ``terminated`` and
     ``truncated`` [N] bool, ``episode`` [N] int (which episode the step belongs to), ``t`` [N] int
     (the step's time in it). All values are finite: an environment that returns NaN is an error
-    at collection.
+    at collection. Numbers are float32; float64 where that would lose their changes (``rounding.narrowed``).
 
     Raises InvalidInputError for another type or shape of a column, or a value that is not finite.
     """
@@ -200,25 +202,48 @@ class Transitions:
         for field in fields(self):
             value = getattr(self, field.name)
             expected = 2 if field.name in ("obs", "action", "next_obs") else 1
-            if value.dtype != _COLUMN_TYPES[field.name]:
+            if value.dtype.name not in _COLUMN_TYPES[field.name] or not value.dtype.isnative:
                 raise InvalidInputError(
-                    f"Transitions: {field.name} must be {_COLUMN_TYPES[field.name]}; "
-                    f"got {value.dtype}: convert it with .astype"
+                    f"Transitions: {field.name} must be {_COLUMN_TYPES[field.name][0]}; "
+                    f"got {value.dtype}: use Transitions.from_arrays, or convert it with .astype"
                 )
             if value.ndim != expected or len(value) != n:
                 raise InvalidInputError(
                     f"Transitions: {field.name} must have {expected} dimension(s) and {n} rows "
                     f"like obs; got shape {value.shape}"
                 )
-            if value.dtype == np.float32 and not np.isfinite(value).all():
+            if value.dtype.kind == "f" and not np.isfinite(value).all():
                 raise InvalidInputError(
                     f"Transitions: {field.name} holds NaN or infinite values; "
                     "remove these steps, or mend the environment that returned them"
                 )
-        if self.obs.shape != self.next_obs.shape:
+        if self.obs.shape != self.next_obs.shape or self.obs.dtype != self.next_obs.dtype:
             raise InvalidInputError(
-                f"Transitions: obs {self.obs.shape} and next_obs {self.next_obs.shape} must agree"
+                f"Transitions: obs {self.obs.dtype} {self.obs.shape} and next_obs {self.next_obs.dtype} "
+                f"{self.next_obs.shape} must agree"
             )
+
+    @staticmethod
+    def from_arrays(
+        obs: npt.ArrayLike,
+        action: npt.ArrayLike,
+        next_obs: npt.ArrayLike,
+        reward: npt.ArrayLike,
+        terminated: npt.ArrayLike | None = None,
+        truncated: npt.ArrayLike | None = None,
+    ) -> Transitions:
+        """Logged steps, in order of time, of any numeric types and memory layouts.
+
+        ``obs``, ``next_obs`` and ``action`` are [N, …], each row made flat, or [N]; ``reward`` and the flags,
+        none set where they are not given, [N] or [N, 1]. Steps of environments side by side are [T, B, …]
+        with rewards [T, B]. An episode ends with a flag; also, and this is told, where the next row's obs is
+        not this row's next_obs. Numbers are kept as float32, or float64 (``rounding.narrowed``).
+
+        Raises InvalidInputError for arrays that do not fit each other, or values that are not finite numbers.
+        """
+        given: dict[str, Any] = {"obs": obs, "action": action, "next_obs": next_obs}
+        given |= {"reward": reward, "terminated": terminated, "truncated": truncated}
+        return Transitions(**columns_of(given))
 
     def __len__(self) -> int:
         return len(self.obs)

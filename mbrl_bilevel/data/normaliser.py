@@ -11,17 +11,16 @@ import torch
 from torch import Tensor
 
 from mbrl_bilevel.base.errors import InvalidInputError
-
-#: A dimension whose spread is below this share of its magnitude (and of 1) counts as constant.
-_RELATIVE_FLOOR = 1e-6
+from mbrl_bilevel.base.rounding import ULPS
 
 
 @dataclass(frozen=True)
 class Normaliser:
     """``normalised = (raw − shift) / scale`` with ``shift`` and ``scale`` [D].
 
-    ``constant`` [D] marks the dimensions that did not vary in the data: their scale is 1 and a
-    model predicts them as their value, outside of any likelihood.
+    ``constant`` [D] marks the dimensions that did not vary in the data by more than rounding at their size
+    (``rounding.ULPS``), whatever their unit: their scale is 1 and a model predicts them as their value,
+    outside of any likelihood.
     """
 
     shift: Tensor
@@ -46,7 +45,7 @@ class Normaliser:
             raise InvalidInputError("Normaliser.fit: values hold NaN or infinity; remove them")
         wide = values.double()
         shift, spread = wide.mean(0), wide.std(0, correction=0)
-        constant = spread <= _RELATIVE_FLOOR * (1.0 + wide.abs().amax(0))
+        constant = spread <= ULPS * torch.finfo(values.dtype).eps * wide.abs().amax(0)
         scale = torch.where(constant, torch.ones_like(spread), spread)
         return Normaliser(shift.to(values.dtype), scale.to(values.dtype), constant)
 

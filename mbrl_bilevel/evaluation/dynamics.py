@@ -17,6 +17,7 @@ from torch import Tensor
 
 from mbrl_bilevel.base.errors import InvalidInputError
 from mbrl_bilevel.base.records import Transitions
+from mbrl_bilevel.data.normaliser import Normaliser
 from mbrl_bilevel.evaluation.mixture_scores import Normals
 from mbrl_bilevel.imagination.particles import Imagination, imagined_trajectories
 from mbrl_bilevel.models.dynamics import DynamicsModel
@@ -232,15 +233,15 @@ def evaluate_open_loop(
     truth = torch.from_numpy(transitions.next_obs[index])
     imagination = Imagination(particles=particles_per_member * model.members, sample=True)
     particles, _ = imagined_trajectories(model, obs, actions, imagination, generator)
-    spread = torch.from_numpy(transitions.next_obs.std(0))
+    units = Normaliser.fit(torch.from_numpy(transitions.next_obs))
     # What never moves in an episode is predicted as it was: no interval, nothing to cover.
-    varies = (spread > 1e-6) & model.active[: model.obs_dim]
+    varies, spread = ~units.constant & model.active[: model.obs_dim], units.scale
     mean, std = particles.mean(0), particles.std(0)
     half = 1.6448536 * std
     inside = ((truth - mean).abs() <= half)[..., varies]
-    error = ((truth - mean) / spread.clamp_min(1e-6))[..., varies].square()
+    error = ((truth - mean) / spread)[..., varies].square()
     # Particles that all fell together (a mean that is sure of itself) still have a density.
-    width = (std / spread.clamp_min(1e-6))[..., varies].clamp_min(_LEAST_WIDTH)
+    width = (std / spread)[..., varies].clamp_min(_LEAST_WIDTH)
     nll = 0.5 * error / width.square() + width.log() + 0.5 * math.log(2.0 * math.pi)
     at = [k - 1 for k in steps]
     return OpenLoop(
@@ -276,7 +277,7 @@ def rollout_band(
     imagination = Imagination(particles=particles_per_member * model.members, sample=True)
     particles, _ = imagined_trajectories(model, obs, actions, imagination, generator)
     cloud = particles[:, 0]
-    low, high = torch.quantile(cloud, torch.tensor([0.05, 0.95]), dim=0)
+    low, high = torch.quantile(cloud, torch.tensor([0.05, 0.95], dtype=cloud.dtype), dim=0)
     truth = torch.from_numpy(transitions.next_obs[rows])
     return {"truth": truth, "mean": cloud.mean(0), "low": low, "high": high}
 

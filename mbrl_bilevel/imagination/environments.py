@@ -19,6 +19,8 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from mbrl_bilevel.base.errors import InvalidInputError
 from mbrl_bilevel.base.records import Transitions
+from mbrl_bilevel.base.rounding import as_type
+from mbrl_bilevel.imagination.bounds import seen_bounds
 from mbrl_bilevel.imagination.branches import Branching, branch_step, draw_members
 from mbrl_bilevel.imagination.particles import StepModel
 
@@ -29,8 +31,8 @@ Box = gym.spaces.Box
 class _Episodes:
     """B imagined episodes side by side, each restarted when its caller says so.
 
-    Every draw comes from ``generator``. Observations are kept within the observation space, actions
-    within the action space. Where the model gives NaN or infinity the episode is truncated in the
+    Every draw comes from ``generator``. Observations are kept within the observation space, and where real
+    ones leave it within what was seen (``seen_bounds``), actions within the action space. Where the model gives NaN or infinity the episode is truncated in the
     state it was in, with reward 0.
     """
 
@@ -56,8 +58,9 @@ class _Episodes:
                 f"observation_space and action_space must have shapes ({width[0]},) and ({width[1]},) "
                 f"as the model has; got {self.observation_space.shape} and {self.action_space.shape}"
             )
-        states = starts.obs if isinstance(starts, Transitions) else starts
-        states = np.asarray(states, dtype=np.float32)
+        states = (
+            starts.obs if isinstance(starts, Transitions) else np.asarray(starts, dtype=np.float32)
+        )
         if states.ndim != 2 or len(states) == 0 or states.shape[1] != width[0]:
             raise InvalidInputError(
                 f"starts must be Transitions or an array [N, {width[0]}] with N >= 1; "
@@ -66,7 +69,9 @@ class _Episodes:
         if not np.isfinite(states).all():
             raise InvalidInputError("starts holds NaN or infinity; leave these states out")
         self.starts = torch.from_numpy(states)
-        self._low, self._high = (torch.from_numpy(a).float() for a in _ends(spaces[0]))
+        seen = (states, starts.next_obs) if isinstance(starts, Transitions) else (states,)
+        self.bounds = seen_bounds(spaces[0], *seen)
+        self._low, self._high = (torch.from_numpy(end).to(self.starts.dtype) for end in self.bounds)
         self.generator, self._seeded = torch.Generator(), False
         self.obs = self.starts.new_zeros(rows, width[0])
         self.member = torch.zeros(rows, dtype=torch.long)
@@ -94,7 +99,9 @@ class _Episodes:
             raise InvalidInputError(f"action must be {expected}; got {actions.shape}")
         if np.isnan(actions).any():
             raise InvalidInputError("action holds NaN")
-        action = torch.from_numpy(np.clip(actions, *_ends(self.action_space)).astype(np.float32))
+        inside = np.clip(actions, *_ends(self.action_space))
+        # An action of integers is what the model has seen, whatever a policy makes of the space.
+        action = torch.from_numpy(as_type(inside, self.action_space.dtype).astype(np.float32))
         if self.branching.propagation == "ts1":
             self.member = draw_members(self.model, self.rows, self.generator)
         step = branch_step(
@@ -115,9 +122,14 @@ class _Episodes:
 
     def observations(self) -> Array:
         """[B, O], a copy, of the space's own type."""
-        return np.clip(
-            self.obs.numpy().astype(self.observation_space.dtype), *_ends(self.observation_space)
-        )
+        # Rounding to the space's type must not leave the bounds either.
+        return np.clip(as_type(self.obs.numpy(), self.observation_space.dtype), *self.bounds)
+
+    def holds(self, state: Array) -> bool:
+        """Whether ``state`` may be observed: of the shape [O], and within the bounds."""
+        found = as_type(state, self.observation_space.dtype)
+        low, high = self.bounds
+        return found.shape == low.shape and bool(((low <= found) & (found <= high)).all())
 
     def _inside(self, obs: torch.Tensor) -> torch.Tensor:
         return obs.clamp(self._low, self._high)
@@ -157,12 +169,12 @@ class ImaginedEnv(gym.Env[Array, Array]):
         self._episodes.seed(self.np_random, anew=seed is not None)
         self._episodes.restart(np.ones(1, dtype=np.bool_))
         if options is not None and "state" in options:
-            state = np.asarray(options["state"], dtype=np.float32)
-            if not self.observation_space.contains(state.astype(self.observation_space.dtype)):
+            state = np.array(options["state"], dtype=self._episodes.starts.numpy().dtype)
+            if not self._episodes.holds(state):
                 raise InvalidInputError(
                     f"options['state'] must lie in {self.observation_space}; got {state}"
                 )
-            self._episodes.obs = torch.from_numpy(state).unsqueeze(0).clone()
+            self._episodes.obs = torch.from_numpy(state).unsqueeze(0)
         return self._episodes.observations()[0], {}
 
     def step(self, action: Array) -> tuple[Array, float, bool, bool, dict[str, Any]]:

@@ -7,6 +7,8 @@
 from __future__ import annotations
 
 import copy
+import math
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -17,6 +19,7 @@ from torch import Tensor
 from mbrl_bilevel.base.errors import InvalidInputError
 from mbrl_bilevel.base.records import (
     FitResult,
+    FloatArray,
     Rule,
     Step,
     Transitions,
@@ -24,6 +27,7 @@ from mbrl_bilevel.base.records import (
     require_rows,
     require_rules,
 )
+from mbrl_bilevel.base.rounding import ULPS
 from mbrl_bilevel.data.growing_folds import GrowingFolds
 from mbrl_bilevel.data.normaliser import Normaliser
 from mbrl_bilevel.data.rows import (
@@ -60,7 +64,8 @@ class Prediction:
     """What the ensemble says of its targets, (Δobs, reward) say, at B inputs, in raw units, each [B, D].
 
     ``std`` is of the mixture of members, ``disagreement`` the members' means' share of it;
-    ``low`` and ``high`` bound the central interval of a Gaussian with that mean and std.
+    ``low`` and ``high`` bound the central interval of a Gaussian with that mean and std. ``next_obs`` is
+    where the step leads, [B, O], ``next_obs_low`` and ``next_obs_high`` bound it likewise.
     """
 
     mean: Tensor
@@ -68,6 +73,9 @@ class Prediction:
     low: Tensor
     high: Tensor
     disagreement: Tensor
+    next_obs: Tensor
+    next_obs_low: Tensor
+    next_obs_high: Tensor
 
 
 @dataclass(frozen=True)
@@ -174,7 +182,8 @@ class DynamicsModel:
 
     @torch.inference_mode()
     def predict(self, obs: Tensor, action: Tensor, coverage: float = 0.9) -> Prediction:
-        """Mean, central interval and disagreement of the ensemble at obs [B, O], action [B, A]."""
+        """Mean, central interval and disagreement of the ensemble at obs [B, O], action [B, A]; and the next
+        observation with its interval."""
         if not 0.0 < coverage < 1.0:
             raise InvalidInputError(f"coverage must lie between 0 and 1; got {coverage}")
         dist = self.dist(obs, action)
@@ -185,7 +194,9 @@ class DynamicsModel:
         whole = self.regression.with_constants
         full = [whole(v) for v in (mean, mean - half, mean + half)]
         spread = [whole(v, constant=0.0) for v in (std, disagreement)]
-        return Prediction(full[0], spread[0], full[1], full[2], spread[1])
+        states = [v[..., : self.obs_dim] for v in full]
+        ends = states if self.direct else [obs + change for change in states]
+        return Prediction(full[0], spread[0], full[1], full[2], spread[1], *ends)
 
     def to(self, device: torch.device | str) -> DynamicsModel:
         """The same model on ``device``, with parameters of its own; itself where it is there already.
@@ -270,7 +281,7 @@ class LearnedTermination:
     def __call__(self, obs: Tensor, action: Tensor, next_obs: Tensor) -> Tensor:
         """The members' mean probability, over all leading dimensions."""
         x = self.inputs.normalise(torch.cat([obs, action, next_obs], dim=-1))
-        flat = x.reshape(1, -1, x.shape[-1]).expand(self.policy.members, -1, -1)
+        flat = x.float().reshape(1, -1, x.shape[-1]).expand(self.policy.members, -1, -1)
         return self.policy.dist(flat).probs[..., 1].mean(0).reshape(x.shape[:-1])
 
 
@@ -321,6 +332,8 @@ def fit_dynamics(
         )
     jump = 0.0 if reward is not None else _terminal_jump(transitions)
     x, y = regression_rows(transitions, reward=reward is None, jump=jump, direct=direct)
+    if not direct:
+        _still_rounding(y, transitions.obs)
     fitted, result = fit_regression(
         x,
         y,
@@ -385,6 +398,22 @@ def _with_outer(
     return both, np.concatenate([groups, others]), np.arange(len(both)) >= len(inner)
 
 
+def _still_rounding(targets: Tensor, obs: FloatArray) -> None:
+    """Make constant, in place, the changes among ``targets`` [N, D] that are nothing but rounding of ``obs``
+    [N, O]. Warns where there may have been more, or rounding is a good part of them."""
+    ulp = np.finfo(obs.dtype).eps * np.abs(obs).max(0)
+    spread = targets[:, : obs.shape[1]].double().std(0, correction=0).numpy()
+    targets[:, np.flatnonzero(spread <= ulp)] = targets[:, np.flatnonzero(spread <= ulp)].mean(0)
+    # The difference of two rounded numbers is off by ulp/√6 and less.
+    for i in np.flatnonzero((ulp / math.sqrt(6.0) < spread) & (spread <= ULPS * ulp)).tolist():
+        warnings.warn(
+            f"observation {i}: its size is {np.abs(obs[:, i]).max():.3g}, that of its changes {spread[i]:.3g}, "
+            f"which is rounding of {obs.dtype} for a good part; subtract a constant from it, or give float64 "
+            "(Transitions.from_arrays)",
+            stacklevel=3,
+        )
+
+
 def _terminal_jump(transitions: Transitions) -> float:
     """How much the reward drops at termination: the median of r_T − r_{T−1} over episodes.
 
@@ -409,7 +438,7 @@ def _fit_termination(
     groups = group_by_episode(transitions.episode, transitions.t, groups_needed(members))
     labels = torch.from_numpy(transitions.terminated.astype(np.float32)).unsqueeze(1)
     data = FitData(
-        inputs.normalise(torch.from_numpy(raw)),
+        inputs.normalise(torch.from_numpy(raw)).float(),
         labels,
         cross_fit(groups, members, splits).without_outer(),
     )

@@ -151,11 +151,13 @@ def load_policy(checkpoint: Checkpoint, name: str, policy: nn.Module) -> None:
 
 def load_normaliser(checkpoint: Checkpoint, name: str, width: int | None = None) -> Normaliser:
     """The normaliser under ``name``, of ``width`` if given. Raises CheckpointError if it is not."""
-    shift = checkpoint.require(f"{name}.shift", (width,), torch.float32)
-    shape = tuple(shift.shape)
+    shift = checkpoint.require(f"{name}.shift", (width,))
+    shape, dtype = tuple(shift.shape), shift.dtype
+    if dtype != torch.float64:
+        dtype = torch.float32
     return Normaliser(
-        shift,
-        checkpoint.require(f"{name}.scale", shape, torch.float32),
+        checkpoint.require(f"{name}.shift", shape, dtype),
+        checkpoint.require(f"{name}.scale", shape, dtype),
         checkpoint.require(f"{name}.constant", shape, torch.bool),
     )
 

@@ -66,7 +66,9 @@ class Regression:
         """Raw x [N, X] and y [N, D] to learn from, in this model's units. Rows of one of the ``groups``
         [N] are never parted; None takes each by itself. Raises as ``cross_fit``."""
         folds = cross_fit(np.arange(len(x)) if groups is None else groups, self.members, random)
-        return FitData(self.inputs.normalise(x), self.targets.normalise(y)[:, self.active], folds)
+        dtype = self.policy.network.last.weight.dtype
+        targets = self.targets.normalise(y)[:, self.active]
+        return FitData(self.inputs.normalise(x).to(dtype), targets.to(dtype), folds)
 
     def dist(self, x: Tensor) -> DiagonalGaussian | GaussianMixture:
         """Each member's distribution of the active targets in raw units at x [B, X], or [E, B, X] where each
@@ -76,7 +78,7 @@ class Regression:
 
     def normalised_dist(self, x: Tensor) -> DiagonalGaussian | GaussianMixture:
         """The same in units of the training targets' standard deviations, around their mean."""
-        x = self.inputs.normalise(x)
+        x = self.inputs.normalise(x).to(self.policy.network.last.weight.dtype)
         return self._policy_dist(x if x.ndim > 2 else x.expand(self.members, -1, -1))
 
     def with_constants(self, active: Tensor, constant: float | None = None) -> Tensor:
@@ -180,9 +182,11 @@ def fit_regression(
     splits = np.random.default_rng(draw_seed(generator))
     if folds is None:
         folds = cross_fit(groups, members, splits, outer_only)
+    # Rounded to what networks work in only here, where numbers are of the size of their spread.
+    dtype = torch.get_default_dtype()
     data = FitData(
-        inputs.normalise(x),
-        targets.normalise(y)[:, active],
+        inputs.normalise(x).to(dtype),
+        targets.normalise(y)[:, active].to(dtype),
         folds,
         chain,
         weight,
@@ -231,7 +235,8 @@ def _chain(
     drift = targets.shift[:state] / inputs.scale[:state]
     if direct:
         drift = drift - inputs.shift[:state] / inputs.scale[:state]
-    return Chain(torch.from_numpy(successor), gain, drift, horizon, direct)
+    dtype = torch.get_default_dtype()
+    return Chain(torch.from_numpy(successor), gain.to(dtype), drift.to(dtype), horizon, direct)
 
 
 def draw_seed(generator: torch.Generator) -> int:

@@ -19,6 +19,7 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted, vali
 from torch import Tensor
 
 from mbrl_bilevel.base.errors import InvalidInputError
+from mbrl_bilevel.base.rounding import ULPS
 from mbrl_bilevel.data.folds import FEWEST_ROWS, row_folds
 from mbrl_bilevel.data.normaliser import Normaliser
 from mbrl_bilevel.data.rows import FitData, Folds
@@ -264,7 +265,7 @@ class BilevelRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         self._centre, self._spread = float(y.mean()), float(y.std())
         self._normaliser = Normaliser.fit(torch.tensor(X))
         self._model = None
-        if not self._spread > 1e-12 * (1.0 + abs(self._centre)):
+        if not self._spread > ULPS * np.finfo(np.float64).eps * np.abs(y).max():
             self._spread = 0.0  # a constant target: there is nothing to learn
             return self
         if len(y) < _REGRESSION_ROWS:

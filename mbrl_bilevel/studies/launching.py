@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import inspect
 import json
+import os
 import re
 import signal
 import sys
@@ -141,7 +142,14 @@ def _exit_codes() -> Iterator[None]:
         for number in (signal.SIGINT, signal.SIGTERM)
     }
     try:
-        yield
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:  # whoever read our output has seen enough: --help | head
+        # What is still to be written at exit has nowhere to go either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(141) from None  # as a shell has it: 128 + SIGPIPE
     except KeyboardInterrupt as stop:
         _leave(130, f"stopped: {stop}" if stop.args else "stopped")
     except BilevelError as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from mbrl_bilevel.base.errors import InvalidInputError
 from mbrl_bilevel.studies.arguments import naming, option_name
@@ -26,6 +26,10 @@ class Args(RepeatedArgs):
     """Tables (.csv, .csv.gz, .npz) to classify."""
     target: str = "target"
     """The column of --csv that holds the class."""
+    text: Literal["refuse", "one-hot"] = "refuse"
+    """one-hot: a column of --csv with text becomes one column for each of its values."""
+    missing: Literal["refuse", "drop", "fill"] = "refuse"
+    """drop: leave out rows of --csv that lack a value; fill: take the column's median, and say where."""
     methods: tuple[str, ...] = (
         "bilevel",
         "nll",

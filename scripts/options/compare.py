@@ -24,10 +24,16 @@ class Args(EnvironmentArgs, RepeatedArgs):
     """Gymnasium environments with Box observations and actions; their data are collected."""
     minari: tuple[str, ...] = ()
     """Minari data sets to take the steps from, instead of --env-id."""
+    npz: tuple[Path, ...] = ()
+    """Logged steps (obs, action, next_obs, reward, terminated, truncated), instead of --env-id."""
     csv: tuple[Path, ...] = ()
     """Tables (.csv, .csv.gz, .npz) to fit --target in, instead of --env-id."""
     target: tuple[str, ...] = ()
     """Columns of --csv to predict from all the others; of several tables, one for each or one for all."""
+    text: Literal["refuse", "one-hot"] = "refuse"
+    """one-hot: a column of --csv with text becomes one column for each of its values."""
+    missing: Literal["refuse", "drop", "fill"] = "refuse"
+    """drop: leave out rows of --csv that lack a value; fill: take the column's median, and say where."""
     noise: tuple[Literal["none", "action", "heteroscedastic", "two-mode", "outliers"], ...] = (
         "none",
     )
@@ -86,8 +92,10 @@ class Args(EnvironmentArgs, RepeatedArgs):
         self.schedule(self.methods[0])
 
     def _check_sources(self) -> None:
-        if self.csv and self.minari:
-            raise InvalidInputError("--csv and --minari: give one kind of data")
+        if bool(self.csv) + bool(self.minari) + bool(self.npz) > 1:
+            raise InvalidInputError("--csv, --minari and --npz: give one kind of data")
+        if not self.csv and (self.text, self.missing) != ("refuse", "refuse"):
+            raise InvalidInputError("--text and --missing are for tables: give --csv")
         if bool(self.csv) != bool(self.target):
             raise InvalidInputError("--csv and --target go together: name the columns to predict")
         if len(self.csv) > 1 and len(self.target) not in (1, len(self.csv)):
@@ -102,7 +110,7 @@ class Args(EnvironmentArgs, RepeatedArgs):
                 raise InvalidInputError(f"{option_name(name)}: give one for each of --minari")
         if self.shift != "none" and self.test_minari:
             raise InvalidInputError("--shift and --test-minari: give one of them")
-        if self.plan_episodes and (self.csv or self.noise != ("none",)):
+        if self.plan_episodes and (self.csv or self.npz or self.noise != ("none",)):
             raise InvalidInputError("--plan-episodes needs an environment to plan in: use --env-id")
         if self.plan_steps is not None:
             self.require_at_least(1, "plan_steps")
@@ -117,7 +125,7 @@ class Args(EnvironmentArgs, RepeatedArgs):
         names = [source.name for source in self.sources]
         if not names or len(set(names)) < len(names):
             raise InvalidInputError(
-                "--env-id, --minari, --csv, --noise: give at least one, and none twice; got "
+                "--env-id, --minari, --npz, --csv, --noise: give at least one, and none twice; got "
                 + (", ".join(names) or "none")
             )
 
@@ -150,10 +158,17 @@ class Args(EnvironmentArgs, RepeatedArgs):
             targets = [self.target] if single else [(column,) for column in self.target]
             targets = targets * len(self.csv) if len(targets) == 1 else targets
             return [
-                Source(path.name.partition(".")[0], csv=path, target=target)
+                Source(
+                    path.name.partition(".")[0],
+                    csv=path,
+                    target=target,
+                    text=self.text,
+                    missing=self.missing,
+                )
                 for path, target in zip(self.csv, targets, strict=True)
             ]
-        found = [
+        found = [Source(path.stem, npz=path, speed=self.shift == "speed") for path in self.npz]
+        found = found or [
             Source(
                 name,
                 minari=name if self.minari else None,

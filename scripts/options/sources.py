@@ -8,18 +8,22 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from envs.datasets.noise import Noise
+    from envs.datasets.tables import Missing, Text
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where the rows of the data set ``name`` come from: one of an environment's id, a Minari id or a
-    table; and what is done to them."""
+    """Where the rows of the data set ``name`` come from: one of an environment's id, a Minari id, an npz of
+    logged steps or a table; and what is done to them."""
 
     name: str
     env_id: str | None = None
     minari: str | None = None
     csv: Path | None = None
     target: tuple[str, ...] = ()
+    text: Text = "refuse"
+    missing: Missing = "refuse"
+    npz: Path | None = None
     noise: Noise = "none"
     speed: bool = False
     test_minari: str | None = None

@@ -12,7 +12,7 @@ from options.classify import SETS
 from sklearn import datasets
 from sklearn.model_selection import train_test_split
 
-from envs.datasets.tables import load_table
+from envs.datasets.tables import Missing, Text, load_table
 from mbrl_bilevel.base.errors import InvalidInputError
 
 #: The share of a table that is trained on where no number of rows is asked for.
@@ -29,10 +29,12 @@ class Classes:
 
 
 @lru_cache(maxsize=8)
-def load(name: str, csv: Path | None, target: str) -> Classes:
+def load(
+    name: str, csv: Path | None, target: str, text: Text = "refuse", missing: Missing = "refuse"
+) -> Classes:
     """The named set, or the table in ``csv``. Raises InvalidInputError for what cannot be read."""
     if csv is not None:
-        table = load_table(csv, target, kind="classification")
+        table = load_table(csv, target, kind="classification", text=text, missing=missing)
         return Classes(table.x.astype(np.float64), table.y, tuple(map(str, table.classes)))
     if name not in SETS:
         raise InvalidInputError(f"--data: no set {name!r}; choose from {', '.join(SETS)}, or --csv")

@@ -28,14 +28,14 @@ from mbrl_bilevel.studies.launching import Result
 from mbrl_bilevel.studies.rows import Row
 from mbrl_bilevel.studies.run_folder import RunFolder
 from mbrl_bilevel.training.class_methods import get_class_method
-from work.class_data import load, split
+from work.class_data import Classes, load, split
 
 
 def classify(args: Args, run: RunFolder) -> Result:
     """Fill in the rows that are missing, then summarise and draw."""
     for dataset in args.datasets:
         for n in args.n_train:
-            split(load(dataset, args.source(dataset), args.target), n, args.n_test, args.seed)
+            split(_load(args, dataset), n, args.n_test, args.seed)
     keys: list[dict[str, Any]] = [
         {"method": method, "dataset": dataset, "seed": seed, "n_train": n, "learning_rate": rate}
         for seed in range(args.seed, args.seed + args.seeds)
@@ -76,10 +76,14 @@ def _logistic(class_weight: str | None) -> Any:
     )
 
 
+def _load(args: Args, dataset: str) -> Classes:
+    return load(dataset, args.source(dataset), args.target, args.text, args.missing)
+
+
 def fit_cell(args: Args, key: Row) -> Done:
     """One classifier: its row, and the curves of its training."""
     method, seed, dataset = key["method"], key["seed"], key["dataset"]
-    whole = load(dataset, args.source(dataset), args.target)
+    whole = _load(args, dataset)
     train, test = split(whole, key["n_train"], args.n_test, seed)
     estimator: Any
     if method in REFERENCES:

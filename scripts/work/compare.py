@@ -53,10 +53,9 @@ def compare(args: Args, run: RunFolder) -> Result:
     for source in args.sources:  # what is wrong with them is told before the first fit
         if source.csv is not None:
             table_split(source, args.seed, args.n_test)
-        elif source.minari is not None:
+        elif source.env_id is None:
             _split(args, source.name, args.seed)
         else:
-            assert source.env_id is not None
             open_env(args, source.env_id).close()
     # Repeats outermost: a study that is stopped has whole ones.
     keys: list[dict[str, Any]] = [

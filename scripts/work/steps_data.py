@@ -21,7 +21,8 @@ from torch import Tensor
 from agents.common.experience import RandomBehaviour, collect
 from envs.datasets.noise import Units, add_noise
 from envs.datasets.offline import load_minari
-from envs.datasets.tables import Table, load_table
+from envs.datasets.steps import load_steps
+from envs.datasets.tables import Missing, Table, Text, load_table
 from envs.tasks.make import make_env
 from mbrl_bilevel.base.errors import InvalidInputError
 from mbrl_bilevel.base.records import Transitions
@@ -60,6 +61,8 @@ def steps_split(
     random = np.random.default_rng([seed, 0])
     if source.minari is not None:
         everything = _minari(source.minari)
+    elif source.npz is not None:
+        everything = _steps(source.npz)
     else:
         assert source.env_id is not None
         env = open_env(args, source.env_id)
@@ -85,7 +88,7 @@ def steps_split(
 def table_split(source: Source, seed: int, n_test: int) -> tuple[Any, Any]:
     """((x, y) to train on, (x, y) to test on): at most a fifth of the rows is for the test."""
     assert source.csv is not None
-    table = _table(source.csv, source.target)
+    table = _table(source.csv, source.target, source.text, source.missing)
     order = np.random.default_rng([seed, 0]).permutation(len(table))
     held = min(n_test, len(table) // 5)
     train, test = order[held:], order[:held]
@@ -98,8 +101,13 @@ def _minari(dataset: str) -> Transitions:
 
 
 @lru_cache(maxsize=4)
-def _table(path: Path, target: tuple[str, ...]) -> Table:
-    return load_table(path, target)
+def _steps(path: Path) -> Transitions:
+    return load_steps(path)
+
+
+@lru_cache(maxsize=4)
+def _table(path: Path, target: tuple[str, ...], text: Text, missing: Missing) -> Table:
+    return load_table(path, target, text=text, missing=missing)
 
 
 def _by_episode(
@@ -111,7 +119,8 @@ def _by_episode(
     held = int(np.searchsorted(np.cumsum(lengths), n_test)) + 1
     if held >= len(episodes):
         raise InvalidInputError(
-            f"--n-test: {n_test} test steps leave no episode to train on; ask for fewer"
+            f"--n-test: {n_test} test steps leave no episode of {len(episodes)} to train on; ask for fewer, or "
+            "give more episodes (of logged steps: with their flags)"
         )
     in_test = np.isin(everything.episode, episodes[:held])
     return everything[~in_test], everything[in_test]
@@ -122,7 +131,8 @@ def slow_and_fast(
 ) -> tuple[Transitions, Transitions]:
     """The slower half of the pool's stretches of ``length`` steps, and the test's that are faster than
     three quarters of the pool's. Speed: the size of Δobs in units of each dimension's spread."""
-    spread = np.maximum((pool.next_obs - pool.obs).std(0), 1e-6)
+    spread = (pool.next_obs - pool.obs).std(0)
+    spread = np.where(spread > 0.0, spread, 1.0)
 
     def speeds(rows: Transitions) -> Any:
         size = np.linalg.norm((rows.next_obs - rows.obs) / spread, axis=1)

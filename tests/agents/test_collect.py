@@ -223,3 +223,13 @@ def test_random_behaviour_keeps_to_bounds_that_float32_cannot_hold() -> None:
     for _ in range(2):
         actions = [behaviour(np.zeros(1), t) for t in range(200)]
         assert all(space.contains(action) for action in actions)
+
+
+def test_what_float32_would_lose_is_kept_in_double() -> None:
+    """A state at 5e6 whose steps are below one."""
+    env = Drift(length=50, fault=lambda episode, t: (5e6, 0.0) if t < 0 else (0.0, 0.0))
+    seen = gym.wrappers.TransformObservation(env, lambda obs: obs, None)
+    found = collect(seen, RandomBehaviour(env.action_space, np.random.default_rng(0)), 100, seed=0)
+    assert found.obs.dtype == found.next_obs.dtype == np.float64
+    change = found.next_obs[:, 0] - found.obs[:, 0]
+    np.testing.assert_allclose(change, found.action[:, 0], atol=1e-6)

@@ -648,3 +648,20 @@ def test_a_file_gets_no_say_in_what_is_imported(tmp_path: Path) -> None:
     path.write_bytes(whole[:-9])
     with pytest.raises(BilevelError, match="checkpoint"):
         MBPO.load(path, Point(), **kept)
+
+
+def test_imagination_goes_as_far_as_real_observations_whatever_the_space_says() -> None:
+    """A space that says at most ½, around a point that goes to 2 and beyond."""
+    env = Point()
+    env.observation_space = gym.spaces.Box(-0.5, 0.5, (1,), np.float64)
+    mbpo = MBPO(env, SMALL, algorithm_kwargs=KWARGS, termination=off)
+    real = random_steps(300)
+    assert np.abs(real.obs).max() > 1.5
+    with pytest.warns(UserWarning, match="real observations leave the observation space"):
+        mbpo.learn_offline(20, real)
+    imagined = mbpo.experience.imagined.stored()
+    started = imagined["obs"].abs() > 0.6
+    assert started.any()
+    # From out there no step leads back to ½ at once.
+    assert (imagined["next_obs"][imagined["obs"] > 1.2] > 0.55).all()
+    assert float(imagined["next_obs"].max()) <= real.next_obs.max()

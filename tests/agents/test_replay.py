@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 from typing import Any
 
@@ -338,3 +339,17 @@ def test_what_does_not_fit_is_refused() -> None:
     ):
         replay().extend(found)
     assert set(STEP) <= set(buffer.real.columns)
+
+
+def test_changes_that_it_cannot_hold_are_told_once() -> None:
+    buffer = replay(n_envs=1)
+    offset = np.array([5e6, 0.0])
+    told = []
+    for step in steps(300, n_envs=1):
+        far = {name: step[name] * 0.1 + offset for name in ("obs", "next_obs")}
+        with warnings.catch_warnings(record=True) as found:
+            warnings.simplefilter("always")
+            buffer.add(**{**step, **far})
+        told += [str(one.message) for one in found]
+    assert len(told) == 1
+    assert told[0].startswith("observations [0] change by less than float32 can tell")

@@ -39,6 +39,24 @@ def test_vectors_are_brought_into_the_box_and_its_type() -> None:
     assert actions.high.tolist() == [pytest.approx(0.1), 3.0]
 
 
+def test_a_float_is_rounded_to_an_integer_and_not_cut() -> None:
+    space = gym.spaces.Box(-2, 3, (1,), np.int64)
+    found = from_vectors(space, np.array([[-1.6], [-0.4], [0.7], [2.9], [9.0]]))
+    assert found[:, 0].tolist() == [-2, 0, 1, 3, 3]
+    assert found.dtype == np.int64
+
+
+def test_random_integers_are_uniform() -> None:
+    space = gym.spaces.Box(-1, 1, (1,), np.int64)
+    behaviour = RandomBehaviour(space, np.random.default_rng(0))
+    fast, slow = [], []
+    for kept in (slow, fast):  # kinds of episodes take turns, the first is fast
+        kept += [int(behaviour(np.zeros(1), t)[0]) for t in range(3000)]
+    fast, slow = sorted((fast, slow), key=lambda drawn: np.abs(np.diff(drawn)).mean())[::-1]
+    assert np.bincount(np.add(fast, 1)) / 3000 == pytest.approx([1 / 3] * 3, abs=0.04)
+    assert set(slow) == {-1, 0, 1}
+
+
 @pytest.mark.parametrize(
     ("space", "what"),
     [
@@ -50,6 +68,22 @@ def test_vectors_are_brought_into_the_box_and_its_type() -> None:
 def test_other_spaces_are_refused(space: Any, what: str) -> None:
     with pytest.raises(InvalidInputError, match=what):
         require_actions(space)
+
+
+def test_the_remedy_for_a_matrix_of_actions_works() -> None:
+    """Not that the observation be flattened: the line that the message gives is run here."""
+    env: Any = gym.make("InvertedPendulum-v5")
+    square = gym.spaces.Box(-3.0, 3.0, (1, 1), np.float32)
+    env = gym.wrappers.TransformAction(env, lambda a: a.reshape(1), square)
+    with pytest.raises(InvalidInputError, match="action space must be") as caught:
+        require_actions(env.action_space)
+    said = str(caught.value)
+    assert "FlattenObservation" not in said
+    remedy = said[said.index("gymnasium.wrappers") :]
+    flat = eval(remedy, {"gymnasium": gym, "env": env})
+    assert require_actions(flat.action_space).shape == (1,)
+    flat.reset(seed=0)
+    flat.step(flat.action_space.sample())
 
 
 def test_a_clone_of_actions_outside_the_space_is_refused() -> None:

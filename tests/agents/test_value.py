@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -132,3 +133,63 @@ def test_it_survives_a_checkpoint_bitwise(
 def test_settings_out_of_range_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(InvalidInputError):
         ValueSettings(**wrong)  # type: ignore[arg-type]
+
+
+def cut_short(episodes: int, deaths: float, seed: int = 0) -> Transitions:
+    """Reward 1 a step in states that say nothing; each step ends the task with a probability of ``deaths``,
+    and an episode is cut after ten."""
+    random = np.random.default_rng(seed)
+    ended = random.random((episodes, 10)) < deaths
+    here = np.cumsum(ended, 1) - ended == 0
+    n = int(here.sum())
+    obs, next_obs = random.normal(size=(2, n, 2)).astype(np.float32)
+    rows, t = np.nonzero(here)
+    over = ended[here]
+    return Transitions(
+        obs,
+        np.zeros((n, 1), np.float32),
+        np.ones(n, np.float32),
+        next_obs,
+        over,
+        (t == 9) & ~over,
+        rows.astype(np.int64),
+        t.astype(np.int64),
+    )
+
+
+def test_short_episodes_tell_of_all_that_follows() -> None:
+    """Ten steps at a time of a life of fifty: 1 / (1 − γ(1 − p)), and not what three rounds of ten reach."""
+    rows = cut_short(400, 0.02)
+    dying = rows.terminated.mean()
+    settings = ValueSettings(discount=0.99, pessimism=0.0, members=2, steps=100)
+    value = fit_value(rows, settings, torch.Generator().manual_seed(0))
+    truth = 1.0 / (1.0 - 0.99 * (1.0 - dying))
+    assert 28.0 < truth < 40.0
+    assert float(value(torch.from_numpy(rows.obs)).mean()) == pytest.approx(truth, rel=0.05)
+
+
+def test_short_episodes_tell_good_places_from_bad_ones() -> None:
+    """Two rooms that nobody leaves, with rewards 0 and 1: worth 0 and 100, from ten steps at a time."""
+    random = np.random.default_rng(0)
+    rows = cut_short(200, 0.0)
+    room = random.integers(0, 2, 200)[rows.episode].astype(np.float32)
+    obs, next_obs = (
+        np.stack([room, 0.1 * random.normal(size=len(room))], 1).astype(np.float32)
+        for _ in range(2)
+    )
+    rows = replace(rows, obs=obs, next_obs=next_obs, reward=room)
+    settings = ValueSettings(discount=0.99, pessimism=0.0, members=2, steps=200)
+    value = fit_value(rows, settings, torch.Generator().manual_seed(0))(torch.from_numpy(obs))
+    assert float(value[room == 0.0].mean()) == pytest.approx(0.0, abs=5.0)
+    assert float(value[room == 1.0].mean()) == pytest.approx(100.0, abs=5.0)
+
+
+@pytest.mark.parametrize("pay", [1e-9, 1e9])
+def test_a_value_is_in_the_unit_of_its_rewards(pay: float) -> None:
+    rows = cut_short(100, 0.05)
+    settings = ValueSettings(discount=0.9, pessimism=0.0, members=2, steps=60)
+    plain = fit_value(rows, settings, torch.Generator().manual_seed(0))
+    paid = replace(rows, reward=rows.reward * np.float32(pay))
+    found = fit_value(paid, settings, torch.Generator().manual_seed(0))
+    x = torch.from_numpy(rows.obs)
+    torch.testing.assert_close(found(x) / pay, plain(x), rtol=1e-2, atol=1e-2)

@@ -47,6 +47,18 @@ def table(path: Path, rows: int = 90) -> str:
     return str(path)
 
 
+def test_text_and_missing_values_by_an_option(tmp_path: Path) -> None:
+    table(tmp_path / "t.csv")
+    data = pd.read_csv(tmp_path / "t.csv")
+    data["colour"], data.loc[::10, "a"] = ["red", "green", "blue"] * 30, np.nan
+    data.to_csv(tmp_path / "t.csv", index=False)
+    options = ["--csv", str(tmp_path / "t.csv"), "--target", "kind", "--methods", "nll"]
+    found = run(tmp_path / "a", *options, "--text", "one-hot", "--missing", "fill")
+    assert [(row["seed"], sum(row["count"])) for row in found["rows"]] == [(0, 18), (1, 18)]
+    dropped = run(tmp_path / "b", *options, "--text", "one-hot", "--missing", "drop")
+    assert [sum(row["count"]) for row in dropped["rows"]] == [17, 17]  # a fifth of 81
+
+
 def test_rows_of_every_method_and_the_same_again(tmp_path: Path) -> None:
     options = ["--data", "iris", "--n-train", "0", "50", "--methods"]
     options += ["bilevel", "nll", "bilevel-matrix", "logistic-regression"]

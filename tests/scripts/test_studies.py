@@ -168,6 +168,35 @@ def test_compare_takes_a_minari_data_set(tmp_path: Path, monkeypatch: pytest.Mon
     assert start - 0.1 - 1e-6 <= (-row["return"]) ** 0.5 <= start + 0.1 + 1e-6
 
 
+def test_compare_takes_logged_steps(tmp_path: Path) -> None:
+    """An npz of steps is read as steps, with its own name, and no column of it is an input that should not."""
+    env = make_env("InvertedPendulum-v5")
+    space: Any = env.action_space
+    behaviour = RandomBehaviour(space, np.random.default_rng(0))
+    steps = collect(env, behaviour, 900, seed=0, max_episode_steps=30)
+    columns = {k: v for k, v in vars(steps).items() if k not in ("episode", "t")}
+    np.savez(tmp_path / "log.npz", **columns)
+    launch(
+        compare.Args,
+        compare.main,
+        [
+            *(
+                "--quiet",
+                "--npz",
+                str(tmp_path / "log.npz"),
+                "--methods",
+                "nll",
+                "--n-train",
+                "300",
+            ),
+            *("--seeds", "1", "--n-test", "200", *NET, "--out", str(tmp_path / "a")),
+        ],
+    )
+    (row,) = metrics(tmp_path / "a")["rows"]
+    assert (row["dataset"], row["n_train"]) == ("log", 300)
+    assert row["nrmse"] < 1.0
+
+
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two Minari data sets of the tiny task: random actions, and a policy's own."""
@@ -426,6 +455,9 @@ def test_train_takes_discrete_actions(tmp_path: Path) -> None:
         (compare, ["--csv", "none.csv"], "--target"),
         (compare, ["--csv", "none.csv", "--target", "y", "--minari", "a-v0"], "one kind"),
         (compare, ["--minari", "none-v0"], "minari download"),
+        (compare, ["--npz", "none.npz"], "no such file"),
+        (compare, ["--npz", "none.npz", "--minari", "a-v0"], "one kind"),
+        (compare, ["--text", "one-hot"], "for tables"),
         (compare, ["--learning-rate", "inf"], "--learning-rate"),
         (train, ["--horizon", "100000000000"], "--horizon"),
         (train, ["--train-steps", "0"], "--train-steps"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy import integrate
@@ -100,3 +102,20 @@ def test_noise_on_actions_moves_nothing_else(steps: Transitions) -> None:
 
 def test_without_noise_nothing_is_copied(steps: Transitions) -> None:
     assert add_noise(steps, "none", Units.of(steps), np.random.default_rng(0)).transitions is steps
+
+
+def test_units_may_be_small(steps: Transitions) -> None:
+    """Rewards and observations of 1e-8 vary as those of 1 do."""
+    small = np.float32(1e-8)
+    tiny = replace(
+        steps,
+        obs=small * steps.obs,
+        next_obs=small * steps.next_obs,
+        reward=small * steps.reward,
+    )
+    units, plain = Units.of(tiny), Units.of(steps)
+    np.testing.assert_allclose(units.target, small * plain.target, rtol=1e-3)
+    assert plain.target[1] == 0.0
+    drawn = add_noise(tiny, "outliers", units, np.random.default_rng(0)).transitions
+    added = (drawn.reward - tiny.reward) / units.target[-1]
+    assert np.median(np.abs(added)) == pytest.approx(0.1 * 0.6745, rel=0.1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,30 @@ def test_the_round_trip_is_exact(experience: Transitions) -> None:
     part = experience[np.r_[3:9, 14:40, 100:103]]
     save_minari(part, "part-v0", make_env("Hopper-v5"))
     same(load_minari("part-v0"), part)
+
+
+def test_a_loaded_and_filtered_data_set_is_read_as_it_is(experience: Transitions) -> None:
+    save_minari(experience, "hopper-v0", make_env("Hopper-v5"))
+    loaded = minari.load_dataset("hopper-v0")
+    same(load_minari(loaded), experience)
+    short = loaded.filter_episodes(lambda episode: len(episode) < 20)
+    lengths = np.bincount(experience.episode)
+    assert 0 < (lengths < 20).sum() < len(lengths)
+    same(load_minari(short), experience[lengths[experience.episode] < 20])
+    none = loaded.filter_episodes(lambda episode: len(episode) > 1000)
+    with pytest.raises(InvalidInputError, match="holds no steps"):
+        load_minari(none)
+
+
+def test_what_float32_would_lose_comes_back_in_double(experience: Transitions) -> None:
+    """At an offset of 5e6 the changes of a state are below its unit in the last place."""
+    far = replace(
+        experience,
+        obs=experience.obs.astype(np.float64) + 5e6,
+        next_obs=experience.next_obs.astype(np.float64) + 5e6,
+    )
+    save_minari(far, "far-v0", make_env("Hopper-v5"))
+    same(load_minari("far-v0"), far)
 
 
 def test_other_readers_find_all_they_need(experience: Transitions) -> None:

@@ -154,3 +154,99 @@ def test_a_bomb_is_refused_before_it_unpacks(tmp_path: Path) -> None:
 def test_constant_features_are_kept(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("a,b,y\n" + "".join(f"{i},7,{i}\n" for i in range(30)))
     assert (load_table(tmp_path / "t.csv", "y").x[:, 1] == 7.0).all()
+
+
+def test_a_time_stamp_keeps_its_seconds(tmp_path: Path) -> None:
+    seconds = 1.7e9 + np.arange(50.0)
+    (tmp_path / "t.csv").write_text(
+        "time,a,y\n" + "".join(f"{s:.1f},{i % 7},{i % 5}\n" for i, s in enumerate(seconds))
+    )
+    table = load_table(tmp_path / "t.csv", "y")
+    assert table.x.dtype == np.float64
+    np.testing.assert_array_equal(table.x[:, 0], seconds)
+
+
+@pytest.mark.parametrize("label", ["None", "NA", "null", "nan", "n/a", "07"])
+def test_a_class_may_be_called_what_others_call_missing(tmp_path: Path, label: str) -> None:
+    rows = "".join(f"{i * i % 11},{label if i % 3 else 7}\n" for i in range(30))
+    (tmp_path / "t.csv").write_text("a,y\n" + rows)
+    table = load_table(tmp_path / "t.csv", "y", kind="classification")
+    assert table.classes == tuple(sorted(["7", label]))
+    assert [table.classes[code] for code in table.y[:3]] == ["7", label, label]
+
+
+def test_numbers_as_classes_stay_numbers(tmp_path: Path) -> None:
+    rows = "".join(f"{i * i % 11},{i % 12}\n" for i in range(30))
+    (tmp_path / "t.csv").write_text("a,y\n" + rows)
+    table = load_table(tmp_path / "t.csv", "y", kind="classification")
+    assert table.classes == tuple(range(12))
+    assert table.y.tolist() == [i % 12 for i in range(30)]
+
+
+@pytest.mark.parametrize("start", [0, 1])
+def test_an_index_without_a_name_is_left_out(tmp_path: Path, start: int) -> None:
+    """Sorted by class, the row's number would give the answer away."""
+    data = frame().sort_values("label")[["a", "label"]].reset_index(drop=True)
+    data.index += start
+    data.to_csv(tmp_path / "t.csv")
+    with pytest.warns(UserWarning, match="without a name counts the rows: it is left out"):
+        table = load_table(tmp_path / "t.csv", "label", kind="classification")
+    assert table.features == ("a",)
+    pd.read_csv(tmp_path / "t.csv").to_csv(tmp_path / "again.csv", index=False)  # "Unnamed: 0"
+    with pytest.warns(UserWarning, match="without a name"):
+        table = load_table(tmp_path / "again.csv", "label", kind="classification")
+    assert table.features == ("a",)
+    data.to_csv(tmp_path / "named.csv", index_label="row")
+    with pytest.warns(UserWarning, match="'row' counts the rows"):
+        table = load_table(tmp_path / "named.csv", "label", kind="classification")
+    assert table.features == ("row", "a")
+
+
+def test_steps_of_an_environment_are_no_table(tmp_path: Path) -> None:
+    obs = np.arange(60.0).reshape(30, 2)
+    np.savez(tmp_path / "t.npz", obs=obs, action=obs[:, :1], next_obs=obs + 1, reward=obs[:, 0])
+    with pytest.raises(InvalidInputError, match=r"holds steps of an environment \(next_obs\).*npz"):
+        load_table(tmp_path / "t.npz", "reward")
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("a;b;y\n" + "1,5;2;3\n" * 30, "has ';' between its columns; save it with ','"),
+        ("a\tb\ty\n" + "1\t2\t3\n" * 30, "has tabs between its columns; save it with ','"),
+        ("a,y\n" + '"1,5",2\n' * 30, "holds '1,5', where a finite number belongs; write numbers"),
+        ("a,y\n" + '"1.234,5",2\n' * 30, "write numbers with a decimal point"),
+        (",,y\n" + "1,2,3\n" * 30, "has 2 columns without a name; name them"),
+        ("a,,y\n" + "1,2,3\n" * 30, "column 2 has no name; name it"),
+    ],
+)
+def test_the_remedy_is_the_right_one(tmp_path: Path, text: str, told: str) -> None:
+    (tmp_path / "t.csv").write_text(text)
+    with pytest.raises(InvalidInputError) as caught:
+        load_table(tmp_path / "t.csv", "y")
+    assert told in str(caught.value)
+
+
+def test_text_and_missing_values_by_an_option(tmp_path: Path) -> None:
+    kinds, numbers = ("red", "None", ""), ("1.5", "NA", "2.5", "4")
+    rows = "".join(f"{kinds[i % 3]},{numbers[i % 4]},{i * i}\n" for i in range(48))
+    path = tmp_path / "t.csv"
+    path.write_text("colour,size,y\n" + rows)
+    with pytest.raises(InvalidInputError, match=r"column 'colour', row 1 holds 'red'.*one-hot"):
+        load_table(path, "y")
+    with pytest.raises(InvalidInputError, match="column 'size', row 2 holds 'NA'"):
+        load_table(path, "y", text="one-hot")
+    filled = load_table(path, "y", text="one-hot", missing="fill")
+    colours = ("colour=None", "colour=nothing", "colour=red")
+    assert filled.features == (*colours, "size", "size=nothing")
+    assert filled.x[:4].tolist() == [
+        [0, 0, 1, 1.5, 0],
+        [1, 0, 0, 2.5, 1],  # the median of 1.5, 2.5 and 4
+        [0, 1, 0, 2.5, 0],
+        [0, 0, 1, 4.0, 0],
+    ]
+    dropped = load_table(path, "y", text="one-hot", missing="drop")
+    kept = [i for i in range(48) if i % 3 != 2 and i % 4 != 1]
+    assert dropped.y[:, 0].tolist() == [i * i for i in kept]
+    with pytest.raises(InvalidInputError, match="missing must be one of refuse, drop, fill"):
+        load_table(path, "y", missing="guess")  # type: ignore[arg-type]

@@ -107,7 +107,9 @@ def test_transitions_one_after_another() -> None:
         ({"next_obs": np.zeros((5, 4), np.float32)}, "must agree"),
         ({"reward": np.full(5, np.nan, np.float32)}, "reward holds NaN or infinite"),
         ({"obs": np.full((5, 3), np.inf, np.float32)}, "obs holds NaN or infinite"),
-        ({"obs": np.zeros((5, 3))}, "obs must be float32; got float64"),
+        ({"obs": np.zeros((5, 3), np.float16)}, "obs must be float32; got float16"),
+        ({"obs": np.zeros((5, 3), ">f4")}, "obs must be float32; got >f4"),
+        ({"obs": np.zeros((5, 3))}, r"obs float64 \(5, 3\) and next_obs float32"),
         ({"terminated": np.zeros(5, np.float32)}, "terminated must be bool; got float32"),
         ({"episode": np.zeros(5, np.int32)}, "episode must be int64; got int32"),
     ],
@@ -131,3 +133,92 @@ def test_an_infinite_value_in_a_single_row_is_found() -> None:
     data["next_obs"][4, 2] = -math.inf
     with pytest.raises(InvalidInputError, match="next_obs holds"):
         Transitions(**data)
+
+
+def logged(n: int = 12) -> dict[str, Any]:
+    """A walk in two dimensions; it ends after the fourth step and is cut after the eighth."""
+    draw = np.random.default_rng(0)
+    path = draw.normal(size=(n + 1, 2)).cumsum(0)
+    obs, after = path[:-1].copy(), path[1:].copy()
+    obs[[4, 8]] += 100.0
+    t = np.arange(n)
+    action, reward = draw.normal(size=(n, 1)), draw.normal(size=n)
+    ends = {"terminated": t == 3, "truncated": t == 7}
+    return {"obs": obs, "action": action, "next_obs": after, "reward": reward, **ends}
+
+
+def test_logged_arrays_of_any_kind_become_transitions() -> None:
+    given = logged()
+    found = Transitions.from_arrays(**given)
+    assert found.obs.dtype == np.float32
+    assert found.episode.tolist() == [0] * 4 + [1] * 4 + [2] * 4
+    assert found.t.tolist() == [0, 1, 2, 3] * 3
+    assert found.terminated.tolist() == [t == 3 for t in range(12)]
+    assert found.truncated.tolist() == [t == 7 for t in range(12)]
+    np.testing.assert_array_equal(found.obs, given["obs"].astype(np.float32))
+    other = {
+        "obs": np.asfortranarray(given["obs"]).astype(">f8"),
+        "action": given["action"][:, 0].tolist(),
+        "next_obs": torch.from_numpy(given["next_obs"]),
+        "reward": given["reward"][::-1][::-1, None],
+        "terminated": given["terminated"].astype(np.uint8)[:, None],
+        "truncated": given["truncated"].astype(np.float64),
+    }
+    for name, column in vars(Transitions.from_arrays(**other)).items():
+        np.testing.assert_array_equal(column, vars(found)[name], name)
+
+
+def test_steps_of_environments_side_by_side() -> None:
+    """[T, B, …], as vector environments and SB3's buffers have them."""
+    given = {name: np.stack([value, value + 0], 1) for name, value in logged().items()}
+    found, one = Transitions.from_arrays(**given), Transitions.from_arrays(**logged())
+    assert len(found) == 24
+    assert found.episode.tolist() == [*one.episode, *(one.episode + 3)]
+    np.testing.assert_array_equal(found.obs, np.concatenate([one.obs, one.obs]))
+    assert found.t.tolist() == one.t.tolist() * 2
+
+
+def test_integers_and_wide_rows_are_flat_numbers() -> None:
+    obs = np.arange(48, dtype=np.uint8).reshape(8, 2, 3)
+    found = Transitions.from_arrays(obs[:-1], np.zeros(7, np.int64), obs[1:], np.ones(7, bool))
+    assert found.obs.shape == (7, 6)
+    assert (found.next_obs - found.obs == 6.0).all()  # not 250, as bytes would have it backwards
+    assert found.action.shape == (7, 1)
+    assert found.episode.tolist() == [0] * 7
+
+
+def test_a_jump_without_a_flag_ends_an_episode_and_is_told() -> None:
+    given = logged()
+    del given["truncated"]
+    with pytest.warns(UserWarning, match="after 1 of 12 steps the next row begins elsewhere"):
+        found = Transitions.from_arrays(**given)
+    assert found.episode.tolist() == [0] * 4 + [1] * 4 + [2] * 4
+    assert not found.truncated.any()
+
+
+def test_what_float32_would_lose_is_kept_in_double() -> None:
+    given = logged()
+    far = {name: given[name] + 5e8 for name in ("obs", "next_obs")}
+    found = Transitions.from_arrays(**{**given, **far})
+    assert found.obs.dtype == found.next_obs.dtype == np.float64
+    assert found.action.dtype == found.reward.dtype == np.float32
+    np.testing.assert_allclose(
+        found.next_obs - found.obs, given["next_obs"] - given["obs"], atol=1e-6
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"reward": np.zeros(5)}, "reward must have a row for each of the 12"),
+        ({"reward": np.zeros((12, 2))}, "reward must hold one number a step"),
+        ({"next_obs": np.zeros((12, 3))}, "must agree"),
+        ({"obs": np.full((12, 2), "far")}, "obs must be an array of numbers"),
+        ({"terminated": np.full(12, 0.5)}, "terminated must be flags"),
+        ({"obs": np.full((12, 2), np.nan)}, "obs holds NaN"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Transitions.from_arrays")
+def test_arrays_that_do_not_fit_are_named(change: dict[str, Any], told: str) -> None:
+    with pytest.raises(InvalidInputError, match=told):
+        Transitions.from_arrays(**{**logged(), **change})

@@ -67,6 +67,32 @@ def test_spread_is_told_from_rounding(offset: float, spread: float, constant: bo
     assert Normaliser.fit(values).constant.tolist() == [constant]
 
 
+@pytest.mark.parametrize("unit", [1e-7, 1e-15, 1e-30])
+def test_what_varies_does_not_depend_on_the_unit(unit: float) -> None:
+    values = rows().float()
+    values[:, 1] = 7.3
+    small = Normaliser.fit(values * unit)
+    assert small.constant.tolist() == [False, True, False]
+    torch.testing.assert_close(
+        small.normalise(values * unit)[:, [0, 2]],
+        Normaliser.fit(values).normalise(values)[:, [0, 2]],
+        rtol=0.0,
+        atol=1e-5,
+    )
+
+
+def test_time_stamps_in_double_vary() -> None:
+    seconds = rows(200, 1)
+    normaliser = Normaliser.fit(1.7e9 + seconds)
+    assert not normaliser.constant.any()
+    torch.testing.assert_close(
+        normaliser.normalise(1.7e9 + seconds),
+        Normaliser.fit(seconds).normalise(seconds),
+        rtol=0.0,
+        atol=1e-6,
+    )
+
+
 def test_one_row_is_all_constant() -> None:
     normaliser = Normaliser.fit(rows(1))
     assert normaliser.constant.all()

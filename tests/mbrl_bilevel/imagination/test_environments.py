@@ -22,6 +22,7 @@ from torch import Tensor
 
 from mbrl_bilevel.base.errors import InvalidInputError
 from mbrl_bilevel.base.records import Transitions
+from mbrl_bilevel.imagination.bounds import seen_bounds
 from mbrl_bilevel.imagination.branches import Branching
 from mbrl_bilevel.imagination.environments import ImaginedEnv, ImaginedVecEnv, ImaginedVectorEnv
 from mbrl_bilevel.models.dynamics import DynamicsModel
@@ -285,3 +286,55 @@ def test_a_wrong_action_is_refused(model: DynamicsModel, action: Array) -> None:
     env.reset(seed=0)
     with pytest.raises(InvalidInputError, match="action"):
         env.step(action)
+
+
+def test_observations_of_integers_are_rounded_and_not_cut(linear_model: LinearModel) -> None:
+    """s' = s + a + .7 of integers from 0 to 9, from 0 by actions 1, 1, 2: 1.7, 3.4, 6.1, then beyond."""
+    weight, bias = torch.tensor([[[0.0, 0.0], [1.0, 0.0]]]), torch.tensor([[0.7, 1.0]])
+    model = linear_model(weight, bias, torch.tensor([[0.3, 0.3]]), 1)
+    spaces = (gym.spaces.Box(0, 9, (1,), np.uint8), gym.spaces.Box(0, 2, (1,), np.int64))
+    start = np.zeros((1, 1))
+    env = ImaginedEnv(model, start, *spaces, horizon=9, branching=Branching(sample=False))
+    obs, _ = env.reset(seed=0)
+    found = [int(obs[0])]
+    for action in (1, 1, 2.0, 2, 2):
+        obs, *_ = env.step(np.array([action]))
+        assert env.observation_space.contains(obs)
+        found.append(int(obs[0]))
+    assert found == [0, 2, 3, 6, 9, 9]
+    # What a policy of floats means by an action of integers is the nearest one.
+    env.reset(seed=0)
+    obs, *_ = env.step(np.array([0.6]))
+    assert obs.tolist() == [2]
+
+
+def test_what_was_seen_is_believed_over_the_declared_space(model: DynamicsModel) -> None:
+    """The space says at most 1, real observations went up to 3 in x1: so do imagined ones, and it is told."""
+    declared = gym.spaces.Box(-1.0, 1.0, (2,), np.float32)
+    n, never = 3, np.zeros(3, dtype=np.bool_)
+    obs = np.array([[0.0, 2.0], [0.5, 0.5], [0.5, -0.5]], dtype=np.float32)
+    after = np.array([[0.0, 3.0], [0.5, 0.5], [0.5, -0.5]], dtype=np.float32)
+    numbers = np.arange(n, dtype=np.int64)
+    reward, action = np.zeros(n, np.float32), np.zeros((n, 1), np.float32)
+    real = Transitions(obs, action, reward, after, never, never, numbers, numbers)
+    with pytest.warns(UserWarning, match=r"leave the observation space Box.* dimensions \[1\]"):
+        env = ImaginedEnv(model, real, declared, ACT, horizon=4, branching=STILL)
+    found, _ = env.reset(options={"state": np.array([0.0, 2.5])})
+    assert found.tolist() == [0.0, 2.5]
+    found, *_ = env.step(np.zeros(1))
+    assert found.tolist() == pytest.approx([0.0, 2.25])
+    # x0 stayed inside, and is kept there; x1 in what was seen.
+    env._episodes.obs = torch.tensor([[0.9, 2.0]])
+    found, *_ = env.step(np.ones(1))
+    assert found.tolist() == pytest.approx([1.0, 1.8])
+    with pytest.raises(InvalidInputError, match="must lie in"):
+        env.reset(options={"state": np.array([0.0, 3.5])})
+
+
+def test_bounds_that_hold_are_kept_silently() -> None:
+    declared = gym.spaces.Box(np.array([-0.1, -np.inf]), np.array([0.1, np.inf]), dtype=np.float64)
+    seen = np.array([[0.1, 5.0], [-0.1, -7.0]], dtype=np.float32)  # of the bounds, but for rounding
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        low, high = seen_bounds(declared, seen)
+    assert (low.tolist(), high.tolist()) == (declared.low.tolist(), declared.high.tolist())

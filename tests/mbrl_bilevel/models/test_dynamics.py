@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,8 +18,10 @@ from mbrl_bilevel.base.errors import InvalidInputError
 from mbrl_bilevel.base.records import FitResult, Transitions
 from mbrl_bilevel.data.normaliser import Normaliser
 from mbrl_bilevel.data.rows import FitData
+from mbrl_bilevel.evaluation.dynamics import OneStep, evaluate_one_step
 from mbrl_bilevel.models import dynamics
 from mbrl_bilevel.models.dynamics import DynamicsModel, LearnedTermination, fit_dynamics
+from mbrl_bilevel.models.dynamics_checkpoint import load_model, save_model
 from mbrl_bilevel.models.regression import fit_regression
 from mbrl_bilevel.training import method as training_method
 from mbrl_bilevel.training.fit import Schedule
@@ -548,3 +552,79 @@ def test_a_table_has_no_steps_ahead() -> None:
     x, y = torch.randn(60, 2, generator=seeded()), torch.randn(60, 1, generator=seeded(1))
     with pytest.raises(InvalidInputError, match="rows of a table do not follow each other"):
         fit_regression(x, y, np.arange(60), METHODS["k-step"], generator=seeded())
+
+
+def in_units(rows: Transitions, unit: float, offset: float, pay: float) -> Transitions:
+    """The same steps with observations ``offset + unit·obs``, in float64, and rewards times ``pay``."""
+    obs, after = (offset + unit * v.astype(np.float64) for v in (rows.obs, rows.next_obs))
+    return replace(rows, obs=obs, next_obs=after, reward=rows.reward * np.float32(pay))
+
+
+@pytest.mark.parametrize("direct", [False, True])
+@pytest.mark.parametrize(
+    ("unit", "offset", "pay"), [(1.0, 0.0, 1e-7), (1e-6, 0.0, 1.0), (0.05, 5e6, 1.0)]
+)
+def test_a_model_does_not_depend_on_the_units_of_its_data(
+    unit: float, offset: float, pay: float, direct: bool, tmp_path: Path
+) -> None:
+    """Rewards of 1e-7, observations in millionths, or at 5e6: what is learned of them is the same."""
+    rows, unseen = linear_data(episodes=40), linear_data(1, episodes=20)
+
+    def errors(unit: float, offset: float, pay: float) -> tuple[OneStep, DynamicsModel]:
+        data, test = (in_units(some, unit, offset, pay) for some in (rows, unseen))
+        schedule = Schedule(steps=300)
+        model, _ = fit_dynamics(
+            data,
+            METHODS["nll"],
+            generator=seeded(),
+            members=2,
+            hidden=(32,),
+            schedule=schedule,
+            direct=direct,
+        )
+        assert model.active.all()
+        return evaluate_one_step(model, test), model
+
+    plain, _ = errors(1.0, 0.0, 1.0)
+    found, model = errors(unit, offset, pay)
+    assert plain.nrmse < 0.8 if not direct else plain.nrmse < 0.5
+    assert found.nrmse == pytest.approx(plain.nrmse, rel=0.02)
+    assert found.coverage_90 == pytest.approx(plain.coverage_90, abs=0.02)
+    # The states that it imagines are in these units too, from a file as well.
+    save_model(tmp_path / "model", model)
+    model = load_model(tmp_path / "model")
+    obs = torch.from_numpy(in_units(unseen, unit, offset, pay).obs[:50])
+    action = torch.from_numpy(unseen.action[:50])
+    step = model.step(obs.expand(2, -1, -1), action.expand(2, -1, -1))
+    moved = (step.next_obs.double() - obs).mean(0) / unit
+    wanted = truth(torch.from_numpy(unseen.obs[:50]), action)
+    assert (moved - wanted[:, :2]).square().mean().sqrt() < 0.25
+    assert (step.reward.mean(0) / pay - wanted[:, 2]).square().mean().sqrt() < 0.3
+
+
+@pytest.mark.parametrize("direct", [False, True])
+def test_predict_says_where_a_step_leads(linear_model: LinearModel, direct: bool) -> None:
+    """Means of 1 and 3 with σ = 2 and 1: at 90 % 2 ± 1.645·√(½(4 + 1) + 1), from obs or as it is."""
+    bias, std = torch.tensor([[1.0, 0.0], [3.0, 0.0]]), torch.tensor([[2.0, 0.5], [1.0, 0.5]])
+    model = linear_model(torch.zeros(2, 2, 2), bias, std, 1, direct=direct)
+    obs, action = torch.tensor([[10.0], [-5.0]]), torch.zeros(2, 1)
+    found = model.predict(obs, action)
+    start = torch.zeros(2, 1) if direct else obs
+    half = 1.6448536 * (2.5 + 1.0) ** 0.5
+    torch.testing.assert_close(found.next_obs, start + 2.0)
+    torch.testing.assert_close(found.next_obs_low, start + 2.0 - half)
+    torch.testing.assert_close(found.next_obs_high, start + 2.0 + half)
+
+
+def test_changes_that_float32_has_rounded_away_are_told() -> None:
+    rows = in_units(linear_data(episodes=40), 0.3, 5e6, 1.0)
+    obs, after = (v.astype(np.float32) for v in (rows.obs, rows.next_obs))
+    with pytest.warns(UserWarning, match=r"observation 1: its size is 5e\+06.*float64"):
+        fit_dynamics(
+            replace(rows, obs=obs, next_obs=after),
+            METHODS["nll"],
+            generator=seeded(),
+            members=1,
+            hidden=(8,),
+            schedule=SHORT,
+        )

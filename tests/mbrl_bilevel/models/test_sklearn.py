@@ -53,6 +53,19 @@ def logistic(rows: int, seed: int, slope: float = 1.5) -> tuple[Any, Any, Any]:
     return x, (random.random(rows) < truth).astype(int), truth
 
 
+@pytest.mark.parametrize(("unit", "offset"), [(1e-7, 0.0), (1.0, 1.7e9), (1e-12, -3e-11)])
+def test_units_of_features_and_targets_change_nothing(unit: float, offset: float) -> None:
+    x, y, _ = logistic(400, seed=0)
+    plain = BilevelClassifier(**QUICK).fit(x, y).predict_proba(x)
+    found = BilevelClassifier(**QUICK).fit(offset + unit * x, y)
+    np.testing.assert_allclose(found.predict_proba(offset + unit * x), plain, atol=1e-3)
+    target = x @ [1.0, 2.0]
+    line = BilevelRegressor("mse", **QUICK).fit(x, target).predict(x)
+    moved = BilevelRegressor("mse", **QUICK).fit(offset + unit * x, offset + unit * target)
+    error = (moved.predict(offset + unit * x) - offset) / unit - line
+    assert np.abs(error).max() < 2e-2
+
+
 def test_it_recovers_the_true_probabilities_where_a_constant_reward_cannot() -> None:
     """R = βI bounds the logits; λ(x) from held-out rows brings them back."""
     x, y, _ = logistic(3000, seed=0)

@@ -161,3 +161,23 @@ def test_kill_while_appending_loses_at_most_that_row(
     rows = read(tmp_path / "a" / "metrics.json")["rows"]
     assert len(rows) == whole + 1
     assert len({row["pid"] for row in rows if "pid" in row}) == 2  # the first two are the old ones
+
+
+@pytest.mark.parametrize("option", ["--help", "--quiet"])
+def test_a_reader_that_has_seen_enough_is_no_error(tmp_path: Path, option: str) -> None:
+    """``--help | head``: nothing on stderr, whether the text fits into the buffer or not."""
+    script = tmp_path / "toy.py"
+    script.write_text(TOY)
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [sys.executable, str(script), option],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        cwd=tmp_path,
+        stdout=write,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, "")
