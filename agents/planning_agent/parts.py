@@ -40,8 +40,9 @@ from agents.planning_agent.replay import MixedReplay
 from agents.planning_agent.settings import PlanningSettings
 from agents.planning_agent.terminal_value import Value
 from agents.presets.preset import learner_defaults, preset_for, with_values
+from mbrl_bilevel.base.checks import require_rules
 from mbrl_bilevel.base.errors import InvalidInputError, require_count
-from mbrl_bilevel.base.records import FitResult, Rule, require_rules
+from mbrl_bilevel.base.records import FitResult, Rule
 from mbrl_bilevel.imagination.particles import StepModel
 
 

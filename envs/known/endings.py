@@ -28,8 +28,9 @@ from gymnasium.envs.mujoco.walker2d_v5 import Walker2dEnv
 from torch import Tensor
 
 from envs.tasks.make import Env, acting_layers, import_user_module
+from mbrl_bilevel.base.checks import require_entries
 from mbrl_bilevel.base.errors import InvalidInputError
-from mbrl_bilevel.base.records import Rule, require_entries
+from mbrl_bilevel.base.records import Rule
 
 # What a subclass may define anew without changing when an observation means the end of an episode.
 _FREE_TO_OVERRIDE = frozenset(

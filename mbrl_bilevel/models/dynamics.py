@@ -14,15 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mbrl_bilevel.base.checks import require_entries, require_rows, require_rules
 from mbrl_bilevel.base.errors import InvalidInputError
 from mbrl_bilevel.base.records import (
     FitResult,
     Rule,
     Step,
     Transitions,
-    require_entries,
-    require_rows,
-    require_rules,
 )
 from mbrl_bilevel.data.growing_folds import GrowingFolds
 from mbrl_bilevel.data.normaliser import Normaliser
