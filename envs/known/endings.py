@@ -29,8 +29,9 @@ from torch import Tensor
 
 from envs.tasks.layers import Env, acting_layers
 from envs.tasks.user_module import import_user_module
+from mbrl_bilevel.base.checks import require_entries
 from mbrl_bilevel.base.errors import InvalidInputError
-from mbrl_bilevel.base.records import Rule, require_entries
+from mbrl_bilevel.base.records import Rule
 
 # What a subclass may define anew without changing when an observation means the end of an episode.
 _FREE_TO_OVERRIDE = frozenset(

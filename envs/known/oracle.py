@@ -20,8 +20,8 @@ from torch import Tensor
 
 from envs.known.rollouts import Rollouts, judge_of
 from envs.tasks.layers import Env, acting_layers, is_bystander
+from mbrl_bilevel.base.checks import require_floating
 from mbrl_bilevel.base.errors import InvalidInputError
-from mbrl_bilevel.base.records import require_floating
 
 # Attributes that are not state, or that a copy has to keep for itself.
 _OWN = frozenset(

@@ -23,8 +23,9 @@ from torch import Tensor
 from envs.known.endings import SHOWN_VELOCITY
 from envs.known.rollouts import Array, Judge, Rollouts, judge_of, starts_at, twin
 from envs.tasks.layers import Env, acting_layers
+from mbrl_bilevel.base.checks import require_floating, require_rows
 from mbrl_bilevel.base.errors import InvalidInputError
-from mbrl_bilevel.base.records import Step, require_floating, require_rows
+from mbrl_bilevel.base.records import Step
 
 #: ``state_of(obs [N, O]) -> (qpos [N, nq], qvel [N, nv])``
 _StateOf = Callable[[Array], tuple[Array, Array]]

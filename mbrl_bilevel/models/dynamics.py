@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mbrl_bilevel.base.checks import require_entries, require_rows, require_rules
 from mbrl_bilevel.base.errors import InvalidInputError
 from mbrl_bilevel.base.records import (
     FitResult,
@@ -23,9 +24,6 @@ from mbrl_bilevel.base.records import (
     Rule,
     Step,
     Transitions,
-    require_entries,
-    require_rows,
-    require_rules,
 )
 from mbrl_bilevel.base.rounding import ULPS
 from mbrl_bilevel.data.growing_folds import GrowingFolds

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from mbrl_bilevel.base.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from mbrl_bilevel.base.checks import require_rules
 from mbrl_bilevel.base.errors import CheckpointError
-from mbrl_bilevel.base.records import Rule, require_rules
+from mbrl_bilevel.base.records import Rule
 from mbrl_bilevel.data.normaliser import Normaliser
 from mbrl_bilevel.models.dynamics import DynamicsModel, LearnedTermination, Termination
 from mbrl_bilevel.models.regression import Regression

@@ -1,0 +1,46 @@
+"""Checks of what users hand in: rules, and tensors of rows."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from mbrl_bilevel.base.errors import InvalidInputError
+
+
+def require_rules(termination: object, reward: object) -> None:
+    """Raises InvalidInputError unless both can be called or are None."""
+    for name, rule in (("termination", termination), ("reward", reward)):
+        if rule is not None and not callable(rule):
+            raise InvalidInputError(
+                f"{name} must be a function of (obs, action, next_obs), or None; got {rule!r}"
+            )
+
+
+def require_floating(name: str, value: Tensor) -> None:
+    """Raises InvalidInputError for integers, which would cut off what is computed, and complex numbers."""
+    if not value.is_floating_point():
+        raise InvalidInputError(
+            f"{name} must be of a floating type; got {value.dtype}: use .float()"
+        )
+
+
+def require_rows(obs: Tensor, action: Tensor, obs_dim: int, action_dim: int) -> None:
+    """Raises InvalidInputError unless they are [..., B, O] and [..., B, A] with the same rows."""
+    widths = (obs.shape[-1], action.shape[-1])
+    if obs.ndim < 2 or obs.shape[:-1] != action.shape[:-1] or widths != (obs_dim, action_dim):
+        raise InvalidInputError(
+            f"obs must be [..., {obs_dim}] and action [..., {action_dim}] with "
+            f"the same rows; got {tuple(obs.shape)} and {tuple(action.shape)}"
+        )
+
+
+def require_entries(rule: str, found: object, next_obs: Tensor) -> Tensor:
+    """What ``rule`` returned. Raises InvalidInputError unless it is a tensor [...] for next_obs [..., O]."""
+    shape = next_obs.shape[:-1]
+    if not isinstance(found, Tensor) or found.shape != shape:
+        got = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        raise InvalidInputError(
+            f"{rule} must return a tensor of shape {tuple(shape)} for next_obs {tuple(next_obs.shape)}, "
+            f"one entry per transition; got {got}"
+        )
+    return found
