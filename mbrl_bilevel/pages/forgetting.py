@@ -165,7 +165,7 @@ def _matrices(frame: pd.DataFrame, metric: str) -> Iterator[Block]:
             low=float(low),
             high=float(high),
             look=method,
-            note=f"Column: the task it is tested on. {better.capitalize()} is better.",
+            note=f"Column: the task it is tested on. {better.capitalize()} is better. One scale for all methods.",
         )
 
 

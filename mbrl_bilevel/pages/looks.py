@@ -6,7 +6,7 @@ al. 2009, severity 1), and have a contrast of 3 : 1 on the page's background; a 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 #: (on light, on dark): blue, vermilion, green, violet, ochre, sky; grey for what has no model.
@@ -37,22 +37,28 @@ class Look:
 class Looks:
     """The look of every method of a page, by its name."""
 
-    def __init__(self, names: Iterable[str]) -> None:
-        """``names`` in the order of their importance."""
+    def __init__(self, groups: Sequence[Sequence[str]]) -> None:
+        """``groups``: the names that are drawn in one plot; the first ones are the most important."""
+        names = list(dict.fromkeys(name for group in groups for name in group))
+        beside = _beside(groups)
+        colours: dict[str, int] = {}
+        for key in sorted(
+            beside, key=lambda key: key not in _OWN
+        ):  # stable: else as they first come
+            taken = {colours[other] for other in beside[key] if other in colours}
+            used = list(colours.values())
+            # A colour that none beside it has; of these one that is free on the whole page.
+            colours[key] = _OWN.get(
+                key, min(range(len(PALETTE) - 1), key=lambda c: (c in taken, used.count(c)))
+            )
         self._looks: dict[str, Look] = {}
-        keys = list(dict.fromkeys(map(method_of, names := list(dict.fromkeys(names)))))
-        own = {_OWN[key] for key in keys if key in _OWN}
-        free = [i for i in range(len(PALETTE) - 1) if i not in own] or list(range(len(PALETTE) - 1))
-        others = [key for key in keys if key not in _OWN]
-        place = {key: i for i, key in enumerate(others)}
-        used: dict[int, int] = {}
+        of_colour = [0] * len(PALETTE)
         for name in names:
-            key = method_of(name)
-            colour = _OWN[key] if key in _OWN else free[place[key] % len(free)]
-            style = used.get(colour, 0)
-            used[colour] = style + 1
+            colour = colours[method_of(name)]
+            style = of_colour[colour]
+            of_colour[colour] += 1
             self._looks[name] = Look(
-                colour, DASHES[style % len(DASHES)], MARKERS[style % len(MARKERS)]
+                colour, DASHES[style % len(DASHES)], MARKERS[(style + style // 6) % len(MARKERS)]
             )
 
     def __getitem__(self, name: str) -> Look:
@@ -60,6 +66,16 @@ class Looks:
 
     def __contains__(self, name: str) -> bool:
         return name in self._looks
+
+
+def _beside(groups: Sequence[Sequence[str]]) -> dict[str, set[str]]:
+    """Method -> those that it must be told apart from."""
+    found: dict[str, set[str]] = {}
+    for group in groups:
+        keys = set(map(method_of, group))
+        for name in group:
+            found.setdefault(method_of(name), set()).update(keys - {method_of(name)})
+    return found
 
 
 def method_of(name: str) -> str:

@@ -100,7 +100,7 @@
     const axis = (title, log) => ({
       title: { text: plain(title), standoff: 8 }, type: log ? "log" : undefined, automargin: true,
       gridcolor: rule, linecolor: rule, zeroline: false, tickfont: { size: 12 },
-      ...(log ? { dtick: "D2", tickformat: "~g" } : {}),
+      ...(log ? { tickformat: "~g", nticks: 6 } : {}),
     });
     const shapes = plot.references.map(([, value]) => ({
       type: "line", xref: "paper", x0: 0, x1: 1, y0: value, y1: value,
@@ -110,7 +110,7 @@
       shapes.push({ type: "line", x0: 0, y0: 0, x1: 1, y1: 1, line: { color: quiet, dash: "dot", width: 1.5 } });
     }
     // Names of lines that are near each other must not meet: they take turns.
-    const sides = [["left", 0], ["right", 1], ["center", 0.5]];
+    const sides = [["right", 1], ["left", 0], ["center", 0.5]];
     const annotations = plot.references.map(([name, value], i) => ({
       text: `${plain(name)}: ${short(value)}`, xref: "paper", x: sides[i % 3][1], xanchor: sides[i % 3][0],
       y: plot.logY ? Math.log10(value) : value, yanchor: "bottom", showarrow: false,
@@ -118,11 +118,13 @@
     }));
     const x = axis(plot.x, plot.logX), y = axis(plot.y, plot.logY);
     y.range = plot.range ?? (plot.joined || plot.logY ? undefined : around(plot));
+    const places = [...new Set(plot.lines.flatMap((line) => line.x))].sort((a, b) => a - b);
+    if (plot.logX && places.length <= 8) Object.assign(x, { tickvals: places, ticktext: places.map(short) });
     if (counted(plot)) x.dtick = 1;
     if (plot.diagonal) x.range = [0, 1];
     return {
       xaxis: x, yaxis: y, shapes, annotations, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
-      font: { color: ink, family: "system-ui, sans-serif", size: 12 }, margin: { l: 50, r: 16, t: 30, b: 44 },
+      font: { color: ink, family: "system-ui, sans-serif", size: 12 }, margin: { l: 50, r: 16, t: 30, b: plot.x ? 44 : 24 },
       modebar: { bgcolor: "rgba(0,0,0,0)", color: quiet, activecolor: ink },
       hovermode: "closest", scattermode: plot.joined ? "overlay" : "group",
       // A finger on a phone scrolls the page.

@@ -73,7 +73,7 @@ def sections_of(runs: Sequence[Run]) -> list[Section]:
 
 def render(runs: Sequence[Run], sections: Sequence[Section]) -> str:
     """The page as text."""
-    looks = Looks(_names(sections))
+    looks = Looks(list(_groups(sections)))
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -171,17 +171,18 @@ def _shades(matrix: Matrix) -> Iterator[Sequence[float | None]]:
         ]
 
 
-def _names(sections: Sequence[Section]) -> Iterator[str]:
-    """Everything that has a colour, lines first."""
+def _groups(sections: Sequence[Section]) -> Iterator[list[str]]:
+    """What has a colour: the lines of each plot, which must be told apart; then, one by one, names that stand in
+    tables and matrices."""
     blocks = [block for section in sections for block in section.blocks]
     for block in blocks:
         if isinstance(block, Plot):
-            yield from (line.name for line in block.lines)
+            yield [line.name for line in block.lines]
     for block in blocks:
         if isinstance(block, Table):
-            yield from (cell.look for row in block.rows for cell in row if cell.look is not None)
+            yield from ([cell.look] for row in block.rows for cell in row if cell.look is not None)
         elif isinstance(block, Matrix) and block.look is not None:
-            yield block.look
+            yield [block.look]
 
 
 def _finite(value: float) -> float | None:

@@ -41,7 +41,7 @@ def learning(runs: Sequence[Run]) -> Section | None:
                 note=_of_repeats(lines),
             )
         )
-        final += [(str(env_id), line.name, float(line.x[-1]), line.y[-1]) for line in lines]
+        final += [(str(env_id), line.name, *_end(line)) for line in lines]
     blocks.append(_final_table(final, references))
     lead = (
         "Lines are means over repeats (seeds), bands their 95 % bootstrap intervals. Every evaluation is made of "
@@ -97,7 +97,6 @@ def planning(runs: Sequence[Run]) -> Section | None:
         frame,
         "Returns of whole episodes, the same starts for every planner. Points are means over episodes, bars "
         "their 95 % bootstrap intervals.",
-        "return of an episode",
         reference_lines(runs),
     )
 
@@ -124,7 +123,6 @@ def offline(runs: Sequence[Run]) -> Section | None:
         pd.DataFrame(found),
         "Returns in the real environment of policies that were learned from logged data alone. Points are "
         "means over repeats, bars their 95 % bootstrap intervals.",
-        "return of an episode",
         references,
     )
 
@@ -166,7 +164,6 @@ def _of_policies(
     title: str,
     frame: pd.DataFrame,
     lead: str,
-    measured: str,
     references: Mapping[str, Mapping[str, float]],
 ) -> Section:
     blocks: list[Block] = []
@@ -175,17 +172,10 @@ def _of_policies(
         means = {label: mean for (label,), mean in grouped(here, ["label"], "return")}
         shown = references.get(str(env_id), {})
         lines = [Line(name, [name], [mean]) for name, mean in means.items() if name not in shown]
-        blocks.append(
-            Plot(
-                title=f"{env_id}: return",
-                x_title="",
-                y_title=measured,
-                lines=lines,
-                better="higher",
-                references=shown,
-                joined=False,
-            )
-        )
+        if lines:
+            title_of = f"{env_id}: return"
+            unit = "return of an episode"
+            blocks.append(Plot(title_of, "", unit, lines, "higher", shown, joined=False))
         found += [(str(env_id), name, math.nan, mean) for name, mean in means.items()]
     return Section(title, lead, [*blocks, _final_table(found, {})])
 
@@ -212,6 +202,13 @@ def _final_table(
     columns += [Column(_STEPS)] if stepped else []
     columns += [Column("return [95 % interval]", "higher"), Column("repeats")]
     return Table("Return at the end" if stepped else "Returns", columns, rows)
+
+
+def _end(line: Line) -> tuple[float, Mean]:
+    """The last step that all repeats have come to."""
+    most = max(mean.n for mean in line.y)
+    place = max(i for i, mean in enumerate(line.y) if mean.n == most)
+    return float(line.x[place]), line.y[place]
 
 
 def _far_apart(lines: Sequence[Line]) -> bool:

@@ -128,7 +128,7 @@ def _matrices(frame: pd.DataFrame) -> list[Block]:
                 low=low,
                 high=high,
                 look=method,
-                note=f"Column: the true class. Mean of {count} repeat{'s' * (count > 1)}.",
+                note=f"Column: the true class. Mean of {count} repeat{'s' * (count > 1)}. One scale for {dataset}.",
             )
             for method, m, names, count in shown
         ]

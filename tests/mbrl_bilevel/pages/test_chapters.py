@@ -73,6 +73,30 @@ def test_learning_curves_pool_seeds_and_have_reference_lines(make: Make, trained
     assert ["a", "mpc, nll", "learning, processor time without evaluations", "8", "3"] in seconds
 
 
+def test_the_parts_of_a_demo_stand_beside_its_references(make: Make, trained: Make) -> None:
+    measured = {"name": "references", "doing nothing": -20.0, "true simulator": -1.5}
+    demo = make("demo", "demo", {"env_id": "Line-v0"}, [measured])
+    trained("demo/train-nll", [0])
+    trained("demo/train-bilevel", [0], model="bilevel")
+    section = chapters(demo)["Learning curves"]
+    curve = plot(section, "Line-v0: return while learning")
+    assert {line.name for line in curve.lines} == {"mpc, nll", "mpc, bilevel"}
+    assert dict(curve.references) == {"doing nothing": -20.0, "true simulator": -1.5}
+    assert [row[1].text for row in table(section).rows][2:] == ["doing nothing", "true simulator"]
+
+
+def test_the_last_return_is_of_all_repeats(trained: Make) -> None:
+    folder = trained("a", [0, 1])
+    with (folder / "seed-1" / "rows.jsonl").open("r+") as file:  # seed 1 has come to step 200
+        file.truncate(sum(map(len, file.readlines()[:2])))
+    section = chapters(folder)["Learning curves"]
+    (row,) = table(section).rows
+    assert [cell.text for cell in row[2:]] == ["200", "-4.50", "2"]
+    curve = plot(section, "Line-v0: return while learning")
+    assert [y.n for y in curve.lines[0].y] == [2, 2, 1, 1]
+    assert curve.note == "Not all repeats have come to the end: mpc, nll."
+
+
 def test_compare_has_the_numbers_of_pandas_and_marks_the_best(compared: Make) -> None:
     folder = compared("run", [0, 1, 2])
     frame = pd.DataFrame(map(json.loads, (folder / "rows.jsonl").read_text().splitlines()))

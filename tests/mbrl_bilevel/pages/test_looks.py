@@ -96,16 +96,24 @@ def test_lines_stand_out_from_their_ground(theme: int) -> None:
 
 def test_a_method_has_one_colour_and_every_line_a_look_of_its_own() -> None:
     names = ["planning, nll", "mbpo, nll", "nll", "bilevel · run-2", "sac", "nll+kl", "my own"]
-    looks = Looks(names)
+    looks = Looks([names])
     assert len({looks[name] for name in names}) == len(names)
     assert looks["planning, nll"].colour == looks["mbpo, nll"].colour == looks["nll"].colour == 1
-    assert looks["bilevel · run-2"].colour == Looks(["bilevel"])["bilevel"].colour == 0
+    assert looks["bilevel · run-2"].colour == Looks([["bilevel"]])["bilevel"].colour == 0
     others = {looks[name].colour for name in ("nll+kl", "my own")}
     assert len(others) == 2
     assert others.isdisjoint({0, 1, 6})
 
 
+def test_methods_of_one_plot_differ_in_colour_though_the_page_has_many() -> None:
+    well_known = ["bilevel", "nll", "mse", "beta-nll", "faithful", "bilevel-mixture"]
+    plot = ["bilevel+kl", "bilevel", "nll+kl", "nll", "nll+ewc", "nll+replay"]
+    looks = Looks([well_known, plot])
+    assert len({looks[name].colour for name in plot}) == 6
+    assert len({looks[name].colour for name in well_known}) == 6
+
+
 def test_more_methods_than_colours_differ_in_dash_and_marker() -> None:
-    names = [f"method {i}" for i in range(30)]
-    looks = Looks(names)
-    assert len({looks[name] for name in names}) == 30
+    names = [f"method {i}" for i in range(60)]
+    looks = Looks([names])
+    assert len({looks[name] for name in names}) == 60
