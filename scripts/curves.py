@@ -1,7 +1,7 @@
 """Draw finished or unfinished runs of train together: return against real steps, and who gets where first.
 
 Runs of one environment that differ in their seeds alone are repeats; where agents of the same --agent and
---model were trained otherwise, LABEL=FOLDER tells them apart. Runs of plan give the reference lines; there
+--method were trained otherwise, LABEL=FOLDER tells them apart. Runs of plan give the reference lines; there
 LABEL stands for the simulator or the model that was planned in.
 """
 

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_type_hints
+from typing import Any, ClassVar, TypeVar, get_args, get_type_hints
 
 import tyro
 
@@ -39,6 +39,10 @@ class RunArgs:
     """Go on with the run in --out: its finished rows are kept."""
     threads: int = 0
     """CPU threads for PyTorch; 0 leaves its default."""
+
+    #: Fields that had another name once, old -> new. The old one is still taken on the command line, and
+    #: runs that were started with it go on.
+    renamed: ClassVar[Mapping[str, str]] = {}
 
     def __post_init__(self) -> None:
         # First of all: what a subclass checks may look at the first value of a list.
@@ -109,7 +113,7 @@ def parse(args_type: type[A], argv: Sequence[str] | None, description: str | Non
         with contextlib.redirect_stderr(complaint):
             args, unknown = tyro.cli(
                 args_type,
-                args=argv,
+                args=_renamed(args_type, sys.argv[1:] if argv is None else argv),
                 description=description,
                 return_unknown_args=True,
                 config=(tyro.conf.FlagCreatePairsOff,),
@@ -126,6 +130,13 @@ def parse(args_type: type[A], argv: Sequence[str] | None, description: str | Non
     if unknown:
         raise InvalidInputError(_unknown(unknown[0], args_type))
     return args
+
+
+def _renamed(args_type: Any, argv: Sequence[str]) -> list[str]:
+    """``argv`` with the options' present names: ``--model=nll`` -> ``--method=nll``."""
+    names = {option_name(o): option_name(n) for o, n in getattr(args_type, "renamed", {}).items()}
+    parts = [word.partition("=") for word in argv]
+    return [names.get(option, option) + equals + value for option, equals, value in parts]
 
 
 def _refuse_empty_lists(args: Any) -> None:

@@ -296,6 +296,7 @@ def _check_same(path: Path, script: str, args: RunArgs) -> None:
     then, now = config.get("args"), _options(args)
     if not isinstance(then, dict):
         raise InvalidInputError(f"{path / 'config.json'}: it has no args; give another --out")
+    then = {args.renamed.get(name, name): value for name, value in then.items()}
     # A run that was started before there was some option went by what is its default now.
     defaults = {f.name: f.default for f in fields(args) if f.default is not MISSING}
     then = strict(defaults) | then

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from mbrl_bilevel.base.errors import InvalidInputError
 from mbrl_bilevel.studies.arguments import naming, option_name
-from options.shared import RepeatedArgs
+from options.shared import NetworkArgs, RepeatedArgs
 
 #: scikit-learn's own sets.
 SETS = ("wine", "iris", "breast_cancer", "digits")
@@ -17,7 +17,7 @@ REFERENCES = ("logistic-regression", "logistic-regression-balanced", "hist-gradi
 
 
 @dataclass(frozen=True, kw_only=True)
-class Args(RepeatedArgs):
+class Args(RepeatedArgs, NetworkArgs):
     """Options of classify."""
 
     data: tuple[str, ...] = ()
@@ -51,9 +51,7 @@ class Args(RepeatedArgs):
     members: int = 20
     """Ensemble members; of each five, each holds out another fifth of the rows."""
     hidden: tuple[int, ...] = (64,)
-    """Width of each hidden layer."""
     train_steps: int = 600
-    """Gradient steps at most; early stopping may end sooner."""
     batch_size: int = 64
     """Rows of a minibatch, per member."""
     learning_rate: tuple[float, ...] = (3e-3,)
@@ -64,8 +62,7 @@ class Args(RepeatedArgs):
         from mbrl_bilevel.training.class_methods import get_class_method  # they bring in PyTorch
         from mbrl_bilevel.training.fit import Schedule
 
-        self.require_at_least(1, "train_steps", "batch_size", "n_test")
-        self.require_at_least(1, "members", "hidden", most=100_000)
+        self.require_at_least(1, "batch_size", "n_test")
         self.require_at_least(0, "n_train")
         for name in ("methods", "n_train", "learning_rate"):
             values, option = getattr(self, name), option_name(name)

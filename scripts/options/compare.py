@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from mbrl_bilevel.base.errors import InvalidInputError
 from mbrl_bilevel.studies.arguments import option_name
-from options.shared import EnvironmentArgs, RepeatedArgs, require_methods
+from options.shared import EnvironmentArgs, FitArgs, RepeatedArgs, require_methods
 from options.sources import Source
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Args(EnvironmentArgs, RepeatedArgs):
+class Args(EnvironmentArgs, RepeatedArgs, FitArgs):
     """Options of compare."""
 
     env_id: tuple[str, ...] = ("HalfCheetah-v5",)
@@ -53,16 +53,6 @@ class Args(EnvironmentArgs, RepeatedArgs):
     mse, mse-network, beta-nll, beta-nll-1, faithful, nll-mixture, k-step, paper, paper-exponential."""
     n_train: tuple[int, ...] = (1000,)
     """Numbers of training transitions, each at least 50."""
-    members: int = 5
-    """Ensemble members."""
-    hidden: tuple[int, ...] = (200, 200)
-    """Width of each hidden layer."""
-    train_steps: int = 2000
-    """Gradient steps at most; early stopping may end sooner."""
-    batch_size: int = 256
-    """Rows of a minibatch, per member."""
-    learning_rate: float = 1e-3
-    """Adam's step size at the start of the cosine."""
     segment: int = 50
     """Training data is taken in stretches of at most this many steps, from many episodes."""
     n_test: int = 4000
@@ -78,10 +68,9 @@ class Args(EnvironmentArgs, RepeatedArgs):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.require_at_least(1, "train_steps", "batch_size", "segment", "n_test")
-        self.require_at_least(1, "members", "hidden", "horizons", most=100_000)
+        self.require_at_least(1, "segment", "n_test")
+        self.require_at_least(1, "horizons", most=100_000)
         self.require_at_least(0, "plan_episodes", most=100_000)
-        self.require_positive("learning_rate")
         for name in ("methods", "n_train", "horizons", "hidden"):
             values, option = getattr(self, name), option_name(name)
             if not values or (name != "hidden" and len(set(values)) < len(values)):
@@ -131,17 +120,7 @@ class Args(EnvironmentArgs, RepeatedArgs):
 
     def schedule(self, method: str) -> Schedule:
         """How long and how fast models are trained by ``method``."""
-        from mbrl_bilevel.training.fit import Schedule
-
-        mine = self.tuned.get(method, {})
-        return Schedule(
-            **{
-                "steps": self.train_steps,
-                "batch_size": self.batch_size,
-                "learning_rate": self.learning_rate,
-                **mine,
-            }
-        )
+        return self.schedule_with(**self.tuned.get(method, {}))
 
     @property
     def tuned(self) -> Mapping[str, Mapping[str, Any]]:

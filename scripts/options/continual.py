@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from mbrl_bilevel.base.errors import InvalidInputError, look_up
 from mbrl_bilevel.studies.arguments import naming, option_name
-from options.shared import RepeatedArgs
+from options.shared import FitArgs, RepeatedArgs
 
 if TYPE_CHECKING:
     from envs.tasks.class_sequences import ClassSequence
@@ -21,7 +21,7 @@ CLASS_METRICS = ("accuracy", "nll", "ece")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Args(RepeatedArgs):
+class Args(RepeatedArgs, FitArgs):
     """Options of continual."""
 
     sequences: tuple[str, ...] = ("hopper-mass",)
@@ -54,15 +54,8 @@ class Args(RepeatedArgs):
     memory: int = 500
     """Rows stored by the methods that store any, of all tasks together."""
     members: int = 3
-    """Ensemble members."""
     hidden: tuple[int, ...] = (128, 128)
-    """Width of each hidden layer."""
     train_steps: int = 1000
-    """Gradient steps of a task at most; early stopping may end sooner."""
-    batch_size: int = 256
-    """Rows of a minibatch, per member."""
-    learning_rate: float = 1e-3
-    """Adam's step size at the start of each task's cosine."""
     horizon: int = 5
     """Steps ahead of the open-loop test."""
     plan_episodes: int = 0
@@ -78,10 +71,9 @@ class Args(RepeatedArgs):
             if len(set(getattr(self, name))) < len(getattr(self, name)):
                 raise InvalidInputError(f"{option_name(name)}: give none twice")
         self.require_at_least(50, "n_train", "n_test")
-        self.require_at_least(1, "train_steps", "batch_size", "memory", "plan_steps")
-        self.require_at_least(1, "members", "hidden", "horizon", most=100_000)
+        self.require_at_least(1, "memory", "plan_steps")
+        self.require_at_least(1, "horizon", most=100_000)
         self.require_at_least(0, "plan_episodes", most=100_000)
-        self.require_positive("learning_rate")
         found = [self.sequence(name) for name in self.sequences]
         if len({type(sequence) for sequence in found}) > 1:
             raise InvalidInputError(

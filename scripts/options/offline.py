@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
-from options.shared import EnvironmentArgs, RepeatedArgs, require_methods
+from options.shared import (
+    MODEL_IS_METHOD,
+    EnvironmentArgs,
+    NetworkArgs,
+    RepeatedArgs,
+    require_methods,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Args(EnvironmentArgs, RepeatedArgs):
+class Args(EnvironmentArgs, RepeatedArgs, NetworkArgs):
     """Options of offline."""
+
+    renamed: ClassVar[Mapping[str, str]] = MODEL_IS_METHOD
 
     minari: str
     """Minari data set to learn from, by id or folder."""
@@ -23,7 +32,7 @@ class Args(EnvironmentArgs, RepeatedArgs):
     """Your own rule, module:function of (obs, action, next_obs); standard tasks have theirs."""
     policies: tuple[Literal["mopo", "mbpo", "clone"], ...] = ("mopo", "mbpo", "clone")
     """What is learned."""
-    model: str = "bilevel"
+    method: str = "bilevel"
     """How the model is trained, as in train."""
     penalty: float = 1.0
     """Of mopo: what comes off an imagined reward, times the model's uncertainty there."""
@@ -35,12 +44,7 @@ class Args(EnvironmentArgs, RepeatedArgs):
     """Of mopo and mbpo: width of each hidden layer of actor and critics."""
     policy_learning_rate: float = 3e-4
     """Of mopo and mbpo: Adam's step size for actor, critics and temperature."""
-    members: int = 5
-    """Ensemble members, of the model and of the clone."""
-    hidden: tuple[int, ...] = (200, 200)
-    """Width of each of their hidden layers."""
     train_steps: int = 3000
-    """Gradient steps of a fit at most."""
     eval_episodes: int = 10
     """Episodes of an evaluation."""
     seeds: int = 3
@@ -48,9 +52,9 @@ class Args(EnvironmentArgs, RepeatedArgs):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_methods("--model", [self.model])
-        self.require_at_least(1, "members", "hidden", "policy_hidden", most=100_000)
-        self.require_at_least(1, "updates", "train_steps", "eval_episodes")
+        require_methods("--method", [self.method])
+        self.require_at_least(1, "policy_hidden", most=100_000)
+        self.require_at_least(1, "updates", "eval_episodes")
         self.require_at_least(1, "rollout_length", most=1000)
         self.require_positive("penalty", zero=True)
         self.require_positive("policy_learning_rate")

@@ -4,8 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from mbrl_bilevel.studies.arguments import RunArgs, naming
+
+if TYPE_CHECKING:
+    from mbrl_bilevel.training.fit import Schedule
+
+#: ``--method`` was called ``--model`` once (``RunArgs.renamed``).
+MODEL_IS_METHOD = {"model": "method"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +42,45 @@ class RepeatedArgs(RunArgs):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.require_at_least(1, "seeds", "jobs", most=100_000)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkArgs(RunArgs):
+    """Of a run that fits ensembles; a subclass may have other defaults."""
+
+    members: int = 5
+    """Ensemble members."""
+    hidden: tuple[int, ...] = (200, 200)
+    """Width of each hidden layer."""
+    train_steps: int = 2000
+    """Gradient steps of a fit at most; early stopping may end sooner."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require_at_least(1, "members", "hidden", most=100_000)
+        self.require_at_least(1, "train_steps")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitArgs(NetworkArgs):
+    """Of a run whose fits all have one schedule."""
+
+    batch_size: int = 256
+    """Rows of a minibatch, per member."""
+    learning_rate: float = 1e-3
+    """Adam's step size at the start of a fit's cosine."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require_at_least(1, "batch_size")
+        self.require_positive("learning_rate")
+
+    def schedule_with(self, **tuned: Any) -> Schedule:
+        """How long and how fast a model is trained; ``tuned`` values win over the options."""
+        from mbrl_bilevel.training.fit import Schedule  # once options are read: it takes a second
+
+        options = {"batch_size": self.batch_size, "learning_rate": self.learning_rate}
+        return Schedule(**{"steps": self.train_steps, **options, **tuned})
 
 
 def require_methods(option: str, names: Iterable[str]) -> None:

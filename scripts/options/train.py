@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from tyro.constructors import PrimitiveConstructorSpec
 
 from mbrl_bilevel.base.errors import InvalidInputError, look_up
 from mbrl_bilevel.studies.arguments import naming, option_name
-from options.shared import EnvironmentArgs, require_device, require_methods
+from options.shared import (
+    MODEL_IS_METHOD,
+    EnvironmentArgs,
+    require_device,
+    require_methods,
+)
 
 Part = Literal["model", "plan", "imagined", "learner"]
 
@@ -48,14 +54,16 @@ _SHARE = PrimitiveConstructorSpec[float | Literal["auto"] | None](
 )
 
 
-def label_of(agent: str, model: str | None) -> str:
+def label_of(agent: str, method: str | None) -> str:
     """What acts, in a figure."""
-    return agent if agent == "sac" else f"{agent}, {model or 'bilevel'}"
+    return agent if agent == "sac" else f"{agent}, {method or 'bilevel'}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Args(EnvironmentArgs):
     """Options of train. Where "none" is the default, the value is the preset's, or the agent's own."""
+
+    renamed: ClassVar[Mapping[str, str]] = MODEL_IS_METHOD
 
     env_id: str = "Reacher-v5"
     """Gymnasium environment with Box observations and bounded Box or Discrete actions."""
@@ -76,7 +84,7 @@ class Args(EnvironmentArgs):
     eval_episodes: int = 5
     """Episodes of an evaluation, by plan and again by policy where an agent has both."""
 
-    model: str | None = _of("model", "method")
+    method: str | None = _of("model", "method")
     """How the model is trained: bilevel, bilevel-constant, bilevel-k-step,
     bilevel-mixture, nll, mse, mse-network, beta-nll, beta-nll-1, faithful, nll-mixture, k-step, paper,
     paper-exponential."""
@@ -226,15 +234,15 @@ class Args(EnvironmentArgs):
                 raise InvalidInputError(
                     f"--preset is of --agent planning and sac, {self.agent} would ignore it: leave it out"
                 )
-        if self.model is not None:
-            require_methods("--model", [self.model])
+        if self.method is not None:
+            require_methods("--method", [self.method])
         require_device(self.device)
         _check_ranges(self)
 
     @property
     def label(self) -> str:
         """What acts, in a figure."""
-        return label_of(self.agent, self.model)
+        return label_of(self.agent, self.method)
 
     def settled(self) -> Args:
         """The same with the precision measured, once for all that these options start."""

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 from mbrl_bilevel.base.errors import InvalidInputError
 from mbrl_bilevel.studies.arguments import option_name
-from options.shared import EnvironmentArgs, require_methods
+from options.shared import EnvironmentArgs, NetworkArgs, require_methods
 from options.sources import Source
 
 
 @dataclass(frozen=True, kw_only=True)
-class Args(EnvironmentArgs):
+class Args(EnvironmentArgs, NetworkArgs):
     """Options of tune."""
 
     methods: tuple[str, ...] = ("bilevel", "nll", "mse")
@@ -30,19 +30,13 @@ class Args(EnvironmentArgs):
     """Transitions of other episodes that a trial is judged on."""
     jobs: int = 1
     """Processes, each with one thread; the trials are the same whatever their number."""
-    members: int = 5
-    """Ensemble members."""
-    hidden: tuple[int, ...] = (200, 200)
-    """Width of each hidden layer."""
-    train_steps: int = 2000
-    """Gradient steps at most; early stopping may end sooner."""
     segment: int = 50
     """Training data is taken in stretches of at most this many steps, from many episodes."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.require_at_least(1, "train_steps", "segment", "n_test")
-        self.require_at_least(1, "trials", "repeats", "jobs", "members", "hidden", most=100_000)
+        self.require_at_least(1, "segment", "n_test")
+        self.require_at_least(1, "trials", "repeats", "jobs", most=100_000)
         self.require_at_least(50, "n_train")
         for name in ("methods", "env_id"):
             values = getattr(self, name)

@@ -17,7 +17,6 @@ from mbrl_bilevel.studies.continual_summaries import against, removed, scored, s
 from mbrl_bilevel.studies.launching import Result
 from mbrl_bilevel.studies.rows import Row
 from mbrl_bilevel.studies.run_folder import RunFolder
-from mbrl_bilevel.training.fit import Schedule
 from work.continual_tasks import TaskData, make_tasks
 
 
@@ -73,9 +72,7 @@ def learn_cell(args: Args, key: Row) -> Done:
         hidden=args.hidden,
         classes=found.classes,
     )
-    schedule = Schedule(
-        steps=args.train_steps, batch_size=args.batch_size, learning_rate=args.learning_rate
-    )
+    schedule = args.schedule_with()
     told: dict[str, list[float | None]] = {
         "moved": [],
         "kl_strength": [],

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from options.shared import MODEL_IS_METHOD
 from options.train import label_of
 
 from mbrl_bilevel.base.errors import InvalidInputError
@@ -45,7 +46,7 @@ def read_runs(
     for label, folder in runs:
         script, options = _config(folder)
         if script == "train":
-            line = options["env_id"], label or label_of(options["agent"], options["model"])
+            line = options["env_id"], label or label_of(options["agent"], options["method"])
             _require_alike(first.setdefault((script, *line), options), options, line)
             for seed, curve in _repeats(folder, options).items():
                 _add(curves, line, seed, curve)
@@ -105,7 +106,7 @@ _OPTIONS: dict[str, Tests] = {
     "train": {
         "env_id": _is_text,
         # None, the default, is the preset's.
-        "model": lambda value: value is None or _is_text(value),
+        "method": lambda value: value is None or _is_text(value),
         "agent": lambda value: value in ("planning", "mpc", "mbpo", "sac"),
         "seeds": lambda value: type(value) is int and 1 <= value <= 100_000,
         "seed": _is_seed,
@@ -119,6 +120,8 @@ def _config(folder: Path) -> tuple[str, dict[str, Any]]:
     try:
         config = json.loads((folder / "config.json").read_text())
         script, options = config["script"], dict(config["args"])
+        if script == "train":
+            options = {MODEL_IS_METHOD.get(name, name): value for name, value in options.items()}
         known = misfit(options, _OPTIONS[script]) is None
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         known = False

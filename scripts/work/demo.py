@@ -75,7 +75,7 @@ def _parts(args: Args, run: RunFolder) -> dict[str, list[str]]:
     pace.append(f"--eval-episodes={args.eval_episodes}")
     parts = {}
     for name in args.agents:
-        kind = ["--agent=sac"] if name == ALONE else ["--agent=planning", f"--model={name}"]
+        kind = ["--agent=sac"] if name == ALONE else ["--agent=planning", f"--method={name}"]
         parts[_folder(name)] = ["train.py", *shared, *kind, *pace]
     sizes = [f"--n-train={args.n_train}", f"--seeds={args.seeds}"]
     return {"compare": ["compare.py", *shared, *sizes, "--methods", *args.methods], **parts}

@@ -68,7 +68,7 @@ def learn(args: Args, key: Row) -> Done:
         )
     else:
         settings = MBPOSettings(
-            method=args.model,
+            method=args.method,
             members=args.members,
             hidden=args.hidden,
             schedule=schedule,

@@ -428,7 +428,7 @@ def test_train_takes_discrete_actions(tmp_path: Path) -> None:
         (train, ["--import-module", "my_task", "--env-id", "BitsLine-v0"], "MultiBinary"),
         (train, ["--import-module", "no_such_module"], "no_such_module"),
         (train, ["--steps", "-5"], "--steps"),
-        (train, ["--model", "bilvel"], "--model: unknown method 'bilvel': did you mean 'bilevel'"),
+        (train, ["--model", "bilvel"], "--method: unknown method 'bilvel': did you mean 'bilevel'"),
         (train, ["--members", "3", "--particles", "5"], "--particles"),
         (train, ["--elites", "7"], "--elites must be"),
         (train, ["--elites", "0"], "--elites must be"),

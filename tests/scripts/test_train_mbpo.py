@@ -98,7 +98,7 @@ def test_a_policy_is_learned_from_a_data_set_alone(
 
 #: Another value than the default of every option that is not a number of which 13 would do.
 OTHERS: dict[str, Any] = {
-    **{"model": "nll", "termination": "a:b", "reward": "known", "planner": "cem", "device": "cpu"},
+    **{"method": "nll", "termination": "a:b", "reward": "known", "planner": "cem", "device": "cpu"},
     **{"propagation": "ts1", "pessimism": 0.25, "precision": "bfloat16", "elites": 1, "members": 1},
     **{"rollout_length": (2, 3), "rollout_growth": (4, 5), "rollout_cut": 0.5, "penalty": 1.0},
     **{"hidden": (7,), "policy_hidden": (7,), "add_middle": True, "no_value": True, "n_steps": 3},
@@ -255,7 +255,7 @@ def test_offline_tells_before_it_learns_what_does_not_fit_the_data(
             ["--agent", "mbpo", "--learning-starts", "39"],
             "error: --learning-starts must be at least 40",
         ),
-        (train, ["--agent", "mbpo", "--model", "bilvel"], "--model: unknown method 'bilvel'"),
+        (train, ["--agent", "mbpo", "--model", "bilvel"], "--method: unknown method 'bilvel'"),
         (
             train,
             ["--agent", "sac", "--penalty", "3"],
@@ -285,7 +285,7 @@ def test_offline_tells_before_it_learns_what_does_not_fit_the_data(
         (
             train,
             ["--agent", "sac", "--model", "nll"],
-            "--model: --agent sac has no model and would ignore it",
+            "--method: --agent sac has no model and would ignore it",
         ),
         (
             train,

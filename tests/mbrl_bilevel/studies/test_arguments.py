@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import pytest
 
@@ -40,6 +41,19 @@ def test_options_become_the_dataclass() -> None:
         n_train=(4, 5), methods=("nll", "bilevel"), lr=0.01, video=True, seed=7, out=Path("runs/a")
     )
     assert parse(Args, [], None) == Args()
+
+
+def test_the_old_name_of_an_option_is_taken() -> None:
+    @dataclass(frozen=True)
+    class Renamed(RunArgs):
+        renamed: ClassVar[Mapping[str, str]] = {"model_kind": "method"}
+        method: str = "bilevel"
+        """Method."""
+
+    for argv in (["--model-kind", "nll"], ["--model-kind=nll"], ["--method", "nll"]):
+        assert parse(Renamed, argv, None) == Renamed(method="nll")
+    with pytest.raises(InvalidInputError, match=r"^--method: give a value"):
+        parse(Renamed, ["--model-kind"], None)
 
 
 def test_help_lists_every_option_with_its_default(capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,10 +6,10 @@ import json
 import os
 import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -129,6 +129,23 @@ def test_resume_needs_the_same_options(tmp_path: Path, capsys: pytest.CaptureFix
     assert "config.json is damaged" in failure(capsys, lambda: run(tmp_path / "new", "--resume"))
     (tmp_path / "new" / "config.json").unlink()
     assert "config.json is missing" in failure(capsys, lambda: run(tmp_path / "new", "--resume"))
+
+
+def test_a_run_goes_on_whose_option_had_another_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    @dataclass(frozen=True)
+    class Renamed(Args):
+        renamed: ClassVar[Mapping[str, str]] = {"sizes": "n_train"}
+
+    run(tmp_path, "--n-train", "1", "2")
+    config = read(tmp_path / "config.json")
+    config["args"]["sizes"] = config["args"].pop("n_train")
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    fixed = ["--quiet", "--resume", "--out", str(tmp_path)]
+    launch(Renamed, main, [*fixed, "--n-train", "1", "2"])
+    line = failure(capsys, lambda: launch(Renamed, main, [*fixed, "--n-train", "1"]))
+    assert "started with --n-train [1, 2], now it is --n-train [1]" in line
 
 
 def test_resume_of_another_script_is_refused(
