@@ -2,39 +2,42 @@
 
 from __future__ import annotations
 
+from agents.common.rules import RewardChoice, TerminationChoice
 from envs.known.endings import load_rule, termination_rule
 from envs.known.rewards import approximate_reward_rule, reward_rule
 from envs.tasks.make import Env
 from mbrl_bilevel.base.errors import InvalidInputError
-from mbrl_bilevel.base.records import Rule
 from mbrl_bilevel.studies.arguments import naming
 
 
-def named_termination(option: str | None, env: Env) -> Rule | None:
-    """The user's own, module:function; without one that of a standard task, None of others."""
+def named_termination(option: str | None, env: Env) -> TerminationChoice:
+    """The user's own, module:function; without one the environment's, None where it knows none."""
     if option is None:
-        return termination_rule(env)
+        return None if termination_rule(env) is None else "known"
     with naming("--termination"):
         return load_rule(option)
 
 
-def named_reward(option: str, env: Env) -> Rule | None:
-    """The user's own, or that of a standard task: known, or nearly (approximate); None if it is learned.
+def named_reward(option: str, env: Env) -> RewardChoice:
+    """The user's own, or that of the environment: known, or nearly (approximate); None if it is learned.
 
     Raises InvalidInputError where the environment does not show it.
     """
     if option == "learned":
         return None
-    if option not in ("known", "approximate"):
+    nearly = approximate_reward_rule(env)
+    if option == "known":
+        shown = reward_rule(env) is not None
+    elif option == "approximate":
+        shown = nearly is not None
+    else:
         with naming("--reward"):
             return load_rule(option, probability=False)
-    nearly = approximate_reward_rule(env)
-    rule = nearly if option == "approximate" else reward_rule(env)
-    if rule is None:
+    if not shown:
         name = env.spec.id if env.spec is not None else str(env)
         hint = "" if nearly is None else ", but --reward approximate is near to it"
         raise InvalidInputError(
             f"--reward {option}: the observation of {name!r} does not show its reward{hint}; leave "
             "--reward out, or give module:function of your own"
         )
-    return rule
+    return "known" if option == "known" else "approximate"

@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 from options.plan import Args
 
+from agents.common.rules import RewardChoice, TerminationChoice
 from agents.mpc import MPC, MPCSettings
 from agents.planners import PLANNERS, Planner
 from agents.planners.actions import BoxActions
@@ -21,7 +22,6 @@ from agents.planning_agent.checkpoint import read_for_planning
 from envs.known.oracle import Oracle
 from envs.tasks.make import Env, make_env
 from mbrl_bilevel.base.errors import InvalidInputError
-from mbrl_bilevel.base.records import Rule
 from mbrl_bilevel.evaluation.statistics import interval
 from mbrl_bilevel.figures.plan import draw_planners
 from mbrl_bilevel.imagination.particles import Imagination
@@ -159,7 +159,9 @@ def _with_agent(args: Args, planner: Planner, env: Env, seed: int) -> tuple[Act,
     return act, {"precision": agent.settings.imagination.precision, "device": str(agent.device)}
 
 
-def _saved(path: Path, env: Env, termination: Rule | None, reward: Rule | None, device: str) -> MPC:
+def _saved(
+    path: Path, env: Env, termination: TerminationChoice, reward: RewardChoice, device: str
+) -> MPC:
     """A planning agent around the model in the file of any agent, with its own fitted value, if any."""
     agent = MPC(env, termination=termination, reward=reward, device=device)
     agent.model, agent.value, settings = read_for_planning(

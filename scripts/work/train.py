@@ -16,11 +16,11 @@ from options.train import Args
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.monitor import Monitor
 
+from agents.common.rules import RewardChoice, TerminationChoice
 from agents.planning_agent.agent import PlanningAgent
 from envs.datasets.offline import load_minari, require_new_minari, save_minari
 from envs.tasks.make import make_env
 from mbrl_bilevel.base.errors import CheckpointError, InvalidInputError
-from mbrl_bilevel.base.records import Rule
 from mbrl_bilevel.evaluation.statistics import interval
 from mbrl_bilevel.figures.returns import draw_returns
 from mbrl_bilevel.studies.cells import Cells, Done, run_cells
@@ -182,7 +182,7 @@ def _make(args: Args) -> gym.Env[Any, Any]:
     return make_env(args.env_id, import_module=args.import_module, timeout=args.env_timeout)
 
 
-def chosen_reward(args: Args, built: Built, env: gym.Env[Any, Any]) -> Rule | None:
+def chosen_reward(args: Args, built: Built, env: gym.Env[Any, Any]) -> RewardChoice:
     """The rule that --reward names, or else the preset."""
     try:
         return named_reward(built.reward, env)
@@ -202,8 +202,8 @@ def _agent(
     built: Built,
     run: RunFolder,
     env: gym.Env[Any, Any],
-    rule: Rule | None,
-    reward: Rule | None,
+    rule: TerminationChoice,
+    reward: RewardChoice,
     shelf: Shelf,
 ) -> PlanningAgent:
     """The newest saved agent that is whole, or a new one."""
