@@ -15,6 +15,7 @@ from mbrl_bilevel.pages.tables import METRICS, comparison_table, lines_of
 from mbrl_bilevel.pages.together import together
 
 _COLUMNS = ("accuracy", "balanced_accuracy", "nll", "ece", "brier", "train_seconds")
+_BINS = ("count", "confidence", "correct")
 
 
 def classified(runs: Sequence[Run]) -> pd.DataFrame:
@@ -68,18 +69,17 @@ def classes(runs: Sequence[Run]) -> list[Section]:
 def _reliability(frame: pd.DataFrame) -> Plot | None:
     """Of the answers in a bin of confidence, the share that is right: over all data sets of a repeat, then over
     repeats."""
-    if "count" not in frame:
+    if not set(_BINS) <= set(frame):
         return None
-    frame = frame[frame["count"].map(lambda c: isinstance(c, list))]
+    for name in _BINS:
+        frame = frame[frame[name].map(lambda c: isinstance(c, list))]
     lines = []
     for method, mine in frame.groupby("method", sort=False):
         bins = len(mine["count"].iloc[0])
         mine = mine[mine["count"].map(len) == bins]
         found: list[list[tuple[float, float]]] = [[] for _ in range(bins)]
         for _, repeat in mine.groupby("seed"):
-            count, confidence, correct = (
-                np.array(list(repeat[n])) for n in ("count", "confidence", "correct")
-            )
+            count, confidence, correct = (np.array(list(repeat[n])) for n in _BINS)
             for i, rows in enumerate(count.sum(0)):
                 if rows > 0:
                     where = [

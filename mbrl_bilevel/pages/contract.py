@@ -106,7 +106,7 @@ OPTIONAL: Mapping[str, Mapping[str, Check]] = {
         **dict.fromkeys(("count", "confidence", "correct"), numbers),
         **{"outer": scores, "reward_matrix": square, "labels": texts},
     },
-    "tune": {"learning_rate": number},
+    "tune": {"learning_rate": rising},
     "theory": {
         **{"problem": text, "solver": text, "form": text, "dim": rising},
         **{"distance": numbers, "gap": numbers, "error": number},

@@ -16,6 +16,7 @@ from mbrl_bilevel.pages.ranking import best_of
 from mbrl_bilevel.pages.together import Key, together
 
 _BASELINES = {"nothing": "doing nothing", "random-actions": "random actions"}
+_RETURN = "return of an episode"
 _STEPS = "real environment steps"
 
 
@@ -33,7 +34,7 @@ def learning(runs: Sequence[Run]) -> Section | None:
             Plot(
                 title=f"{env_id}: return while learning",
                 x_title=_STEPS,
-                y_title="return of an episode",
+                y_title=_RETURN,
                 lines=lines,
                 better="higher",
                 references=references.get(str(env_id), {}),
@@ -173,9 +174,8 @@ def _of_policies(
         shown = references.get(str(env_id), {})
         lines = [Line(name, [name], [mean]) for name, mean in means.items() if name not in shown]
         if lines:
-            title_of = f"{env_id}: return"
-            unit = "return of an episode"
-            blocks.append(Plot(title_of, "", unit, lines, "higher", shown, joined=False))
+            plot = Plot(f"{env_id}: return", "", _RETURN, lines, "higher", shown, joined=False)
+            blocks.append(plot)
         found += [(str(env_id), name, math.nan, mean) for name, mean in means.items()]
     return Section(title, lead, [*blocks, _final_table(found, {})])
 

@@ -199,6 +199,15 @@ def test_classifiers_are_compared_and_their_rewards_shown(classified: Make) -> N
     assert (matrix.low, matrix.high, matrix.row_names) == (-1.0, 3.0, ["red", "white"])
 
 
+def test_rows_without_their_bins_are_left_out_of_reliability(classified: Make) -> None:
+    folder = classified("run")
+    rows = [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
+    del rows[0]["confidence"]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    line = plot(chapters(folder)["Reliability of classifiers"], "Reliability").lines[-1]
+    assert (line.name, [(y.mean, y.n) for y in line.y]) == ("bilevel", [(0.5, 1), (1.0, 1)])
+
+
 def test_values_of_the_outer_level_while_learning_are_drawn(make: Make) -> None:
     rows = [{"step": 10 * i, "mean": 0.0, "outer": {"lambda": 1.0 / i}} for i in (1, 2)]
     options = {"env_id": "Line-v0", "agent": "mpc", "model": "bilevel", "seed": 0, "seeds": 1}

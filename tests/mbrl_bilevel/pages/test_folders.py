@@ -94,6 +94,11 @@ def test_an_edited_row_is_told_with_its_line(make: Make, line: str, said: str) -
     assert re.search(r"rows\.jsonl: line 1 .*; mend or delete that line$", message)
 
 
+def test_a_trial_without_its_setting_was_edited(make: Make) -> None:
+    row = {"method": "nll", "trial": 0, "value": 1.0, "learning_rate": None}
+    assert "its 'learning_rate'" in refused(make("run", "tune", {}, [row]))
+
+
 def test_matrices_must_be_square(make: Make) -> None:
     row = {"method": "nll", "sequence": "s", "seed": 0, "nll": [[1.0, 2.0]]}
     assert "its 'nll'" in refused(make("run", "continual", {}, [row]))
