@@ -35,7 +35,8 @@ class MPCSettings(PlanningSettings):
     proposals: int = 0
     value: ValueSettings | Literal["critic"] | None = ValueSettings()
     exploration: float = 0.2
-    plan_share: float = 1.0
+    replan_every: int = 1
+    plan_share: float | Literal["auto"] = 1.0
     updates_per_step: int = 1
 
 

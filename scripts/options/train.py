@@ -141,8 +141,11 @@ class Args(EnvironmentArgs):
     the one that does better acts more."""
     replan_every: int | None = _of("plan", "replan_every")
     """Steps that a plan is followed before the next is made."""
-    no_value: bool = field(default=False, metadata={"part": "plan"})
-    """Plan without a value behind the horizon."""
+    value: Literal["none", "fitted", "critic"] | None = field(
+        default=None, metadata={"part": "plan"}
+    )
+    """What a plan is worth behind its horizon: nothing, a value fitted to experience, or what the learner's
+    critics say."""
     particles: int | None = _of("plan", "imagination", "particles")
     """Imagined trajectories of each candidate, a multiple of --members; where the preset's are not, as
     many as there are members."""

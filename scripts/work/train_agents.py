@@ -18,6 +18,7 @@ from agents.mbpo import MBPO, MBPOSettings
 from agents.mpc import MPC, MPCSettings
 from agents.planning_agent.agent import PlanningAgent
 from agents.planning_agent.settings import PlanningSettings
+from agents.planning_agent.terminal_value import ValueSettings
 from agents.presets import Preset, named_preset, preset_for
 from agents.presets.preset import as_values, learner_defaults, merged, with_values
 from envs.tasks.make import Env
@@ -146,8 +147,8 @@ def _given(args: Args) -> tuple[dict[str, Any], dict[str, Any]]:
         first, last = args.rollout_length or (1, 1)
         begin, end = args.rollout_growth or (0, 1)
         found["rollout"] = {"first": first, "last": last, "begin": begin, "end": end}
-    if args.no_value:
-        found["value"] = None
+    if args.value is not None:
+        found["value"] = {"none": None, "fitted": ValueSettings(), "critic": "critic"}[args.value]
     if args.add_middle:
         found = merged(found, {"planner": {"add_middle": True}})
     if args.direct:
@@ -222,6 +223,8 @@ def _check_together(args: Args, settings: PlanningSettings, learner: Mapping[str
             raise InvalidInputError(
                 f"{option_name(name)}: each fit is from scratch and would ignore it; give --fresh-every 2 or more"
             )
+    if args.value == "critic" and args.agent == "mpc":
+        raise InvalidInputError("--value critic: --agent mpc has no critics; give fitted or none")
     for name in ("exploration", "imitation"):
         if getattr(args, name) is not None and settings.plan_share == 0.0:
             raise InvalidInputError(

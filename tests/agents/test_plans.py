@@ -70,6 +70,7 @@ class Leading:
 
 def settings_of(planner: Planner, **more: Any) -> PlanningSettings:
     imagination = Imagination(2, sample=False)
+    more = {"replan_every": 1, **more}
     return PlanningSettings(planner=planner, members=2, imagination=imagination, **more)
 
 

@@ -101,10 +101,10 @@ OTHERS: dict[str, Any] = {
     **{"method": "nll", "termination": "a:b", "reward": "known", "planner": "cem", "device": "cpu"},
     **{"propagation": "ts1", "pessimism": 0.25, "precision": "bfloat16", "elites": 1, "members": 1},
     **{"rollout_length": (2, 3), "rollout_growth": (4, 5), "rollout_cut": 0.5, "penalty": 1.0},
-    **{"hidden": (7,), "policy_hidden": (7,), "add_middle": True, "no_value": True, "n_steps": 3},
+    **{"hidden": (7,), "policy_hidden": (7,), "add_middle": True, "value": "fitted", "n_steps": 3},
     **{"fixed_temperature": True, "initial_temperature": 0.5, "noise_beta": 1.0, "tau": 0.5},
     **{"exploration": 0.5, "plan_share": 0.75, "learning_rate": 0.5, "policy_learning_rate": 0.5},
-    **{"particles": 10, "replan_every": 2, "layer_norm": False, "dropout": 0.5, "gamma": 0.5},
+    **{"particles": 10, "replan_every": 3, "layer_norm": False, "dropout": 0.5, "gamma": 0.5},
     **{"shrink": 0.5, "perturb": 0.5, "warm_part": 0.75, "direct": True},
     **{"critics": 3, "target_critics": 1, "imitation": 0.5, "horizon": 7},
 }
@@ -131,6 +131,8 @@ def test_every_option_of_an_agent_reaches_it_and_no_other_is_taken(agent: Any) -
         changed: Any = {field.name: OTHERS.get(field.name, 13)}
         if field.name == "add_middle" and agent == "planning":
             changed["planner"] = "icem"
+        if field.name == "value" and agent == "mpc":
+            changed["value"] = "none"
         if field.name == "propagation":
             changed["pessimism"] = 0.0
         if {field.metadata["part"], field.metadata.get("also")} - {None} <= taken[agent]:
@@ -158,7 +160,7 @@ def test_what_the_run_went_by_stands_in_its_config(tmp_path: Path) -> None:
     found = json.loads((tmp_path / "a" / "config.json").read_text())["resolved"]
     assert found["learner_class"] == "FastSAC"
     assert found["settings"]["updates_per_step"] == 2
-    assert found["settings"]["planner"]["kind"] == "mppi"
+    assert found["settings"]["planner"]["kind"] == "icem"
     assert found["learner"]["policy_kwargs"]["net_arch"] == [8]
 
 
@@ -309,6 +311,11 @@ def test_offline_tells_before_it_learns_what_does_not_fit_the_data(
             train,
             ["--agent", "mbpo", "--rollouts-per-step", "10000", "--imagine-every", "1001"],
             "--rollouts-per-step times --imagine-every must be at most 10,000,000; got 10,010,000",
+        ),
+        (
+            train,
+            ["--agent", "mpc", "--value", "critic"],
+            "--value critic: --agent mpc has no critics",
         ),
         (
             train,

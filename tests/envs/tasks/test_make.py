@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from gymnasium.spaces import Box, Dict, Discrete, MultiBinary
 
+from envs import mujoco_log
 from envs.tasks.make import make_env
 from mbrl_bilevel.base.errors import InvalidInputError
 
@@ -193,7 +194,11 @@ def test_mujoco_stays_quiet_and_writes_no_log(made: str, tmp_path: Path) -> None
     assert done.stderr.count("unstable") == 1
 
 
-def test_warnings_go_to_the_log(caplog: pytest.LogCaptureFixture) -> None:
+def test_warnings_go_to_the_log(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Each kind is told once in a process, and another test may have met this one.
+    monkeypatch.setattr(mujoco_log, "_reported", set())
     with caplog.at_level(logging.WARNING, logger="mujoco"):
         env = make_env("Reacher-v5")
         env.reset(seed=0)
