@@ -33,6 +33,9 @@ if TYPE_CHECKING:
     from mbrl_bilevel.imagination.particles import StepModel as StepModel
     from mbrl_bilevel.imagination.particles import imagined_returns as imagined_returns
     from mbrl_bilevel.imagination.particles import imagined_trajectories as imagined_trajectories
+    from mbrl_bilevel.inner.estimators import DiCE as DiCE
+    from mbrl_bilevel.inner.estimators import LeaveOneOut as LeaveOneOut
+    from mbrl_bilevel.inner.estimators import Pathwise as Pathwise
     from mbrl_bilevel.inner.losses import MSE as MSE
     from mbrl_bilevel.inner.losses import NLL as NLL
     from mbrl_bilevel.inner.losses import BetaNLL as BetaNLL
@@ -91,6 +94,7 @@ else:
                 "imagined_returns",
                 "imagined_trajectories",
             ),
+            "mbrl_bilevel.inner.estimators": ("DiCE", "LeaveOneOut", "Pathwise"),
             "mbrl_bilevel.inner.losses": ("MSE", "NLL", "BetaNLL", "PolicyGradient"),
             "mbrl_bilevel.inner.rewards": ("RBF", "Mahalanobis", "NeuralReward", "RewardMatrix"),
             "mbrl_bilevel.models.dynamics": ("DynamicsModel", "fit_dynamics"),

@@ -1,6 +1,7 @@
 """The outer level: infer the reward that makes held-out data likely under the inner optimum.
 
-*What* is wanted is the objective, *how* to differentiate it the solver; this file steps φ.
+*What* is wanted is the objective, *how* to differentiate it the solver; this file steps φ
+(a ``DirectSolver``, as the method ``bilevel`` has one, sets φ itself: ``held_out_spread.py``).
 max_φ F(φ) = E_{(x,y)~held out}[log p_{θ*(φ)}(y|x)] (arXiv 2510.07624).
 """
 

@@ -1,6 +1,6 @@
 """One peer's work, in the peers' own environment: run by bench, never imported.
 
-``python _peer_worker.py NAME JSON`` writes ``ready`` when it is set up, and for every line that it reads
+``python peer_worker.py NAME JSON`` writes ``ready`` when it is set up, and for every line that it reads
 does the work of one call and writes ``done`` and the processor's seconds. JSON holds the sizes. Only the peers' public API is called.
 """
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from mbrl_bilevel.base.errors import InvalidInputError
 from mbrl_bilevel.studies.arguments import naming, option_name
-from options.shared import NetworkArgs, RepeatedArgs
+from options.shared import NetworkArgs, OwnModuleArgs, RepeatedArgs
 
 #: scikit-learn's own sets.
 SETS = ("wine", "iris", "breast_cancer", "digits")
@@ -17,7 +17,7 @@ REFERENCES = ("logistic-regression", "logistic-regression-balanced", "hist-gradi
 
 
 @dataclass(frozen=True, kw_only=True)
-class Args(RepeatedArgs, NetworkArgs):
+class Args(OwnModuleArgs, RepeatedArgs, NetworkArgs):
     """Options of classify."""
 
     data: tuple[str, ...] = ()

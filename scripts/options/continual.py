@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from mbrl_bilevel.base.errors import InvalidInputError, look_up
 from mbrl_bilevel.studies.arguments import naming, option_name
-from options.shared import FitArgs, RepeatedArgs
+from options.shared import FitArgs, OwnModuleArgs, RepeatedArgs
 
 if TYPE_CHECKING:
     from envs.tasks.class_sequences import ClassSequence
@@ -21,7 +21,7 @@ CLASS_METRICS = ("accuracy", "nll", "ece")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Args(RepeatedArgs, FitArgs):
+class Args(OwnModuleArgs, RepeatedArgs, FitArgs):
     """Options of continual."""
 
     sequences: tuple[str, ...] = ("hopper-mass",)
@@ -32,9 +32,6 @@ class Args(RepeatedArgs, FitArgs):
     Classification: digits-split (two new digits of ten at a time), digits-parity (the same, asked for odd
     or even), digits-turned (images turned by 0 to 90 degrees), cancer-labs (breast cancer, laboratories
     that measure with another bias)."""
-    import_module: str | None = None
-    """Module to import first; it adds a sequence of your own to envs.tasks.sequences.SEQUENCES or
-    envs.tasks.class_sequences.CLASS_SEQUENCES."""
     context: bool = False
     """Append what varies between the tasks to every observation; for those that change the dynamics."""
     methods: tuple[str, ...] = ("bilevel+kl-seen", "bilevel", "nll+kl-seen", "nll")
@@ -116,11 +113,8 @@ class Args(RepeatedArgs, FitArgs):
     def sequence(self, name: str) -> TaskSequence | ClassSequence:
         """The one of that name, with --context or not. Raises InvalidInputError if there is none."""
         from envs.tasks.class_sequences import CLASS_SEQUENCES, ClassSequence
-        from envs.tasks.make import import_user_module
         from envs.tasks.sequences import SEQUENCES
 
-        if self.import_module is not None:  # here, for other processes as well
-            import_user_module(self.import_module, f"--import-module {self.import_module!r}:")
         known: dict[str, TaskSequence | ClassSequence] = {**SEQUENCES, **CLASS_SEQUENCES}
         found = look_up(known, name, "--sequences: unknown sequence")
         if not self.context:

@@ -16,11 +16,32 @@ MODEL_IS_METHOD = {"model": "method"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class EnvironmentArgs(RunArgs):
-    """Of a run that makes environments."""
+class OwnModuleArgs(RunArgs):
+    """Of a run that can use what a module of the user's registers."""
 
     import_module: str | None = None
-    """Module to import first; it registers an environment of your own."""
+    """Module to import first; it registers environments, methods or sequences of your own."""
+
+    def __post_init__(self) -> None:
+        self._import_own()  # before anything is looked up by its name
+        super().__post_init__()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Where the options arrive in another process, the module is imported there as well."""
+        self.__dict__.update(state)
+        self._import_own()
+
+    def _import_own(self) -> None:
+        if self.import_module is not None:
+            from envs.tasks.user_module import import_user_module
+
+            import_user_module(self.import_module, f"--import-module {self.import_module!r}:")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnvironmentArgs(OwnModuleArgs):
+    """Of a run that makes environments."""
+
     env_timeout: float | None = None
     """Seconds that one call of the environment may take; none: no limit."""
 

@@ -1,0 +1,79 @@
+"""A method of the user's own goes by its name through every script, and into the processes of --jobs."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+SCRIPTS = ROOT / "scripts"
+sys.path.append(str(SCRIPTS))
+
+LINE = ["--env-id", "Pendulum-v1", "--members", "2", "--hidden", "8", "--n-train", "200"]
+COMPARE = [
+    *LINE,
+    "--train-steps",
+    "40",
+    "--seeds",
+    "1",
+    "--n-test",
+    "200",
+    "--jobs",
+    "2",
+    "--quiet",
+]
+
+
+def run(script: str, *argv: str) -> subprocess.CompletedProcess[str]:
+    """From the folder where my_method.py is."""
+    return subprocess.run(
+        [sys.executable, str(SCRIPTS / script), *argv],
+        cwd=HERE,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_compare_fits_it_side_by_side_with_another(tmp_path: Path) -> None:
+    own = ["--import-module", "my_method", "--methods", "mine", "mse"]
+    done = run("compare.py", *COMPARE, *own, "--out", str(tmp_path / "run"))
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "run" / "metrics.json").read_text())["rows"]
+    found = {row["method"]: row["nll"] for row in rows}
+    assert found["mine"] == found["mse"]  # the same by another name
+
+
+def test_without_the_module_it_is_unknown(tmp_path: Path) -> None:
+    done = run("compare.py", *COMPARE, "--methods", "mine", "--out", str(tmp_path / "run"))
+    assert done.returncode == 2
+    assert "--methods" in done.stderr
+    assert "'mine'" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("script", "values"),
+    [
+        ("train", {"method": "mine"}),
+        ("offline", {"method": "mine", "minari": "d/e-v0", "env_id": "Pendulum-v1"}),
+        ("tune", {"methods": ("mine",)}),
+        ("continual", {"methods": ("mine", "mine+kl")}),
+        ("continual", {"methods": ("mine", "mine+kl"), "sequences": ("digits-split",)}),
+        ("classify", {"methods": ("mine",)}),
+    ],
+)
+def test_every_script_takes_it(
+    script: str, values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(HERE)
+    options: Any = importlib.import_module(f"options.{script}").Args
+    assert options(import_module="my_method", **values).import_module == "my_method"
