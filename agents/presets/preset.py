@@ -235,6 +235,9 @@ def _made(name: str, kind: type[Any], values: Any) -> Any:
     except TypeError as error:
         names = ", ".join(each.name for each in fields(kind))
         raise InvalidInputError(f"{name}: {error}; it has {names}") from None
+    except InvalidInputError as error:
+        told = str(error).removeprefix(f"{name}: ").removeprefix(f"{kind.__name__}: ")
+        raise InvalidInputError(f"{name}: {told}") from None
 
 
 def _spec_of(env: gym.Env[Any, Any] | VecEnv) -> Any:
