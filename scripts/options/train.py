@@ -89,8 +89,6 @@ class Args(_WithSettings):
     """learned with the model; known: of a standard task whose observation shows it; approximate: nearly that
     of HalfCheetah, Swimmer, Hopper, Walker2d and InvertedDoublePendulum as well; or your own,
     module:function of (obs, action, next_obs). None: the preset's."""
-    no_value: bool = _of("plan", default=False)
-    """The same as --value none."""
     device: Literal["auto", "cpu", "cuda"] = field(default="auto", metadata={"parts": ("plan",)})
     """Where plans are imagined; auto: on a CUDA device where there is one. Fits and updates stay on the
     CPU."""

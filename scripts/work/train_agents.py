@@ -140,8 +140,8 @@ def _given(args: Args) -> tuple[dict[str, Any], dict[str, Any]]:
     if args.planner == "random" and args.population is not None:
         found["planner"]["population"] = args.population * (args.iterations or 1)
         found["planner"].pop("iterations", None)
-    if args.no_value or args.planner == "none":
-        found["value"] = None
+    if args.planner == "none":
+        found |= {"planner": None, "value": None}
     start = args.initial_temperature
     if args.fixed_temperature:
         arguments["ent_coef"] = 1.0 if start is None else start
@@ -200,13 +200,15 @@ def _refuse_idle(args: Args, settings: PlanningSettings, learner: type[OffPolicy
 
 
 def _check_together(args: Args, settings: PlanningSettings, learner: Mapping[str, Any]) -> None:
-    chosen = "none" if args.no_value else args.value
-    for place, _ in given_settings(args) if chosen in ("critic", "none") else ():
-        if place[0] == "value" and (len(place) > 1 or args.no_value):
-            raise InvalidInputError(
-                f"{option_name('_'.join(place))}: no value is fitted with --value {chosen}, which would ignore "
-                "it; leave one of them out"
-            )
+    if args.value in ("critic", "none"):
+        for place, _ in given_settings(args):
+            if len(place) > 1 and place[0] == "value":
+                raise InvalidInputError(
+                    f"{option_name('_'.join(place))}: with --value {args.value} no value is fitted, which would "
+                    "ignore it; leave it out"
+                )
+    if args.value == "critic" and args.agent == "mpc":
+        raise InvalidInputError("--value critic: --agent mpc has no critics; give fitted or none")
     if settings.learning_starts >= args.steps:
         raise InvalidInputError(
             f"--learning-starts must be below --steps ({args.steps}), or nothing is learned; "
