@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from agents.planning_agent.agent import PlanningAgent as PlanningAgent
     from agents.planning_agent.settings import PlanningSettings as PlanningSettings
     from agents.planning_agent.settings import RolloutLength as RolloutLength
-    from agents.planning_agent.terminal_value import ValueSettings as ValueSettings
+    from agents.planning_agent.settings import ValueSettings as ValueSettings
     from agents.presets import named_preset as named_preset
     from agents.presets import preset_for as preset_for
 else:
@@ -42,8 +42,11 @@ else:
             "agents.mpc": ("MPC", "MPCSettings"),
             "agents.planners": ("CEM", "ICEM", "MPPI", "PLANNERS", "Planner", "RandomShooting"),
             "agents.planning_agent.agent": ("PlanningAgent",),
-            "agents.planning_agent.settings": ("PlanningSettings", "RolloutLength"),
-            "agents.planning_agent.terminal_value": ("ValueSettings",),
+            "agents.planning_agent.settings": (
+                "PlanningSettings",
+                "RolloutLength",
+                "ValueSettings",
+            ),
             "agents.presets": ("named_preset", "preset_for"),
         },
     )

@@ -11,9 +11,8 @@ from typing import ClassVar, Literal
 from agents.planners import Planner
 from agents.planning_agent.agent import PlanningAgent
 from agents.planning_agent.old_files import MBPO_AGENT
-from agents.planning_agent.settings import PlanningSettings, RolloutLength
-from agents.planning_agent.terminal_value import ValueSettings
-from mbrl_bilevel.training.fit import Schedule
+from agents.planning_agent.settings import PlanningSettings, RolloutLength, ValueSettings
+from mbrl_bilevel.training.settings import Schedule
 
 __all__ = ["MBPO", "MBPOSettings", "RolloutLength"]
 

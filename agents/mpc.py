@@ -14,10 +14,9 @@ from agents.learners.no_learner import NoLearner
 from agents.planners import ICEM, Planner
 from agents.planning_agent.agent import PlanningAgent
 from agents.planning_agent.old_files import MPC_AGENT
-from agents.planning_agent.settings import PlanningSettings
-from agents.planning_agent.terminal_value import ValueSettings
-from mbrl_bilevel.imagination.particles import Imagination
-from mbrl_bilevel.training.fit import Schedule
+from agents.planning_agent.settings import PlanningSettings, ValueSettings
+from mbrl_bilevel.imagination.settings import Imagination
+from mbrl_bilevel.training.settings import Schedule
 
 __all__ = ["MPC", "MPCSettings"]
 

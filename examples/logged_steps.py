@@ -17,8 +17,8 @@ import torch
 from envs.datasets.steps import load_steps
 from mbrl_bilevel.evaluation.dynamics import rollout_band
 from mbrl_bilevel.models.dynamics import fit_dynamics
-from mbrl_bilevel.training.fit import Schedule
 from mbrl_bilevel.training.methods import get_method
+from mbrl_bilevel.training.settings import Schedule
 
 
 def band_of(path: str, ahead: int = 20, steps: int = 2000) -> dict[str, torch.Tensor]:

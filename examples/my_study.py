@@ -28,8 +28,8 @@ from mbrl_bilevel.studies import (
     run_cells,
     summarise,
 )
-from mbrl_bilevel.training.fit import Schedule
 from mbrl_bilevel.training.methods import get_method
+from mbrl_bilevel.training.settings import Schedule
 
 #: What every finished row holds beside its key.
 METRICS = ("rmse", "nll", "crps")

@@ -25,14 +25,14 @@ if TYPE_CHECKING:
     from mbrl_bilevel.data.rows import cross_fit as cross_fit
     from mbrl_bilevel.evaluation.dynamics import evaluate_one_step as evaluate_one_step
     from mbrl_bilevel.evaluation.dynamics import evaluate_open_loop as evaluate_open_loop
-    from mbrl_bilevel.imagination.branches import Branching as Branching
     from mbrl_bilevel.imagination.environments import ImaginedEnv as ImaginedEnv
     from mbrl_bilevel.imagination.environments import ImaginedVecEnv as ImaginedVecEnv
     from mbrl_bilevel.imagination.environments import ImaginedVectorEnv as ImaginedVectorEnv
-    from mbrl_bilevel.imagination.particles import Imagination as Imagination
     from mbrl_bilevel.imagination.particles import StepModel as StepModel
     from mbrl_bilevel.imagination.particles import imagined_returns as imagined_returns
     from mbrl_bilevel.imagination.particles import imagined_trajectories as imagined_trajectories
+    from mbrl_bilevel.imagination.settings import Branching as Branching
+    from mbrl_bilevel.imagination.settings import Imagination as Imagination
     from mbrl_bilevel.inner.estimators import DiCE as DiCE
     from mbrl_bilevel.inner.estimators import LeaveOneOut as LeaveOneOut
     from mbrl_bilevel.inner.estimators import Pathwise as Pathwise
@@ -63,13 +63,13 @@ if TYPE_CHECKING:
     from mbrl_bilevel.policies.policies import FullGaussianPolicy as FullGaussianPolicy
     from mbrl_bilevel.policies.policies import GaussianPolicy as GaussianPolicy
     from mbrl_bilevel.policies.policies import MixturePolicy as MixturePolicy
-    from mbrl_bilevel.training.fit import Schedule as Schedule
     from mbrl_bilevel.training.fit import fit as fit
     from mbrl_bilevel.training.method import Method as Method
     from mbrl_bilevel.training.methods import METHODS as METHODS
     from mbrl_bilevel.training.methods import get_method as get_method
     from mbrl_bilevel.training.methods import register_method as register_method
-    from mbrl_bilevel.training.warm_start import WarmStart as WarmStart
+    from mbrl_bilevel.training.settings import Schedule as Schedule
+    from mbrl_bilevel.training.settings import WarmStart as WarmStart
 else:
     __getattr__, __dir__, __all__ = exports(
         __name__,
@@ -82,18 +82,17 @@ else:
             "mbrl_bilevel.continual.sequence": ("Transfer", "transfer"),
             "mbrl_bilevel.data.rows": ("FitData", "cross_fit"),
             "mbrl_bilevel.evaluation.dynamics": ("evaluate_one_step", "evaluate_open_loop"),
-            "mbrl_bilevel.imagination.branches": ("Branching",),
             "mbrl_bilevel.imagination.environments": (
                 "ImaginedEnv",
                 "ImaginedVecEnv",
                 "ImaginedVectorEnv",
             ),
             "mbrl_bilevel.imagination.particles": (
-                "Imagination",
                 "StepModel",
                 "imagined_returns",
                 "imagined_trajectories",
             ),
+            "mbrl_bilevel.imagination.settings": ("Branching", "Imagination"),
             "mbrl_bilevel.inner.estimators": ("DiCE", "LeaveOneOut", "Pathwise"),
             "mbrl_bilevel.inner.losses": ("MSE", "NLL", "BetaNLL", "PolicyGradient"),
             "mbrl_bilevel.inner.rewards": ("RBF", "Mahalanobis", "NeuralReward", "RewardMatrix"),
@@ -112,9 +111,9 @@ else:
                 "GaussianPolicy",
                 "MixturePolicy",
             ),
-            "mbrl_bilevel.training.fit": ("Schedule", "fit"),
+            "mbrl_bilevel.training.fit": ("fit",),
             "mbrl_bilevel.training.method": ("Method",),
             "mbrl_bilevel.training.methods": ("METHODS", "get_method", "register_method"),
-            "mbrl_bilevel.training.warm_start": ("WarmStart",),
+            "mbrl_bilevel.training.settings": ("Schedule", "WarmStart"),
         },
     )

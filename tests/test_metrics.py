@@ -16,8 +16,8 @@ from stable_baselines3.common.logger import KVWriter
 from agents.planning_agent.agent import PlanningAgent
 from agents.planning_agent.settings import PlanningSettings
 from envs.tasks.make import make_env
-from mbrl_bilevel.imagination.particles import Imagination
-from mbrl_bilevel.training.fit import Schedule
+from mbrl_bilevel.imagination.settings import Imagination
+from mbrl_bilevel.training.settings import Schedule
 
 ROOT = Path(__file__).resolve().parents[1]
 REFERENCE = ROOT / "tests" / "data" / "reference"

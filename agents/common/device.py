@@ -10,7 +10,7 @@ from stable_baselines3.common.utils import get_device
 from agents.planning_agent.terminal_value import Value
 from mbrl_bilevel.base.errors import InvalidInputError
 from mbrl_bilevel.imagination.particles import StepModel
-from mbrl_bilevel.policies.fast_inference import Precision
+from mbrl_bilevel.policies.precision import Precision
 
 
 def planning_device(device: torch.device | str) -> torch.device:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from mbrl_bilevel.base.errors import InvalidInputError
+from agents.planners.checks import require
 
 
 @dataclass(frozen=True)
@@ -140,9 +140,3 @@ class DiscreteActions:
 
 
 ActionSet = BoxActions | DiscreteActions
-
-
-def require(ok: bool, name: str, came: object, wanted: str) -> None:
-    """Raise InvalidInputError, naming the argument, unless ``ok``."""
-    if not ok:
-        raise InvalidInputError(f"planner: {name} must be {wanted}; got {came}")

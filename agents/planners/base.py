@@ -1,7 +1,7 @@
 """What all planners share: ``planner.plan(score, state, generator) -> (action, state, info)``.
 
 The state is explicit, batched over S start states, and made new by ``reset``. A score that is not
-finite counts as −∞: it never wins.
+finite counts as −∞: it never wins. A planner is its settings: PyTorch is imported when it plans.
 """
 
 from __future__ import annotations
@@ -9,19 +9,23 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-import numpy as np
-import numpy.typing as npt
-import torch
-from torch import Tensor
-
-from agents.planners.actions import ActionSet, require
+from agents.planners.checks import require
 from mbrl_bilevel.base.errors import require_count
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    import torch
+    from torch import Tensor
+
+    from agents.planners.actions import ActionSet
 
 #: ``score(actions [S, N, H, A]) -> [S, N]``: the predicted return of each candidate. The actions
 #: are float32: in the environment's units and within its bounds, or one-hot where they are discrete.
 #: The score must not write to them.
-Score = Callable[[Tensor], Tensor]
+Score = Callable[["Tensor"], "Tensor"]
 
 #: More candidate actions than this are taken for a slip, or for a hostile checkpoint.
 _MOST_ACTIONS = 10**8
@@ -60,17 +64,19 @@ class PlanInfo:
 
 @dataclass(frozen=True)
 class Planner(ABC):
-    """``horizon`` steps planned, ``population`` candidates scored at a time.
+    """A planner, with what all of them are told.
 
     Raises InvalidInputError where a field is out of its range.
     """
 
     horizon: int = 20
+    """Steps planned ahead."""
     population: int = 200
+    """Candidate action sequences in a planner's first iteration."""
 
     def __post_init__(self) -> None:
-        for name in ("horizon", "population"):
-            require_count(name, getattr(self, name))
+        require_count("horizon", self.horizon, 10_000)
+        require_count("population", self.population, 10**6)
         size = self.population * self.horizon
         require(size <= _MOST_ACTIONS, "population times horizon", size, "at most 100,000,000")
 
@@ -85,6 +91,8 @@ class Planner(ABC):
 
     def initial_state(self, num_starts: int, actions: ActionSet) -> PlannerState:
         """The state of ``num_starts`` new episodes: μ in the middle, nothing kept."""
+        import torch
+
         require_count("num_starts", num_starts)
         steps = (self.horizon, actions.width)
         return PlannerState(
@@ -101,6 +109,8 @@ class Planner(ABC):
 
         Raises InvalidInputError for a mask of another type or shape, or another planner's state.
         """
+        import torch
+
         self._check(state)
         mask = torch.as_tensor(mask, device=state.mean.device)
         starts = len(state.mean)
@@ -131,6 +141,8 @@ class Planner(ABC):
         Raises InvalidInputError for a score or proposals of the wrong shape, another planner's state,
         or a generator on another device.
         """
+        import torch
+
         self._check(state)
         device = state.mean.device.type
         require(generator.device.type == device, "generator", generator.device, f"on {device}")
@@ -156,22 +168,3 @@ class Planner(ABC):
             shape = tuple(getattr(state, name).shape)
             wanted = (starts, *part, self.horizon, actions)
             require(shape == wanted, f"state.{name}", shape, f"{wanted}: use initial_state")
-
-
-def finite_scores(score: Score, candidates: Tensor) -> tuple[Tensor, int]:
-    """Scores [S, N] with −inf for every non-finite one, and the number of these."""
-    scores = score(candidates)
-    shape, wanted = tuple(scores.shape), tuple(candidates.shape[:2])
-    require(shape == wanted, "score(actions)", f"shape {shape}", f"of shape [S, N] = {wanted}")
-    finite = scores.isfinite()
-    return torch.where(finite, scores, -torch.inf), int((~finite).sum())
-
-
-def joined(candidates: Tensor, proposals: Tensor | None) -> Tensor:
-    """The planner's own candidates [S, N, H, A] and, behind them, those from elsewhere."""
-    return candidates if proposals is None else torch.cat([candidates, proposals], dim=1)
-
-
-def shift(sequences: Tensor) -> Tensor:
-    """A copy of [..., H, A] one step later; the last step is repeated."""
-    return torch.cat([sequences[..., 1:, :], sequences[..., -1:, :]], dim=-2)

@@ -9,57 +9,48 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
-from agents.planners.actions import require
-from agents.planners.base import (
-    PlanInfo,
-    Planner,
-    PlannerState,
-    Score,
-    finite_scores,
-    joined,
-    shift,
-)
-from agents.planners.coloured_noise import coloured_noise
+from agents.planners.base import PlanInfo, Planner, PlannerState, Score
+from agents.planners.checks import require
 from mbrl_bilevel.base.errors import require_count
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
 class CEM(Planner):
     """The cross-entropy method with a warm start. The fields after ``initial_std`` make it iCEM.
 
-    - ``horizon``, ``population``, ``iterations``: steps planned, candidates in the first iteration,
-      refits per plan.
-    - ``elite_fraction``: the part of the population that μ and σ are fitted to, at least one.
-    - ``momentum``: the weight of the old μ and σ in a refit.
-    - ``initial_std``: σ at the start of every plan, in half-ranges (high − low) / 2. Of discrete
-      actions, the share of the uniform distribution in the first iteration's draws, 1 at most.
-    - ``noise_beta``: the exponent of the coloured noise; 0 is white.
-    - ``keep_fraction``: the part of the elites that competes again in the next iteration and,
-      shifted, at the next time step.
-    - ``decay``: divides the population at every iteration; 1 keeps it.
-    - ``add_mean``: μ itself competes in the last iteration.
-    - ``add_middle``: doing nothing, the middle of the box throughout, competes in the first iteration
-      (of discrete actions, the first of them). Where control costs and candidates are few, each of
-      them may cost more than it gains.
-    - ``execute_best``: the action is that of the last iteration's best candidate, not that of μ.
-
     Raises InvalidInputError where a field is out of its range.
     """
 
     iterations: int = 5
+    """Refinements of a plan."""
     elite_fraction: float = 0.1
+    """The part of the candidates, the best, that the next iteration is drawn from: at least one of them; mppi
+    weighs these alone."""
     momentum: float = 0.1
+    """The weight of the old mean and spread when they are refitted to the best candidates."""
     initial_std: float = 0.5
+    """Spread at the start of every plan, in half-ranges of the actions; of discrete actions, the share of the
+    uniform distribution in the first iteration's draws, 1 at most."""
     noise_beta: float = 0.0
+    """Colour of the candidates' noise in time: 0 is white, 2 and more for slow systems."""
     keep_fraction: float = 0.0
+    """The part of the best candidates that competes again in the next iteration and, shifted, at the next time
+    step."""
     decay: float = 1.0
+    """Divides the candidates at every iteration; 1 keeps their number."""
     add_mean: bool = False
+    """Whether the mean itself competes in the last iteration."""
     add_middle: bool = False
+    """Let doing nothing, the middle of the actions throughout, compete in the first iteration: where control
+    costs and candidates are few, as on Pusher, each of them may cost more than it gains."""
     execute_best: bool = False
+    """Whether the last iteration's best candidate is executed; else the mean is."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -100,6 +91,12 @@ class CEM(Planner):
         generator: torch.Generator,
         proposals: Tensor | None,
     ) -> tuple[Tensor, PlannerState, PlanInfo]:
+        import torch
+
+        from agents.planners.candidates import finite_scores, joined, shift
+        from agents.planners.coloured_noise import coloured_noise
+        from agents.planners.elites import best, elite_weight, insert, mean_valid, refit
+
         actions, kept, kept_valid = state.actions, state.elites, state.elite_valid
         mean, std = actions.widened(state.mean, self.initial_std)
         nonfinite = 0
@@ -109,7 +106,7 @@ class CEM(Planner):
             candidates = actions.draw(mean, std, noise)
             # A shifted elite knows nothing of the new last step: the fresh draw stays there.
             known = self.horizon - 1 if i == 0 else self.horizon
-            _insert(candidates[:, :, :known], kept[:, :, :known], kept_valid)
+            insert(candidates[:, :, :known], kept[:, :, :known], kept_valid)
             if self.add_middle and i == 0:
                 candidates[:, 0] = actions.chosen(actions.middle)
             if self.add_mean and i == self.iterations - 1:
@@ -117,14 +114,15 @@ class CEM(Planner):
             candidates = joined(candidates, proposals)
             scores, bad = finite_scores(score, candidates)
             nonfinite += bad
-            elites, elite_scores, valid = _best(candidates, scores, self.num_elites)
-            weight = _elite_weight(scores, elite_scores)
-            mean, std = _refit(mean, std, candidates, weight, self.momentum)
+            elites, elite_scores, valid = best(candidates, scores, self.num_elites)
+            weight = elite_weight(scores, elite_scores)
+            mean, std = refit(mean, std, candidates, weight, self.momentum)
             mean = actions.averaged(mean)
             kept, kept_valid = elites[:, : self.num_kept], valid[:, : self.num_kept]
-        best = torch.where(valid[:, :1], elites[:, 0, 0], actions.chosen(mean[:, 0]))
-        action = best if self.execute_best else actions.chosen(mean[:, 0])
-        elite_score = _mean_valid(elite_scores, valid)
+        action = actions.chosen(mean[:, 0])
+        if self.execute_best:
+            action = torch.where(valid[:, :1], elites[:, 0, 0], action)
+        elite_score = mean_valid(elite_scores, valid)
         info = PlanInfo(elite_scores[:, 0], elite_score, nonfinite, std)
         return action, PlannerState(shift(mean), shift(kept), kept_valid, actions), info
 
@@ -143,58 +141,3 @@ class ICEM(CEM):
     decay: float = 1.25
     add_mean: bool = True
     execute_best: bool = True
-
-
-def _insert(candidates: Tensor, kept: Tensor, valid: Tensor) -> None:
-    """Overwrites the last M of the candidates [S, N, H', A] by kept [S, M, H', A] where valid."""
-    slots = candidates[:, candidates.shape[1] - kept.shape[1] :]
-    slots.copy_(torch.where(valid[:, :, None, None], kept, slots))
-
-
-def _best(candidates: Tensor, scores: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Copies of the best [S, K, H, A], best first; their scores and which are finite, [S, K]."""
-    ordered, order = scores.sort(dim=1, descending=True, stable=True)
-    elite_scores, index = ordered[:, :count], order[:, :count]
-    rows = torch.arange(len(index), device=index.device)[:, None]
-    return candidates[rows, index], elite_scores, elite_scores > -torch.inf
-
-
-def _elite_weight(scores: Tensor, elite_scores: Tensor) -> Tensor:
-    """What each candidate [S, N] weighs in the refit; the K elites of a start weigh K together.
-
-    Candidates that tie with the K-th best share what the better ones leave: the mean over all ways
-    to break the tie. Tasks that pay for survival alone are full of ties, and an arbitrary pick among
-    the survivors would let the plan drift to the edge of what survives.
-    """
-    threshold = elite_scores[:, -1:]
-    better = (scores > threshold).to(scores.dtype)
-    # With fewer than K finite scores the threshold is −inf: each finite one is better, none is tied.
-    tied = ((scores == threshold) & (threshold > -torch.inf)).to(scores.dtype)
-    left = elite_scores.shape[1] - better.sum(1, keepdim=True)
-    return better + tied * left / tied.sum(1, keepdim=True).clamp(min=1)
-
-
-def _refit(
-    mean: Tensor, std: Tensor, candidates: Tensor, weight: Tensor, momentum: float
-) -> tuple[Tensor, Tensor]:
-    """μ and σ [S, H, A] moved to those of the weighted candidates, with momentum (iCEM, Alg. 1).
-
-    μ stays where no candidate has weight; σ where fewer than two have, as one tells nothing of a
-    spread.
-    """
-    count = (weight > 0).sum(1)[:, None, None]
-    share = weight / weight.sum(1, keepdim=True).clamp(min=1e-9)
-    elite_mean = torch.einsum("sn,snha->sha", share, candidates)
-    square = (candidates - elite_mean[:, None]).square()
-    elite_std = torch.einsum("sn,snha->sha", share, square).sqrt()
-    return (
-        torch.where(count > 0, momentum * mean + (1 - momentum) * elite_mean, mean),
-        torch.where(count > 1, momentum * std + (1 - momentum) * elite_std, std),
-    )
-
-
-def _mean_valid(scores: Tensor, valid: Tensor) -> Tensor:
-    """The mean [S] of the valid scores [S, K], −inf where there is none."""
-    count = valid.sum(1)
-    total = torch.where(valid, scores, 0.0).sum(1)
-    return torch.where(count > 0, total / count.clamp(min=1), -torch.inf)

@@ -9,44 +9,36 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
-from agents.planners.actions import require
-from agents.planners.base import (
-    PlanInfo,
-    Planner,
-    PlannerState,
-    Score,
-    finite_scores,
-    joined,
-    shift,
-)
-from agents.planners.coloured_noise import coloured_noise
+from agents.planners.base import PlanInfo, Planner, PlannerState, Score
+from agents.planners.checks import require
 from mbrl_bilevel.base.errors import require_count
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
 class MPPI(Planner):
     """MPPI with a warm start.
 
-    - ``iterations``: updates of μ per plan (the paper makes one).
-    - ``temperature``: λ, in standard deviations of a start's finite returns. The paper's λ is in
-      units of the return, which every task, and every stage of it, would have to tune anew.
-    - ``std``: σ in half-ranges (high − low) / 2, the same at every update. Of discrete actions, the
-      probability that a step is drawn uniformly instead of from μ: there a_n are one-hot, μ are the
-      probabilities of each action, and μ ← Σ_n w_n a_n is the same formula.
-    - ``noise_beta``: the exponent of the coloured noise; 0 is white, as in the paper.
-    - ``elite_fraction``: the part of the candidates, the best, that is weighted; λ is then in standard
-      deviations of these (TD-MPC, Hansen et al. 2022, arXiv 2203.04955, eq. 4). 1 weighs all.
+    λ is in standard deviations of a start's finite returns: the paper's is in units of the return, which every
+    task, and every stage of it, would have to tune anew. Of discrete actions a_n are one-hot, μ are the
+    probabilities of each action, and μ ← Σ_n w_n a_n is the same formula. ``elite_fraction`` as in TD-MPC
+    (Hansen et al. 2022, arXiv 2203.04955, eq. 4): λ is then in standard deviations of the best; 1 weighs all.
+    ``iterations`` and ``noise_beta`` are those of ``CEM``.
 
     Raises InvalidInputError where a field is out of its range.
     """
 
-    iterations: int = 3
+    iterations: int = 3  # the paper makes one
     temperature: float = 0.3
+    """λ of mppi: how far below the best a return still counts, in standard deviations of the returns."""
     std: float = 0.5
+    """Spread of mppi's candidates in half-ranges of the actions, the same at every iteration; of discrete
+    actions, the probability that a step is drawn uniformly."""
     noise_beta: float = 0.0
     elite_fraction: float = 1.0
 
@@ -72,6 +64,17 @@ class MPPI(Planner):
         generator: torch.Generator,
         proposals: Tensor | None,
     ) -> tuple[Tensor, PlannerState, PlanInfo]:
+        import torch
+
+        from agents.planners.candidates import (
+            best_alone,
+            finite_scores,
+            joined,
+            path_weights,
+            shift,
+        )
+        from agents.planners.coloured_noise import coloured_noise
+
         actions, mean, nonfinite = state.actions, state.mean, 0
         for count in self.populations():
             centre, std = actions.widened(mean, self.std)
@@ -80,7 +83,7 @@ class MPPI(Planner):
             candidates = joined(actions.draw(centre, std, noise), proposals)
             scores, bad = finite_scores(score, candidates)
             nonfinite += bad
-            weight = path_weights(self._elite(scores), self.temperature)
+            weight = path_weights(best_alone(scores, self.elite_fraction), self.temperature)
             any_finite = (scores > -torch.inf).any(1)[:, None, None]
             moved = actions.averaged(torch.einsum("sn,snha->sha", weight, candidates))
             mean = torch.where(any_finite, moved, mean)
@@ -88,28 +91,3 @@ class MPPI(Planner):
         elite_score = torch.where(any_finite[:, 0, 0], weighted, -torch.inf)
         info = PlanInfo(scores.amax(1), elite_score, nonfinite, std)
         return actions.chosen(mean[:, 0]), replace(state, mean=shift(mean)), info
-
-    def _elite(self, scores: Tensor) -> Tensor:
-        """The scores [S, N] of the best candidates; −inf for the others."""
-        count = max(1, round(self.elite_fraction * scores.shape[1]))
-        if count == scores.shape[1]:
-            return scores
-        least = scores.topk(count, dim=1).values[:, -1:]
-        return torch.where(scores >= least, scores, -torch.inf)
-
-
-def path_weights(scores: Tensor, temperature: float) -> Tensor:
-    """w [S, N] ∝ exp(R / (λ·std R)), over the finite of the scores R; 0 for −inf.
-
-    Uniform over all N where nothing is finite, or everything is the same.
-    """
-    finite = scores > -torch.inf
-    count = finite.sum(1, keepdim=True).clamp(min=1)
-    best = scores.amax(1, keepdim=True)
-    # Differences from the best, in double: large returns must not hide small differences.
-    below = torch.where(finite, scores.double() - best.double(), 0.0)
-    centre = below.sum(1, keepdim=True) / count
-    spread = (torch.where(finite, below - centre, 0.0).square().sum(1, keepdim=True) / count).sqrt()
-    exponent = below / (temperature * spread.clamp(min=1e-30))
-    none = ~finite.any(1, keepdim=True)
-    return torch.where(finite | none, exponent, -torch.inf).softmax(1).to(scores.dtype)

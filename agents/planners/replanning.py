@@ -11,7 +11,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from agents.planners.base import Planner, PlannerState, Score, shift
+from agents.planners.base import Planner, PlannerState, Score
+from agents.planners.candidates import shift
 
 
 def replan(

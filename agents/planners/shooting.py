@@ -6,19 +6,13 @@ Nagabandi et al. 2017 (arXiv 1708.02596, §IV.C). What every other planner has t
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+from agents.planners.base import PlanInfo, Planner, PlannerState, Score
 
-from agents.planners.base import (
-    PlanInfo,
-    Planner,
-    PlannerState,
-    Score,
-    finite_scores,
-    joined,
-    shift,
-)
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -39,6 +33,10 @@ class RandomShooting(Planner):
         generator: torch.Generator,
         proposals: Tensor | None,
     ) -> tuple[Tensor, PlannerState, PlanInfo]:
+        import torch
+
+        from agents.planners.candidates import finite_scores, joined, shift
+
         actions = state.actions
         shape = (len(state.mean), self.population, self.horizon)
         candidates = joined(actions.uniform(shape, generator), proposals)

@@ -44,7 +44,8 @@ from agents.planning_agent.parts import AgentParts
 from agents.planning_agent.plans import Memory
 from agents.planning_agent.refits import fit_model
 from agents.planning_agent.replay import GUESS, PLAN, POLICY
-from agents.planning_agent.terminal_value import Value, ValueSettings, fit_value
+from agents.planning_agent.settings import ValueSettings
+from agents.planning_agent.terminal_value import Value, fit_value
 from agents.planning_agent.turns import REMEMBERED, TURN, Record, record_of
 from agents.planning_agent.upkeep import Upkeep
 from mbrl_bilevel.base.errors import InvalidInputError

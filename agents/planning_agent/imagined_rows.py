@@ -13,7 +13,8 @@ from torch import Tensor
 
 from agents.common.spaces import ActionSpace
 from agents.planning_agent.replay import STEP, model_action
-from mbrl_bilevel.imagination.branches import Branching, branch_step, draw_members
+from mbrl_bilevel.imagination.branches import branch_step, draw_members
+from mbrl_bilevel.imagination.settings import Branching
 from mbrl_bilevel.models.dynamics import DynamicsModel
 
 #: ``act(obs [B, O]) -> stored actions [B, ·]``, as a replay buffer keeps them.

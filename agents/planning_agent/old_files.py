@@ -18,8 +18,7 @@ from agents.planning_agent.terminal_value import value_from_checkpoint
 from mbrl_bilevel.base.checkpoint import Checkpoint
 from mbrl_bilevel.base.errors import CheckpointError, InvalidInputError
 from mbrl_bilevel.base.records import Rule, Transitions
-from mbrl_bilevel.imagination.branches import Branching
-from mbrl_bilevel.imagination.particles import Imagination
+from mbrl_bilevel.imagination.settings import Branching, Imagination
 
 #: What such a file says it holds.
 MPC_AGENT, MBPO_AGENT = "mpc agent", "mbpo agent"

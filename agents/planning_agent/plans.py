@@ -23,7 +23,7 @@ from agents.planning_agent.settings import PlanningSettings
 from agents.planning_agent.terminal_value import Value
 from mbrl_bilevel.base.errors import InvalidInputError
 from mbrl_bilevel.imagination.particles import StepModel, imagined_returns
-from mbrl_bilevel.policies.fast_inference import Precision
+from mbrl_bilevel.policies.precision import Precision
 
 #: What the planner remembers from step to step, as arrays: its μ [S, H, A], kept elites and which of them
 #: hold something, the age of each plan [S], and the state of the random generator.

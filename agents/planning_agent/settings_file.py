@@ -7,13 +7,10 @@ from dataclasses import asdict
 from typing import Any
 
 from agents.planners import PLANNERS, Planner
-from agents.planning_agent.settings import PlanningSettings, RolloutLength
-from agents.planning_agent.terminal_value import ValueSettings
+from agents.planning_agent.settings import PlanningSettings, RolloutLength, ValueSettings
 from mbrl_bilevel.base.errors import CheckpointError, InvalidInputError
-from mbrl_bilevel.imagination.branches import Branching
-from mbrl_bilevel.imagination.particles import Imagination
-from mbrl_bilevel.training.fit import Schedule
-from mbrl_bilevel.training.warm_start import WarmStart
+from mbrl_bilevel.imagination.settings import Branching, Imagination
+from mbrl_bilevel.training.settings import Schedule, WarmStart
 
 _PLANNERS: dict[str, type[Planner]] = {kind.__name__: kind for kind in PLANNERS.values()}
 

@@ -9,7 +9,6 @@ the Bellman equation in the span of the rounds so far: least-squares temporal di
 from __future__ import annotations
 
 import copy
-import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,8 +17,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from agents.planning_agent.settings import ValueSettings
 from mbrl_bilevel.base.checkpoint import Checkpoint
-from mbrl_bilevel.base.errors import CheckpointError, InvalidInputError, require_count
+from mbrl_bilevel.base.errors import CheckpointError
 from mbrl_bilevel.base.records import Transitions
 from mbrl_bilevel.data.normaliser import Normaliser
 from mbrl_bilevel.data.rows import FitData, cross_fit, group_by_episode, groups_needed
@@ -32,38 +32,13 @@ from mbrl_bilevel.models.dynamics_checkpoint import (
 )
 from mbrl_bilevel.outer.objectives import OneStepMSE
 from mbrl_bilevel.policies.policies import GaussianPolicy
-from mbrl_bilevel.training.fit import Schedule, fit
+from mbrl_bilevel.training.fit import fit
+from mbrl_bilevel.training.settings import Schedule
 
 #: Rounds go on, to so many times those asked for, until what follows a cut moves by less than this share.
 _MOST_ROUNDS, _SETTLED = 3, 0.05
 #: Combinations of functions that are alike to this share are not told apart.
 _RCOND = 1e-3
-
-
-@dataclass(frozen=True)
-class ValueSettings:
-    """``discount`` γ; ``pessimism`` in standard deviations of the members; ``rounds`` of regression and, while
-    what follows a cut still moves, up to three times as many, each of at most ``steps`` gradient steps;
-    ``members`` networks of two ``width``-wide layers."""
-
-    discount: float = 0.99
-    pessimism: float = 1.0
-    rounds: int = 3
-    steps: int = 300
-    members: int = 5
-    width: int = 64
-
-    def __post_init__(self) -> None:
-        if not 0.0 <= self.discount < 1.0:
-            raise InvalidInputError(f"discount must be in [0, 1); got {self.discount}")
-        if not 0.0 <= self.pessimism < math.inf:
-            raise InvalidInputError(f"pessimism must be finite and >= 0; got {self.pessimism}")
-        for name in ("rounds", "steps", "members", "width"):
-            require_count(name, getattr(self, name))
-
-    def rows_needed(self) -> int:
-        """Fewer rows than this cannot be split among the members."""
-        return 8 * groups_needed(self.members)
 
 
 @dataclass(frozen=True)

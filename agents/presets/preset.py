@@ -21,13 +21,10 @@ from stable_baselines3.common.vec_env import VecEnv
 from agents.learners.fast_sac import FastSAC
 from agents.learners.no_learner import NoLearner
 from agents.planners import PLANNERS, Planner
-from agents.planning_agent.settings import PlanningSettings, RolloutLength
-from agents.planning_agent.terminal_value import ValueSettings
+from agents.planning_agent.settings import PlanningSettings, RolloutLength, ValueSettings
 from mbrl_bilevel.base.errors import InvalidInputError, look_up
-from mbrl_bilevel.imagination.branches import Branching
-from mbrl_bilevel.imagination.particles import Imagination
-from mbrl_bilevel.training.fit import Schedule
-from mbrl_bilevel.training.warm_start import WarmStart
+from mbrl_bilevel.imagination.settings import Branching, Imagination
+from mbrl_bilevel.training.settings import Schedule, WarmStart
 
 S = TypeVar("S", bound=PlanningSettings)
 
@@ -238,6 +235,9 @@ def _made(name: str, kind: type[Any], values: Any) -> Any:
     except TypeError as error:
         names = ", ".join(each.name for each in fields(kind))
         raise InvalidInputError(f"{name}: {error}; it has {names}") from None
+    except InvalidInputError as error:
+        told = str(error).removeprefix(f"{name}: ").removeprefix(f"{kind.__name__}: ")
+        raise InvalidInputError(f"{name}: {told}") from None
 
 
 def _spec_of(env: gym.Env[Any, Any] | VecEnv) -> Any:

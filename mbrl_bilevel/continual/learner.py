@@ -23,7 +23,7 @@ from mbrl_bilevel.data.rows import IntArray
 from mbrl_bilevel.models.classification import Classification
 from mbrl_bilevel.models.regression import Regression, draw_seed
 from mbrl_bilevel.policies.policies import CategoricalPolicy, Policy
-from mbrl_bilevel.training.fit import Schedule
+from mbrl_bilevel.training.settings import Schedule
 
 
 @dataclass(frozen=True)

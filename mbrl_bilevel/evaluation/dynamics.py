@@ -19,7 +19,8 @@ from mbrl_bilevel.base.errors import InvalidInputError
 from mbrl_bilevel.base.records import Transitions
 from mbrl_bilevel.data.normaliser import Normaliser
 from mbrl_bilevel.evaluation.mixture_scores import Normals
-from mbrl_bilevel.imagination.particles import Imagination, imagined_trajectories
+from mbrl_bilevel.imagination.particles import imagined_trajectories
+from mbrl_bilevel.imagination.settings import Imagination
 from mbrl_bilevel.models.dynamics import DynamicsModel
 from mbrl_bilevel.models.regression import Regression
 from mbrl_bilevel.policies.distributions import DiagonalGaussian

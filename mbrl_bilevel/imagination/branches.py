@@ -6,40 +6,15 @@ r − λ·u(s, a) where the model is not to be trusted (Yu et al. 2020, MOPO, eq
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from mbrl_bilevel.base.errors import InvalidInputError
-from mbrl_bilevel.imagination.particles import Propagation, StepModel
+from mbrl_bilevel.imagination.particles import StepModel
+from mbrl_bilevel.imagination.settings import Branching, Uncertainty
 from mbrl_bilevel.models.dynamics import DynamicsModel
-
-Uncertainty = Literal["spread", "disagreement"]
-
-
-@dataclass(frozen=True)
-class Branching:
-    """How a branch grows: a member drawn at every step (``ts1``) or kept (``tsinf``).
-
-    ``sample`` draws each step from the member's distribution, else its mean is followed. ``penalty``
-    λ ≥ 0 times the ``uncertainty`` comes off every reward (see ``uncertainty``).
-    """
-
-    propagation: Propagation = "ts1"
-    sample: bool = True
-    penalty: float = 0.0
-    uncertainty: Uncertainty = "spread"
-
-    def __post_init__(self) -> None:
-        for name, kind in (("propagation", Propagation), ("uncertainty", Uncertainty)):
-            if getattr(self, name) not in get_args(kind):
-                names = " or ".join(f'"{value}"' for value in get_args(kind))
-                raise InvalidInputError(f"{name} must be {names}; got {getattr(self, name)!r}")
-        if not 0.0 <= self.penalty < math.inf:
-            raise InvalidInputError(f"penalty must be finite and >= 0; got {self.penalty}")
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,9 @@ from mbrl_bilevel.base.errors import InvalidInputError
 from mbrl_bilevel.base.records import Transitions
 from mbrl_bilevel.base.rounding import as_type
 from mbrl_bilevel.imagination.bounds import seen_bounds
-from mbrl_bilevel.imagination.branches import Branching, branch_step, draw_members
+from mbrl_bilevel.imagination.branches import branch_step, draw_members
 from mbrl_bilevel.imagination.particles import StepModel
+from mbrl_bilevel.imagination.settings import Branching
 
 Array = npt.NDArray[Any]
 Box = gym.spaces.Box

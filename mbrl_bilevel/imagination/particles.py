@@ -6,19 +6,16 @@ member for the whole rollout, TS1 draws the member anew at every step.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Literal, Protocol, get_args
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from mbrl_bilevel.base.errors import InvalidInputError, require_count
+from mbrl_bilevel.base.errors import InvalidInputError
 from mbrl_bilevel.base.records import Step
-from mbrl_bilevel.policies.fast_inference import Precision, fastest_precision
-
-Propagation = Literal["ts1", "tsinf"]
+from mbrl_bilevel.imagination.settings import Imagination
+from mbrl_bilevel.policies.precision import Precision
 
 
 class StepModel(Protocol):
@@ -50,58 +47,6 @@ class StepModel(Protocol):
 
     def step(self, obs: Tensor, action: Tensor, noise: Tensor | None = None) -> Step:
         """From obs [E, …, B, O] by action [E, …, B, A]."""
-
-
-@dataclass(frozen=True)
-class Imagination:
-    """How to roll a model out: ``particles`` P for each candidate (a multiple of E).
-
-    ``sample`` draws each step from the member's distribution, else its mean is followed. All
-    candidates share the particles' draws (common random numbers), so that their ranking is not
-    blurred by noise.
-
-    ``pessimism`` λ: a candidate's score is the mean over members of their returns less λ standard
-    deviations, a lower confidence bound. It needs "tsinf", where a return is one member's. Where
-    ``sample`` is set, a member's return is over its own particles' draws: more of them leave less
-    chance in the deviation.
-
-    ``precision`` of the networks: "bfloat16" is several times faster on a processor made for it, with
-    rewards that agree to about two digits; "auto" takes it where ``fast_inference.fastest_precision`` says
-    so, ``settled`` once. States and returns are added up in float32 either way. The default is the
-    same on every machine.
-    """
-
-    particles: int = 5
-    propagation: Propagation = "tsinf"
-    sample: bool = True
-    pessimism: float = 0.0
-    precision: Precision | Literal["auto"] = "float32"
-
-    def __post_init__(self) -> None:
-        if self.propagation not in ("ts1", "tsinf"):
-            raise InvalidInputError(
-                f'propagation must be "ts1" or "tsinf"; got {self.propagation!r}'
-            )
-        if self.precision not in (*get_args(Precision), "auto"):
-            raise InvalidInputError(
-                f'precision must be "float32", "bfloat16" or "auto"; got {self.precision!r}'
-            )
-        require_count("particles", self.particles, 100_000)
-        if not 0.0 <= self.pessimism < math.inf:
-            raise InvalidInputError(f"pessimism must be finite and >= 0; got {self.pessimism}")
-        if self.pessimism and self.propagation == "ts1":
-            raise InvalidInputError(
-                'pessimism needs propagation "tsinf": with "ts1" no return is of one member'
-            )
-
-    def settled(self) -> Imagination:
-        """The same with "auto" replaced by what it stands for here, so that it can be written down."""
-        return replace(self, precision=self.chosen_precision)
-
-    @property
-    def chosen_precision(self) -> Precision:
-        """What "auto" comes to on this machine."""
-        return fastest_precision() if self.precision == "auto" else self.precision
 
 
 @torch.inference_mode()

@@ -42,16 +42,16 @@ from mbrl_bilevel.data.rows import (
 from mbrl_bilevel.inner.losses import NLL
 from mbrl_bilevel.models.regression import Regression, draw_seed, fit_regression
 from mbrl_bilevel.policies.distributions import DiagonalGaussian
-from mbrl_bilevel.policies.fast_inference import Precision
 from mbrl_bilevel.policies.mixture import GaussianMixture
 from mbrl_bilevel.policies.policies import (
     CategoricalPolicy,
     GaussianPolicy,
     MixturePolicy,
 )
-from mbrl_bilevel.training.fit import Log, Schedule, fit
+from mbrl_bilevel.policies.precision import Precision
+from mbrl_bilevel.training.fit import Log, fit
 from mbrl_bilevel.training.method import Method
-from mbrl_bilevel.training.warm_start import WarmStart
+from mbrl_bilevel.training.settings import Schedule, WarmStart
 
 #: Probability that a step terminates: ``(obs, action, next_obs) [..., ·] -> [...]`` in [0, 1].
 Termination = Callable[[Tensor, Tensor, Tensor], Tensor]

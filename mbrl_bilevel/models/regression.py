@@ -19,12 +19,14 @@ from mbrl_bilevel.base.records import FitResult
 from mbrl_bilevel.data.normaliser import Normaliser
 from mbrl_bilevel.data.rows import BoolArray, Chain, FitData, Folds, IntArray, cross_fit
 from mbrl_bilevel.policies.distributions import DiagonalGaussian
-from mbrl_bilevel.policies.fast_inference import FrozenPolicy, Precision
+from mbrl_bilevel.policies.fast_inference import FrozenPolicy
 from mbrl_bilevel.policies.mixture import GaussianMixture
 from mbrl_bilevel.policies.policies import GaussianPolicy, MixturePolicy, with_members
-from mbrl_bilevel.training.fit import Log, Schedule
+from mbrl_bilevel.policies.precision import Precision
+from mbrl_bilevel.training.fit import Log
 from mbrl_bilevel.training.method import Method
-from mbrl_bilevel.training.warm_start import WarmStart, lasting_units, warm_start
+from mbrl_bilevel.training.settings import Schedule, WarmStart
+from mbrl_bilevel.training.warm_start import lasting_units, warm_start
 
 
 @dataclass(frozen=True)

@@ -30,8 +30,9 @@ from mbrl_bilevel.models.regression import fit_regression
 from mbrl_bilevel.outer.class_objectives import ExpectedCost
 from mbrl_bilevel.outer.objectives import BalancedError, Objective, OneStepNLL
 from mbrl_bilevel.training.class_methods import get_class_method
-from mbrl_bilevel.training.fit import Schedule, fit
+from mbrl_bilevel.training.fit import fit
 from mbrl_bilevel.training.methods import get_method
+from mbrl_bilevel.training.settings import Schedule
 
 Array = npt.NDArray[Any]
 #: What an outer level may want of a classifier: a name, or costs [C, C] of answering ŷ where y is true.

@@ -12,7 +12,6 @@ import math
 import time
 from collections.abc import Sequence
 from functools import cache
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -22,9 +21,7 @@ from mbrl_bilevel.policies.distributions import DiagonalGaussian
 from mbrl_bilevel.policies.mixture import GaussianMixture
 from mbrl_bilevel.policies.networks import Layer
 from mbrl_bilevel.policies.policies import GaussianPolicy, MixturePolicy
-
-#: What a network computes in; "float32" is the type that its parameters have.
-Precision = Literal["float32", "bfloat16"]
+from mbrl_bilevel.policies.precision import Precision
 
 #: bfloat16 loses digits: it has to be this much faster to be chosen.
 _WORTH_IT = 1.3

@@ -24,6 +24,7 @@ from mbrl_bilevel.outer.level import Outer, OuterState
 from mbrl_bilevel.outer.objectives import Objective, OneStepNLL
 from mbrl_bilevel.outer.problem import Problem, Report
 from mbrl_bilevel.policies.policies import Policy
+from mbrl_bilevel.training.settings import Schedule
 
 #: Called with (metric name, value, step): TensorBoard's ``add_scalar`` fits.
 Log = Callable[[str, float, int], object]
@@ -32,31 +33,6 @@ Log = Callable[[str, float, int], object]
 #: Rows at most that a member's early stopping, and its outer level, look at: the millionth tells
 #: nothing that the first twenty thousand did not, but each costs memory for all of its activations.
 HELD_OUT_ROWS = 20_000
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """How long and how fast: ``steps`` of Adam with a cosine from ``learning_rate`` to zero.
-
-    Every ``evaluate_every`` steps the criterion is read on the stopping sample; after ``patience``
-    readings in which no member improved, training ends.
-    """
-
-    steps: int = 2000
-    batch_size: int = 256
-    learning_rate: float = 1e-3
-    weight_decay: float = 0.0
-    evaluate_every: int = 50
-    patience: int = 16
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "evaluate_every", "patience"):
-            if getattr(self, name) < 1:
-                raise InvalidInputError(f"{name} must be at least 1; got {getattr(self, name)}")
-        if not (self.learning_rate > 0.0 and math.isfinite(self.learning_rate)):
-            raise InvalidInputError(f"learning_rate must be positive; got {self.learning_rate}")
-        if not self.weight_decay >= 0.0:
-            raise InvalidInputError(f"weight_decay must be >= 0; got {self.weight_decay}")
 
 
 def fit(

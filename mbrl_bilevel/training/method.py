@@ -21,7 +21,8 @@ from mbrl_bilevel.outer.class_objectives import OwnLoss
 from mbrl_bilevel.outer.level import Outer
 from mbrl_bilevel.outer.objectives import Objective, OneStepNLL
 from mbrl_bilevel.policies.policies import CategoricalPolicy, Policy
-from mbrl_bilevel.training.fit import Log, Schedule, fit
+from mbrl_bilevel.training.fit import Log, fit
+from mbrl_bilevel.training.settings import Schedule
 
 
 class MakePolicy(Protocol):

@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -18,38 +17,12 @@ from mbrl_bilevel.base.errors import InvalidInputError
 from mbrl_bilevel.data.normaliser import Normaliser
 from mbrl_bilevel.policies.networks import EnsembleLinear
 from mbrl_bilevel.policies.policies import GaussianPolicy, MixturePolicy
+from mbrl_bilevel.training.settings import WarmStart
 
 AnyPolicy = GaussianPolicy | MixturePolicy
 
 #: A target whose spread has changed by more than this factor is not what the network was made for.
 _MOST_CHANGE = 2.0
-
-
-@dataclass(frozen=True)
-class WarmStart:
-    """θ ← ``shrink``·θ + ``perturb``·θ_new, with the parameters θ_new of a newly initialised network (Ash
-    & Adams 2020, eq. 1, whose noise is drawn as an initialisation is).
-
-    The defaults are those of model-free agents that do so often (D'Oro et al. 2023, SR-SPR: .8 and .2). With
-    1 and 0 the fit goes on from θ itself. It makes this ``part`` of the steps of a fit from scratch: early
-    stopping alone hardly shortens it, since the learning rate is high again at its start. (On 3000 random
-    steps of HalfCheetah, after a fit to the first 2000 of them, a quarter of the steps is as good as all from
-    scratch.)
-    """
-
-    shrink: float = 0.8
-    perturb: float = 0.2
-    part: float = 1.0
-
-    def __post_init__(self) -> None:
-        if not 0.0 < self.part <= 1.0:
-            raise InvalidInputError(
-                f"WarmStart: part must be above 0 and at most 1; got {self.part}"
-            )
-        for name in ("shrink", "perturb"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and 0.0 <= value <= 1.0):
-                raise InvalidInputError(f"WarmStart: {name} must be from 0 to 1; got {value}")
 
 
 def lasting_units(old: Normaliser, new: Normaliser) -> Normaliser | None:

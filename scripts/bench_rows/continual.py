@@ -13,7 +13,7 @@ from bench_rows.pair import Pair, Sizes, make_data
 from mbrl_bilevel.continual.keeping import Elastic
 from mbrl_bilevel.continual.learner import Learner
 from mbrl_bilevel.continual.recipes import get_recipe
-from mbrl_bilevel.training.fit import Schedule
+from mbrl_bilevel.training.settings import Schedule
 
 #: Tasks seen before the one that is timed.
 _MANY, _FEW = 7, 1

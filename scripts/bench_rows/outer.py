@@ -33,7 +33,8 @@ from mbrl_bilevel.outer.level import Outer
 from mbrl_bilevel.outer.linear_solvers import LinearSolveInfo, MatVec
 from mbrl_bilevel.outer.objectives import ProfileNLL
 from mbrl_bilevel.outer.problem import Hypergradient, Problem, Warm
-from mbrl_bilevel.training.fit import Schedule, fit
+from mbrl_bilevel.training.fit import fit
+from mbrl_bilevel.training.settings import Schedule
 
 
 def fisher_vector_product(sizes: Sizes, seed: int) -> Pair:

@@ -16,7 +16,7 @@ from agents.planners import ICEM
 from mbrl_bilevel.data.rows import FitData, cross_fit, group_by_episode, groups_needed
 from mbrl_bilevel.policies.policies import GaussianPolicy
 from mbrl_bilevel.policies.scales import Scale
-from mbrl_bilevel.training.fit import Schedule
+from mbrl_bilevel.training.settings import Schedule
 
 #: The shapes of HalfCheetah-v5; a target is (Δobservation, reward).
 OBS, ACTION = 17, 6

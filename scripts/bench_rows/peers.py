@@ -27,12 +27,14 @@ from bench_rows.pair import ACTION, INPUTS, OBS, TARGETS, Pair, Sizes, make_data
 from envs.tasks.make import make_env
 from mbrl_bilevel.base.errors import BilevelError
 from mbrl_bilevel.data.normaliser import Normaliser
-from mbrl_bilevel.imagination.particles import Imagination, imagined_returns
+from mbrl_bilevel.imagination.particles import imagined_returns
+from mbrl_bilevel.imagination.settings import Imagination
 from mbrl_bilevel.inner.losses import NLL
 from mbrl_bilevel.models.dynamics import DynamicsModel
 from mbrl_bilevel.models.regression import Regression
-from mbrl_bilevel.policies.fast_inference import Precision
-from mbrl_bilevel.training.fit import Schedule, fit
+from mbrl_bilevel.policies.precision import Precision
+from mbrl_bilevel.training.fit import fit
+from mbrl_bilevel.training.settings import Schedule
 
 #: The python of the peers, as ``make peers`` makes it.
 PEERS = Path(os.environ.get("PEERS", ".venv-peers")) / "bin" / "python"

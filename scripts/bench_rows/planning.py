@@ -11,7 +11,8 @@ from agents.planners.actions import BoxActions
 from bench_rows.eager import alone, eager_log_std
 from bench_rows.pair import ACTION, INPUTS, OBS, TARGETS, Pair, Sizes, make_policy
 from mbrl_bilevel.data.normaliser import Normaliser
-from mbrl_bilevel.imagination.particles import Imagination, imagined_returns
+from mbrl_bilevel.imagination.particles import imagined_returns
+from mbrl_bilevel.imagination.settings import Imagination
 from mbrl_bilevel.models.dynamics import DynamicsModel
 from mbrl_bilevel.models.regression import Regression
 

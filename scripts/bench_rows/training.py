@@ -13,8 +13,9 @@ from bench_rows.pair import INPUTS, TARGETS, Pair, Sizes, make_data, make_policy
 from mbrl_bilevel.base.records import FitResult
 from mbrl_bilevel.data.rows import FitData, Minibatches
 from mbrl_bilevel.inner.losses import NLL
-from mbrl_bilevel.training.fit import Schedule, fit
+from mbrl_bilevel.training.fit import fit
 from mbrl_bilevel.training.methods import get_method
+from mbrl_bilevel.training.settings import Schedule
 
 
 def train_nll(sizes: Sizes, seed: int) -> Pair:

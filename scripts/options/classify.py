@@ -60,7 +60,7 @@ class Args(OwnModuleArgs, RepeatedArgs, NetworkArgs):
     def __post_init__(self) -> None:
         super().__post_init__()
         from mbrl_bilevel.training.class_methods import get_class_method  # they bring in PyTorch
-        from mbrl_bilevel.training.fit import Schedule
+        from mbrl_bilevel.training.settings import Schedule
 
         self.require_at_least(1, "batch_size", "n_test")
         self.require_at_least(0, "n_train")

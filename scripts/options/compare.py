@@ -13,7 +13,7 @@ from options.shared import EnvironmentArgs, FitArgs, RepeatedArgs, require_metho
 from options.sources import Source
 
 if TYPE_CHECKING:
-    from mbrl_bilevel.training.fit import Schedule
+    from mbrl_bilevel.training.settings import Schedule
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from mbrl_bilevel.studies.arguments import RunArgs, naming
 
 if TYPE_CHECKING:
-    from mbrl_bilevel.training.fit import Schedule
+    from mbrl_bilevel.training.settings import Schedule
 
 #: ``--method`` was called ``--model`` once (``RunArgs.renamed``).
 MODEL_IS_METHOD = {"model": "method"}
@@ -98,7 +98,9 @@ class FitArgs(NetworkArgs):
 
     def schedule_with(self, **tuned: Any) -> Schedule:
         """How long and how fast a model is trained; ``tuned`` values win over the options."""
-        from mbrl_bilevel.training.fit import Schedule  # once options are read: it takes a second
+        from mbrl_bilevel.training.settings import (
+            Schedule,  # once options are read: it takes a second
+        )
 
         options = {"batch_size": self.batch_size, "learning_rate": self.learning_rate}
         return Schedule(**{"steps": self.train_steps, **options, **tuned})

@@ -34,7 +34,7 @@ from mbrl_bilevel.figures.models import (
     draw_pooled,
     draw_rollout,
 )
-from mbrl_bilevel.imagination.particles import Imagination
+from mbrl_bilevel.imagination.settings import Imagination
 from mbrl_bilevel.models.dynamics import DynamicsModel, fit_dynamics
 from mbrl_bilevel.models.regression import fit_regression
 from mbrl_bilevel.studies.cells import Cells, Done, run_cells

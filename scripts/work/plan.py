@@ -24,7 +24,7 @@ from envs.tasks.make import Env, make_env
 from mbrl_bilevel.base.errors import InvalidInputError
 from mbrl_bilevel.evaluation.statistics import interval
 from mbrl_bilevel.figures.plan import draw_planners
-from mbrl_bilevel.imagination.particles import Imagination
+from mbrl_bilevel.imagination.settings import Imagination
 from mbrl_bilevel.studies.arguments import naming
 from mbrl_bilevel.studies.cells import Cells, Done, run_cells
 from mbrl_bilevel.studies.launching import Result

@@ -11,7 +11,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 
 from agents.mpc import MPC, MPCSettings
 from envs.known.endings import termination_rule
-from mbrl_bilevel.imagination.particles import Imagination
+from mbrl_bilevel.imagination.settings import Imagination
 from mbrl_bilevel.models.dynamics import DynamicsModel
 
 

@@ -32,7 +32,8 @@ from mbrl_bilevel.studies.run_folder import RunFolder
 from mbrl_bilevel.theory.brute_force import relative_error
 from mbrl_bilevel.theory.catalogue import catalogue, hypergradient_errors, sampled, solvers
 from mbrl_bilevel.theory.linear_gaussian import Setting, build, linear_gaussian, optimal, settle
-from mbrl_bilevel.training.fit import Schedule, fit
+from mbrl_bilevel.training.fit import fit
+from mbrl_bilevel.training.settings import Schedule
 
 
 def check_theory(args: Args, run: RunFolder) -> Result:

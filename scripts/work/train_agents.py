@@ -8,7 +8,8 @@ from dataclasses import dataclass, fields
 from typing import Any, cast
 
 import gymnasium as gym
-from options.train import WITHOUT, Args, Part
+from options.from_settings import Part, Place, as_options, given_settings
+from options.train import WITHOUT, Args
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
 from agents.common.first_model import require_enough_for_a_model
@@ -16,14 +17,14 @@ from agents.learners.named import learner_class
 from agents.learners.no_learner import NoLearner
 from agents.mbpo import MBPO, MBPOSettings
 from agents.mpc import MPC, MPCSettings
+from agents.planners import PLANNERS
 from agents.planning_agent.agent import PlanningAgent
 from agents.planning_agent.settings import PlanningSettings
-from agents.planning_agent.terminal_value import ValueSettings
 from agents.presets import Preset, named_preset, preset_for
 from agents.presets.preset import as_values, learner_defaults, merged, with_values
 from envs.tasks.make import Env
 from mbrl_bilevel.base.errors import InvalidInputError
-from mbrl_bilevel.studies.arguments import as_typed, naming, option_name
+from mbrl_bilevel.studies.arguments import naming, option_name
 
 
 @dataclass(frozen=True)
@@ -132,27 +133,12 @@ def _learner_start(args: Args, learner: type[OffPolicyAlgorithm], preset: Preset
 def _given(args: Args) -> tuple[dict[str, Any], dict[str, Any]]:
     """The options that were given, nested as the settings and as the learner's arguments are."""
     found: dict[str, Any] = {}
-    for each in fields(args):
-        value, place = getattr(args, each.name), each.metadata.get("place")
-        if place and value is not None:
-            found = merged(found, _nested(place, value))
+    for place, value in given_settings(args):
+        found = merged(found, _nested(place, _CHOSEN.get((*place, value), value)))
     arguments: dict[str, Any] = found.pop("learner", {})
     if args.planner == "random" and args.population is not None:
         found["planner"]["population"] = args.population * (args.iterations or 1)
         found["planner"].pop("iterations", None)
-    for name in ("learning_starts", "real_share"):
-        if getattr(args, name) is not None:
-            found[name] = getattr(args, name)
-    if args.rollout_length is not None or args.rollout_growth is not None:
-        first, last = args.rollout_length or (1, 1)
-        begin, end = args.rollout_growth or (0, 1)
-        found["rollout"] = {"first": first, "last": last, "begin": begin, "end": end}
-    if args.value is not None:
-        found["value"] = {"none": None, "fitted": ValueSettings(), "critic": "critic"}[args.value]
-    if args.add_middle:
-        found = merged(found, {"planner": {"add_middle": True}})
-    if args.direct:
-        found["direct"] = True
     if args.planner == "none":
         found |= {"planner": None, "value": None}
     start = args.initial_temperature
@@ -191,8 +177,8 @@ def _refuse_idle(args: Args, settings: PlanningSettings, learner: type[OffPolicy
     }
     off = "planner" if args.agent == "planning" and args.planner == "none" else None
     for each in fields(args):
-        parts = cast("list[Part | None]", [each.metadata.get(n) for n in ("part", "also")])
-        part = next((part for part in parts if part is not None and not has[part]), None)
+        parts: tuple[Part, ...] = each.metadata.get("parts", ())
+        part = next((part for part in parts if not has[part]), None)
         if each.name == off or part is None or getattr(args, each.name) == each.default:
             continue
         raise InvalidInputError(
@@ -213,6 +199,15 @@ def _refuse_idle(args: Args, settings: PlanningSettings, learner: type[OffPolicy
 
 
 def _check_together(args: Args, settings: PlanningSettings, learner: Mapping[str, Any]) -> None:
+    if args.value in ("critic", "none"):
+        for place, _ in given_settings(args):
+            if len(place) > 1 and place[0] == "value":
+                raise InvalidInputError(
+                    f"{option_name('_'.join(place))}: with --value {args.value} no value is fitted, which would "
+                    "ignore it; leave it out"
+                )
+    if args.value == "critic" and args.agent == "mpc":
+        raise InvalidInputError("--value critic: --agent mpc has no critics; give fitted or none")
     if settings.learning_starts >= args.steps:
         raise InvalidInputError(
             f"--learning-starts must be below --steps ({args.steps}), or nothing is learned; "
@@ -264,7 +259,7 @@ def _typed() -> Iterator[None]:
     try:
         yield
     except InvalidInputError as error:
-        raise as_typed(error, Args) from error
+        raise InvalidInputError(as_options(str(error))) from error
 
 
 def _listed(names: Iterable[str]) -> str:
@@ -272,7 +267,14 @@ def _listed(names: Iterable[str]) -> str:
     return f"{', '.join(others)} and {last}" if others else last
 
 
-def _nested(place: tuple[str, ...], value: Any) -> dict[str, Any]:
+#: What a word stands for that chooses one of several things.
+_CHOSEN: dict[tuple[Any, ...], Any] = {
+    **{("planner", kind): {"kind": kind} for kind in PLANNERS},
+    **{("planner", "none"): None, ("value", "none"): None, ("value", "fitted"): {}},
+}
+
+
+def _nested(place: Place, value: Any) -> dict[str, Any]:
     for name in reversed(place):
         value = {name: list(value) if isinstance(value, tuple) else value}
     return cast(dict[str, Any], value)

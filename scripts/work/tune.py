@@ -22,8 +22,8 @@ from mbrl_bilevel.studies.cells import Cells, Done, run_cells
 from mbrl_bilevel.studies.launching import Result
 from mbrl_bilevel.studies.rows import Row
 from mbrl_bilevel.studies.run_folder import RunFolder
-from mbrl_bilevel.training.fit import Schedule
 from mbrl_bilevel.training.methods import get_method
+from mbrl_bilevel.training.settings import Schedule
 from work.steps_data import Split, never, steps_split
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from mbrl_bilevel.base.errors import InvalidInputError
-from mbrl_bilevel.training.fit import Schedule
 from mbrl_bilevel.training.methods import get_method
+from mbrl_bilevel.training.settings import Schedule
 
 #: Method -> options of its Schedule.
 Settings = Mapping[str, Mapping[str, Any]]

@@ -19,21 +19,19 @@ from agents import MBPO, MPC, MBPOSettings, MPCSettings, PlanningAgent, Planning
 from agents.common.experience import RandomBehaviour, collect
 from agents.planners import CEM, ICEM, MPPI, Planner, RandomShooting
 from agents.planning_agent.checkpoint import PLANNING_AGENT, Progress
-from agents.planning_agent.settings import RolloutLength
+from agents.planning_agent.settings import RolloutLength, ValueSettings
 from agents.planning_agent.settings_file import settings_from_json, settings_to_json
-from agents.planning_agent.terminal_value import Value, ValueSettings
+from agents.planning_agent.terminal_value import Value
 from mbrl_bilevel.base.checkpoint import load_checkpoint, save_checkpoint
 from mbrl_bilevel.base.errors import CheckpointError, InvalidInputError
 from mbrl_bilevel.base.records import Transitions
 from mbrl_bilevel.data.normaliser import Normaliser
-from mbrl_bilevel.imagination.branches import Branching
-from mbrl_bilevel.imagination.particles import Imagination
+from mbrl_bilevel.imagination.settings import Branching, Imagination
 from mbrl_bilevel.models.dynamics import DynamicsModel
 from mbrl_bilevel.models.dynamics_checkpoint import model_to_checkpoint
 from mbrl_bilevel.models.regression import Regression
 from mbrl_bilevel.policies.policies import GaussianPolicy
-from mbrl_bilevel.training.fit import Schedule
-from mbrl_bilevel.training.warm_start import WarmStart
+from mbrl_bilevel.training.settings import Schedule, WarmStart
 
 PLANS: list[Planner | None] = [
     None,

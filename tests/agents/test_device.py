@@ -18,13 +18,15 @@ from agents.common.device import planning_device
 from agents.mpc import MPC, MPCSettings
 from agents.planners import ICEM
 from agents.planning_agent.plans import Plans
-from agents.planning_agent.terminal_value import ValueSettings, fit_value
+from agents.planning_agent.settings import ValueSettings
+from agents.planning_agent.terminal_value import fit_value
 from mbrl_bilevel.base.errors import InvalidInputError
 from mbrl_bilevel.base.records import Transitions
-from mbrl_bilevel.imagination.particles import Imagination, Propagation, imagined_returns
+from mbrl_bilevel.imagination.particles import imagined_returns
+from mbrl_bilevel.imagination.settings import Imagination, Propagation
 from mbrl_bilevel.models.dynamics import DynamicsModel, fit_dynamics
-from mbrl_bilevel.training.fit import Schedule
 from mbrl_bilevel.training.methods import get_method
+from mbrl_bilevel.training.settings import Schedule
 
 
 @pytest.fixture(scope="module")

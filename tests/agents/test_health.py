@@ -25,9 +25,9 @@ from agents.planning_agent.settings import PlanningSettings
 from agents.planning_agent.terminal_value import returns_to_go
 from envs.tasks.make import make_env
 from mbrl_bilevel.base.records import Transitions
-from mbrl_bilevel.imagination.particles import Imagination
+from mbrl_bilevel.imagination.settings import Imagination
 from mbrl_bilevel.models.dynamics import DynamicsModel
-from mbrl_bilevel.training.fit import Schedule
+from mbrl_bilevel.training.settings import Schedule
 
 Array = npt.NDArray[Any]
 

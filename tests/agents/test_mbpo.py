@@ -32,11 +32,11 @@ from agents.planning_agent.checkpoint import PLANNING_AGENT
 from agents.planning_agent.imagined_rows import imagine
 from mbrl_bilevel.base.checkpoint import load_checkpoint, save_checkpoint
 from mbrl_bilevel.base.errors import BilevelError, CheckpointError, DivergedError, InvalidInputError
-from mbrl_bilevel.imagination.branches import Branching
 from mbrl_bilevel.imagination.environments import ImaginedVecEnv
+from mbrl_bilevel.imagination.settings import Branching
 from mbrl_bilevel.models.dynamics import DynamicsModel, fit_dynamics
-from mbrl_bilevel.training.fit import Schedule
 from mbrl_bilevel.training.methods import get_method
+from mbrl_bilevel.training.settings import Schedule
 
 # Models of a few gradient steps are poor ones, and told so.
 pytestmark = pytest.mark.filterwarnings("ignore:after .* steps the model is off")

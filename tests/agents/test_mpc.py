@@ -28,10 +28,10 @@ from agents.mpc import MPC, MPCSettings
 from agents.planners import CEM, ICEM
 from agents.planning_agent import agent as planning_agent
 from agents.planning_agent import plans
-from agents.planning_agent.terminal_value import ValueSettings
+from agents.planning_agent.settings import ValueSettings
 from mbrl_bilevel.base.errors import CheckpointError, InvalidInputError
-from mbrl_bilevel.imagination.particles import Imagination
-from mbrl_bilevel.training.fit import Schedule
+from mbrl_bilevel.imagination.settings import Imagination
+from mbrl_bilevel.training.settings import Schedule
 
 Array = npt.NDArray[Any]
 

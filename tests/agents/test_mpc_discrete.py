@@ -15,8 +15,8 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from agents.mpc import MPC, MPCSettings
 from agents.planners import ICEM
 from mbrl_bilevel.base.errors import CheckpointError
-from mbrl_bilevel.imagination.particles import Imagination
-from mbrl_bilevel.training.fit import Schedule
+from mbrl_bilevel.imagination.settings import Imagination
+from mbrl_bilevel.training.settings import Schedule
 
 TINY = MPCSettings(
     method="mse",

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from agents.planners.actions import BoxActions
 from agents.planners.base import PlanInfo, PlannerState, Score
-from agents.planners.cem import CEM, ICEM, _elite_weight, _refit
+from agents.planners.cem import CEM, ICEM
 from agents.planners.coloured_noise import coloured_noise
+from agents.planners.elites import elite_weight, refit
 from mbrl_bilevel.base.errors import InvalidInputError
 
 PLANNERS = [CEM, ICEM]
@@ -258,7 +259,7 @@ def test_candidates_tied_with_the_worst_elite_share_what_the_better_ones_leave()
         [1.0, 1.0, 0.0, 0.0, 0.0, 0.0],
         [0.0] * 6,
     ]
-    weight = _elite_weight(scores, scores.topk(3, 1).values)
+    weight = elite_weight(scores, scores.topk(3, 1).values)
     torch.testing.assert_close(weight, torch.tensor(expected))
     torch.testing.assert_close(weight.sum(1), torch.tensor([3.0, 3.0, 3.0, 2.0, 0.0]))
 
@@ -268,11 +269,11 @@ def test_without_ties_the_elites_alone_have_weight(elites: int) -> None:
     scores = torch.stack([torch.randperm(30, generator=seeded(s)) for s in range(5)]).float()
     top = scores.topk(elites, 1)
     expected = torch.zeros(5, 30).scatter(1, top.indices, 1.0)
-    assert torch.equal(_elite_weight(scores, top.values), expected)
+    assert torch.equal(elite_weight(scores, top.values), expected)
     # μ and σ are then those of the plain refit to the K best.
     candidates = torch.randn(5, 30, 4, 2, generator=seeded(9))
     mean, std = torch.randn(2, 5, 4, 2, generator=seeded(8)).unbind(0)
-    found = _refit(mean, std.abs(), candidates, expected, 0.2)
+    found = refit(mean, std.abs(), candidates, expected, 0.2)
     best = candidates[torch.arange(5)[:, None], top.indices]
     torch.testing.assert_close(found[0], 0.2 * mean + 0.8 * best.mean(1))
     moved = 0.2 * std.abs() + 0.8 * best.std(1, correction=0)

@@ -32,8 +32,8 @@ from agents.planners import ICEM, MPPI
 from agents.planning_agent import plans
 from agents.planning_agent.replay import GUESS, PLAN
 from mbrl_bilevel.base.errors import CheckpointError, InvalidInputError
-from mbrl_bilevel.imagination.particles import Imagination
-from mbrl_bilevel.training.fit import Schedule
+from mbrl_bilevel.imagination.settings import Imagination
+from mbrl_bilevel.training.settings import Schedule
 
 Array = npt.NDArray[Any]
 

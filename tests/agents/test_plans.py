@@ -17,7 +17,7 @@ from agents.planning_agent.plans import Plans, propose
 from agents.planning_agent.settings import PlanningSettings
 from mbrl_bilevel.base.errors import InvalidInputError
 from mbrl_bilevel.base.records import Step
-from mbrl_bilevel.imagination.particles import Imagination
+from mbrl_bilevel.imagination.settings import Imagination
 
 BOX = BoxActions([-1.0, -2.0], [1.0, 3.0])
 SEARCHES: list[Planner] = [

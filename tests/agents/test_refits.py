@@ -17,8 +17,8 @@ from agents.planners import RandomShooting
 from agents.planning_agent import refits
 from mbrl_bilevel.base.checkpoint import load_checkpoint, save_checkpoint
 from mbrl_bilevel.base.errors import CheckpointError
-from mbrl_bilevel.imagination.particles import Imagination
-from mbrl_bilevel.training.fit import Schedule
+from mbrl_bilevel.imagination.settings import Imagination
+from mbrl_bilevel.training.settings import Schedule
 
 Array = npt.NDArray[Any]
 

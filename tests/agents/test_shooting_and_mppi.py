@@ -13,8 +13,9 @@ from torch import Tensor
 
 from agents.planners.actions import BoxActions
 from agents.planners.base import Planner, Score
+from agents.planners.candidates import path_weights
 from agents.planners.cem import ICEM
-from agents.planners.mppi import MPPI, path_weights
+from agents.planners.mppi import MPPI
 from agents.planners.shooting import RandomShooting
 from mbrl_bilevel.base.errors import InvalidInputError
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
+from agents.planning_agent.settings import ValueSettings
 from agents.planning_agent.terminal_value import (
-    ValueSettings,
     fit_value,
     returns_to_go,
     value_from_checkpoint,

@@ -15,8 +15,8 @@ from agents.mbpo import MBPO, MBPOSettings
 from agents.mpc import MPC, MPCSettings
 from agents.planners import ICEM
 from envs.tasks.make import make_env
-from mbrl_bilevel.imagination.particles import Imagination
-from mbrl_bilevel.training.fit import Schedule
+from mbrl_bilevel.imagination.settings import Imagination
+from mbrl_bilevel.training.settings import Schedule
 
 ROOT = Path(__file__).resolve().parents[2]
 TASKS = ROOT / "tests" / "scripts"  # where my_task.py is

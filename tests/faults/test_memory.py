@@ -13,7 +13,7 @@ _TRAIN = """
 import resource, sys
 import numpy as np, torch
 from mbrl_bilevel.models.dynamics import fit_dynamics
-from mbrl_bilevel.training.fit import Schedule
+from mbrl_bilevel.training.settings import Schedule
 from mbrl_bilevel.training.methods import get_method
 from mbrl_bilevel.base.records import Transitions
 

@@ -23,9 +23,9 @@ from envs.datasets.tables import load_table
 from envs.tasks.make import make_env
 from mbrl_bilevel.base.checkpoint import load_checkpoint, save_checkpoint
 from mbrl_bilevel.base.errors import BilevelError, CheckpointError, InvalidInputError
-from mbrl_bilevel.imagination.particles import Imagination
+from mbrl_bilevel.imagination.settings import Imagination
 from mbrl_bilevel.studies.arguments import parse
-from mbrl_bilevel.training.fit import Schedule
+from mbrl_bilevel.training.settings import Schedule
 
 # ruff: noqa: PT017 - whether a mutant is refused is not known beforehand
 COUNT = 1000

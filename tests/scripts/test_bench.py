@@ -25,7 +25,7 @@ from work.bench import QUICK, measure  # noqa: E402
 
 from mbrl_bilevel.policies.policies import GaussianPolicy  # noqa: E402
 from mbrl_bilevel.studies.launching import launch  # noqa: E402
-from mbrl_bilevel.training.fit import Schedule  # noqa: E402
+from mbrl_bilevel.training.settings import Schedule  # noqa: E402
 
 SMALL = QUICK
 

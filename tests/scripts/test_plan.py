@@ -21,11 +21,11 @@ from agents.mbpo import MBPO, MBPOSettings  # noqa: E402
 from agents.mpc import MPC, MPCSettings  # noqa: E402
 from agents.planners import RandomShooting  # noqa: E402
 from envs.tasks.make import make_env  # noqa: E402
-from mbrl_bilevel.imagination.particles import Imagination  # noqa: E402
+from mbrl_bilevel.imagination.settings import Imagination  # noqa: E402
 from mbrl_bilevel.studies.arguments import RunArgs  # noqa: E402
 from mbrl_bilevel.studies.launching import launch  # noqa: E402
 from mbrl_bilevel.studies.run_folder import RunFolder  # noqa: E402
-from mbrl_bilevel.training.fit import Schedule  # noqa: E402
+from mbrl_bilevel.training.settings import Schedule  # noqa: E402
 
 SHORT = ["--plans", "24", "--horizon", "6", "--max-episode-steps", "12", "--quiet"]
 ORACLE = [*SHORT, "--env-id", "InvertedPendulum-v5", "Reacher-v5", "--seeds", "2"]
@@ -106,7 +106,7 @@ def precisions(out: Path) -> set[str]:
 def test_auto_is_settled_once_and_a_resumed_run_keeps_to_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mbrl_bilevel.imagination.particles.fastest_precision", lambda: "float32")
+    monkeypatch.setattr("mbrl_bilevel.policies.fast_inference.fastest_precision", lambda: "float32")
     with RunFolder("plan", RunArgs(out=tmp_path / "run")) as run:
         args = plan.Args(model="agent.safetensors", precision="auto")
         assert settled(args, run).precision == "float32"

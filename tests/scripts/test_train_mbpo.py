@@ -13,6 +13,7 @@ import pytest
 
 from agents.common.experience import RandomBehaviour, collect
 from agents.mbpo import MBPO
+from agents.planners import PLANNERS
 from agents.planning_agent.settings import PlanningSettings
 from envs.datasets.offline import save_minari
 from envs.tasks.make import make_env
@@ -101,12 +102,18 @@ OTHERS: dict[str, Any] = {
     **{"method": "nll", "termination": "a:b", "reward": "known", "planner": "cem", "device": "cpu"},
     **{"propagation": "ts1", "pessimism": 0.25, "precision": "bfloat16", "elites": 1, "members": 1},
     **{"rollout_length": (2, 3), "rollout_growth": (4, 5), "rollout_cut": 0.5, "penalty": 1.0},
-    **{"hidden": (7,), "policy_hidden": (7,), "add_middle": True, "value": "fitted", "n_steps": 3},
+    **{"hidden": (7,), "policy_hidden": (7,), "add_middle": True, "n_steps": 3},
     **{"fixed_temperature": True, "initial_temperature": 0.5, "noise_beta": 1.0, "tau": 0.5},
     **{"exploration": 0.5, "plan_share": 0.75, "learning_rate": 0.5, "policy_learning_rate": 0.5},
     **{"particles": 10, "replan_every": 3, "layer_norm": False, "dropout": 0.5, "gamma": 0.5},
     **{"shrink": 0.5, "perturb": 0.5, "warm_part": 0.75, "direct": True},
-    **{"critics": 3, "target_critics": 1, "imitation": 0.5, "horizon": 7},
+    **{"value": "fitted", "value_discount": 0.5, "value_pessimism": 0.5},
+    **{"schedule_weight_decay": 0.5, "planner_momentum": 0.5, "planner_elite_fraction": 0.5},
+    **{"planner_initial_std": 0.25, "planner_keep_fraction": 0.5, "planner_decay": 2.0},
+    **{"planner_add_mean": False, "planner_execute_best": False, "planner_std": 0.25},
+    **{"planner_temperature": 0.5, "imagination_sample": True, "branching_sample": False},
+    **{"branching_propagation": "tsinf", "branching_uncertainty": "disagreement"},
+    **{"least_real_share": 0.25, "critics": 3, "target_critics": 1, "imitation": 0.5, "horizon": 7},
 }
 
 
@@ -125,18 +132,23 @@ def test_every_option_of_an_agent_reaches_it_and_no_other_is_taken(agent: Any) -
     def made(args: train.Args) -> Any:
         return [args.termination, args.device, build(args, env).resolved()]
 
-    optional = [field for field in fields(train.Args) if "part" in field.metadata]
-    assert len(optional) > 40
+    optional = [field for field in fields(train.Args) if field.metadata.get("parts")]
+    assert len(optional) > 60
     for field in optional:
         changed: Any = {field.name: OTHERS.get(field.name, 13)}
-        if field.name == "add_middle" and agent == "planning":
-            changed["planner"] = "icem"
-        if field.name == "value" and agent == "mpc":
-            changed["value"] = "none"
+        for place in field.metadata.get("places", ()):
+            if place[0] == "planner" and len(place) > 1 and "plan" in taken[agent]:
+                kinds = [name for name, kind in PLANNERS.items() if hasattr(kind, place[1])]
+                changed["planner"] = kinds[0]  # of the planners, one that has it
         if field.name == "propagation":
             changed["pessimism"] = 0.0
-        if {field.metadata["part"], field.metadata.get("also")} - {None} <= taken[agent]:
-            assert made(replace(plain, **changed)) != made(plain), field.name
+        if agent == "mpc" and field.name in ("value", "imagination_sample"):
+            changed = {"value": "none"} if field.name == "value" else {field.name: False}
+        if set(field.metadata["parts"]) <= taken[agent]:
+            base = replace(
+                plain, **{n: v for n, v in changed.items() if n == "planner" != field.name}
+            )
+            assert made(replace(plain, **changed)) != made(base), field.name
         else:
             with pytest.raises(
                 InvalidInputError, match=f"--{field.name.replace('_', '-')}: --agent"
@@ -345,6 +357,19 @@ def test_offline_tells_before_it_learns_what_does_not_fit_the_data(
             ["--plan-share", "0", "--exploration", "0.5"],
             "--exploration: with --plan-share 0",
         ),
+        (
+            train,
+            ["--planner", "cem", "--planner-std", "1"],
+            "--planner-std: planner CEM has no 'std'",
+        ),
+        (
+            train,
+            ["--value", "none", "--value-width", "8"],
+            "--value-width: with --value none no value is",
+        ),
+        (train, ["--train-steps", "0"], "--train-steps must be an int from 1 to"),
+        (train, ["--value-steps", "0"], "--value-steps must be an int from 1 to"),
+        (train, ["--propagation", "ts1"], 'error: --pessimism needs propagation "tsinf"'),
         (train, ["--target-critics", "0"], "--target-critics must be at least 1"),
         (train, ["--target-critics", "3"], "--target-critics must be at most --critics (2); got 3"),
         (train, ["--dropout", "1"], "--dropout must be below 1"),
@@ -364,11 +389,11 @@ def test_offline_tells_before_it_learns_what_does_not_fit_the_data(
             ["--members", "3", "--particles", "5"],
             "--particles must be a multiple of --members (3); got 5",
         ),
-        (train, ["--elites", "0"], "--elites must be at least 1"),
+        (train, ["--elites", "0"], "--elites must be an int from 1 to 100,000; got 0"),
         (train, ["--elites", "7"], "error: --elites must be at most the 5 members; got 7"),
         (train, ["--real-share", "x"], "--real-share: 'x' is no number; give one from 0 to 1, or"),
-        (train, ["--noise-beta", "nan"], "--noise-beta must be 0 or positive"),
-        (train, ["--exploration", "1001"], "--exploration must be 0 or positive and at most 1,000"),
+        (train, ["--noise-beta", "nan"], "--noise-beta must be finite and at least 0"),
+        (train, ["--exploration", "1001"], "--exploration must be from 0 to 1000"),
         (offline, ["--minari", "none-v0"], "error: --minari: Minari data set 'none-v0'"),
         (offline, ["--minari", "no name"], "error: --minari: Minari data set 'no name'"),
         (offline, ["--minari", "none-v0", "--penalty", "-1"], "--penalty"),

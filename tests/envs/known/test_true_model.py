@@ -22,9 +22,9 @@ from envs.known.rollouts import judge_of
 from envs.known.true_model import TrueModel
 from envs.tasks.make import Env, make_env
 from mbrl_bilevel.base.errors import InvalidInputError
-from mbrl_bilevel.imagination.branches import Branching
 from mbrl_bilevel.imagination.environments import ImaginedEnv
-from mbrl_bilevel.imagination.particles import Imagination, imagined_returns, imagined_trajectories
+from mbrl_bilevel.imagination.particles import imagined_returns, imagined_trajectories
+from mbrl_bilevel.imagination.settings import Branching, Imagination
 
 Array = npt.NDArray[Any]
 

@@ -31,8 +31,8 @@ from mbrl_bilevel.outer.linear_solvers import conjugate_gradient
 from mbrl_bilevel.outer.objectives import OneStepNLL
 from mbrl_bilevel.policies.policies import GaussianPolicy, Policy
 from mbrl_bilevel.policies.tempered import TemperedPolicy
-from mbrl_bilevel.training.fit import Schedule
 from mbrl_bilevel.training.method import Method
+from mbrl_bilevel.training.settings import Schedule
 
 U = 2.0  # of the reward: alone it asks for the variance 1/(2U)
 

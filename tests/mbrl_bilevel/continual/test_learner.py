@@ -17,7 +17,7 @@ from mbrl_bilevel.continual.recipes import get_recipe
 from mbrl_bilevel.models.classification import Classification
 from mbrl_bilevel.models.regression import Regression
 from mbrl_bilevel.training.class_methods import get_class_method
-from mbrl_bilevel.training.fit import Schedule
+from mbrl_bilevel.training.settings import Schedule
 
 #: Of no consequence: θ hardly moves.
 STILL = Schedule(steps=1, batch_size=8, learning_rate=1e-12, evaluate_every=1)

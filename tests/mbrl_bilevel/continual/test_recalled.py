@@ -19,7 +19,7 @@ from mbrl_bilevel.outer.held_out_rows import Recollection
 from mbrl_bilevel.outer.held_out_spread import HeldOutSpread
 from mbrl_bilevel.outer.problem import Problem
 from mbrl_bilevel.policies.policies import GaussianPolicy
-from mbrl_bilevel.training.fit import Schedule
+from mbrl_bilevel.training.settings import Schedule
 
 
 def policy(members: int, seed: int) -> GaussianPolicy:

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from mbrl_bilevel.base.errors import InvalidInputError
-from mbrl_bilevel.imagination.branches import Branching, branch_step, draw_members, uncertainty
+from mbrl_bilevel.imagination.branches import branch_step, draw_members, uncertainty
+from mbrl_bilevel.imagination.settings import Branching
 from mbrl_bilevel.models.dynamics import DynamicsModel
 
 LinearModel = Callable[..., DynamicsModel]

@@ -23,8 +23,8 @@ from torch import Tensor
 from mbrl_bilevel.base.errors import InvalidInputError
 from mbrl_bilevel.base.records import Transitions
 from mbrl_bilevel.imagination.bounds import seen_bounds
-from mbrl_bilevel.imagination.branches import Branching
 from mbrl_bilevel.imagination.environments import ImaginedEnv, ImaginedVecEnv, ImaginedVectorEnv
+from mbrl_bilevel.imagination.settings import Branching
 from mbrl_bilevel.models.dynamics import DynamicsModel
 
 LinearModel = Callable[..., DynamicsModel]

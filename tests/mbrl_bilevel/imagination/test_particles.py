@@ -14,12 +14,13 @@ from torch import Tensor
 
 from mbrl_bilevel.base.errors import InvalidInputError
 from mbrl_bilevel.data.normaliser import Normaliser
-from mbrl_bilevel.imagination import particles as model_env
-from mbrl_bilevel.imagination.particles import Imagination, imagined_returns, imagined_trajectories
+from mbrl_bilevel.imagination.particles import imagined_returns, imagined_trajectories
+from mbrl_bilevel.imagination.settings import Imagination
 from mbrl_bilevel.models.dynamics import DynamicsModel
 from mbrl_bilevel.models.regression import Regression
-from mbrl_bilevel.policies.fast_inference import Precision
+from mbrl_bilevel.policies import fast_inference
 from mbrl_bilevel.policies.policies import GaussianPolicy
+from mbrl_bilevel.policies.precision import Precision
 
 LinearModel = Callable[..., DynamicsModel]
 
@@ -429,7 +430,7 @@ def test_bfloat16_adds_up_in_float32(network: DynamicsModel) -> None:
 def test_auto_is_what_was_measured(
     network: DynamicsModel, monkeypatch: pytest.MonkeyPatch, fastest: Precision
 ) -> None:
-    monkeypatch.setattr(model_env, "fastest_precision", lambda: fastest)
+    monkeypatch.setattr(fast_inference, "fastest_precision", lambda: fastest)
     obs, actions = torch.zeros(1, 3), torch.ones(1, 2, 4, 1)
     auto, named = Imagination(3, precision="auto"), Imagination(3, precision=fastest)
     assert auto.settled() == named

@@ -14,13 +14,14 @@ from mbrl_bilevel.base.errors import InvalidInputError, UnsupportedCombinationEr
 from mbrl_bilevel.base.records import Transitions
 from mbrl_bilevel.data.rows import FitData, cross_fit
 from mbrl_bilevel.evaluation.dynamics import evaluate_one_step
-from mbrl_bilevel.imagination.particles import Imagination, imagined_trajectories
+from mbrl_bilevel.imagination.particles import imagined_trajectories
+from mbrl_bilevel.imagination.settings import Imagination
 from mbrl_bilevel.inner.kernel_reward import KernelReward
 from mbrl_bilevel.models.dynamics import DynamicsModel, fit_dynamics
 from mbrl_bilevel.policies.distributions import DiagonalGaussian
 from mbrl_bilevel.policies.mixture import GaussianMixture
-from mbrl_bilevel.training.fit import Schedule
 from mbrl_bilevel.training.methods import METHODS
+from mbrl_bilevel.training.settings import Schedule
 
 ROWS = 1500
 

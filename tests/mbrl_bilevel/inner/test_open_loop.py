@@ -29,8 +29,8 @@ from mbrl_bilevel.policies.policies import (
     GaussianPolicy,
     Policy,
 )
-from mbrl_bilevel.training.fit import Schedule
 from mbrl_bilevel.training.methods import METHODS
+from mbrl_bilevel.training.settings import Schedule
 
 #: A swing with friction, pushed: next = state @ A.T + B·action.
 A = np.array([[1.0, 0.3], [-0.3, 0.86]])

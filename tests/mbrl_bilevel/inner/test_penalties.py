@@ -12,7 +12,8 @@ from mbrl_bilevel.data.rows import FitData, cross_fit
 from mbrl_bilevel.inner.losses import MSE, NLL
 from mbrl_bilevel.inner.penalties import Anchor, Penalised, diagonal_fisher
 from mbrl_bilevel.policies.policies import CategoricalPolicy, GaussianPolicy, MixturePolicy
-from mbrl_bilevel.training.fit import Schedule, fit
+from mbrl_bilevel.training.fit import fit
+from mbrl_bilevel.training.settings import Schedule
 
 
 def seeded(seed: int = 0) -> torch.Generator:

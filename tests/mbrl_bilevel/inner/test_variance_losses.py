@@ -14,8 +14,9 @@ from mbrl_bilevel.inner.losses import MSE, NLL, BetaNLL, Faithful, Loss
 from mbrl_bilevel.policies.distributions import DiagonalGaussian
 from mbrl_bilevel.policies.policies import CategoricalPolicy, GaussianPolicy
 from mbrl_bilevel.policies.scales import Scale
-from mbrl_bilevel.training.fit import Schedule, fit
+from mbrl_bilevel.training.fit import fit
 from mbrl_bilevel.training.methods import METHODS
+from mbrl_bilevel.training.settings import Schedule
 
 E, B, D, X = 2, 7, 3, 2
 

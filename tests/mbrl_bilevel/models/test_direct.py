@@ -14,11 +14,12 @@ from mbrl_bilevel.base.checkpoint import load_checkpoint, save_checkpoint
 from mbrl_bilevel.base.records import Transitions
 from mbrl_bilevel.data.rows import Chain
 from mbrl_bilevel.evaluation.dynamics import evaluate_one_step, evaluate_open_loop
-from mbrl_bilevel.imagination.branches import Branching, branch_step
+from mbrl_bilevel.imagination.branches import branch_step
+from mbrl_bilevel.imagination.settings import Branching
 from mbrl_bilevel.models.dynamics import DynamicsModel, fit_dynamics
 from mbrl_bilevel.models.dynamics_checkpoint import load_model, save_model
-from mbrl_bilevel.training.fit import Schedule
 from mbrl_bilevel.training.methods import METHODS
+from mbrl_bilevel.training.settings import Schedule
 
 A = np.array([[0.9, 0.2], [-0.1, 0.8]], dtype=np.float32)
 NOISE = 0.1

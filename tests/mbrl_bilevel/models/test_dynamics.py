@@ -24,8 +24,8 @@ from mbrl_bilevel.models.dynamics import DynamicsModel, LearnedTermination, fit_
 from mbrl_bilevel.models.dynamics_checkpoint import load_model, save_model
 from mbrl_bilevel.models.regression import fit_regression
 from mbrl_bilevel.training import method as training_method
-from mbrl_bilevel.training.fit import Schedule
 from mbrl_bilevel.training.methods import METHODS
+from mbrl_bilevel.training.settings import Schedule
 
 Array = npt.NDArray[Any]
 LinearModel = Callable[..., DynamicsModel]

@@ -32,8 +32,8 @@ from mbrl_bilevel.policies.policies import (
     GaussianPolicy,
     MixturePolicy,
 )
-from mbrl_bilevel.training.fit import Schedule
 from mbrl_bilevel.training.methods import METHODS
+from mbrl_bilevel.training.settings import Schedule
 
 Config = dict[str, Any]
 

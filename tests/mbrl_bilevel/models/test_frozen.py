@@ -9,11 +9,12 @@ from torch import Tensor
 
 from mbrl_bilevel.base.records import Transitions
 from mbrl_bilevel.data.rows import regression_rows
-from mbrl_bilevel.imagination.branches import Branching, branch_step, draw_members
-from mbrl_bilevel.imagination.particles import Imagination, imagined_returns
+from mbrl_bilevel.imagination.branches import branch_step, draw_members
+from mbrl_bilevel.imagination.particles import imagined_returns
+from mbrl_bilevel.imagination.settings import Branching, Imagination
 from mbrl_bilevel.models.dynamics import DynamicsModel, fit_dynamics
-from mbrl_bilevel.training.fit import Schedule
 from mbrl_bilevel.training.methods import get_method
+from mbrl_bilevel.training.settings import Schedule
 
 
 def seeded(seed: int = 0) -> torch.Generator:

@@ -15,8 +15,8 @@ from mbrl_bilevel.outer.closed_form import held_out_second_moment
 from mbrl_bilevel.outer.held_out_spread import HeldOutSpread, SharedSpread
 from mbrl_bilevel.outer.problem import Problem
 from mbrl_bilevel.policies.policies import GaussianPolicy, with_members
-from mbrl_bilevel.training.fit import Schedule
 from mbrl_bilevel.training.methods import METHODS
+from mbrl_bilevel.training.settings import Schedule
 
 
 def noisy(slope: float, rows: int = 2000) -> FitData:

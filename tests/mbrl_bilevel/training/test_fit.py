@@ -25,8 +25,9 @@ from mbrl_bilevel.outer.level import Outer
 from mbrl_bilevel.outer.objectives import OneStepMSE, OneStepNLL
 from mbrl_bilevel.outer.problem import Hypergradient, Problem, Warm
 from mbrl_bilevel.policies.policies import GaussianPolicy, Policy
-from mbrl_bilevel.training.fit import Schedule, fit
+from mbrl_bilevel.training.fit import fit
 from mbrl_bilevel.training.methods import METHODS
+from mbrl_bilevel.training.settings import Schedule
 
 NOISE = (0.3, 0.8)
 SLOPE = torch.tensor([[1.0, -0.5], [0.3, 0.8]])

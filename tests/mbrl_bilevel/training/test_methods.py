@@ -14,9 +14,9 @@ from mbrl_bilevel.data.rows import Chain, FitData, cross_fit
 from mbrl_bilevel.inner.losses import NLL, PolicyGradient
 from mbrl_bilevel.outer.held_out_spread import SharedSpread
 from mbrl_bilevel.policies.policies import GaussianPolicy
-from mbrl_bilevel.training.fit import Schedule
 from mbrl_bilevel.training.method import WarmUp
 from mbrl_bilevel.training.methods import METHODS, get_method
+from mbrl_bilevel.training.settings import Schedule
 
 
 def test_the_methods_are_these() -> None:

@@ -25,9 +25,9 @@ from mbrl_bilevel.outer.objectives import OneStepMSE
 from mbrl_bilevel.policies.policies import FullGaussianPolicy, GaussianPolicy, Policy
 from mbrl_bilevel.policies.tempered import TemperedPolicy
 from mbrl_bilevel.training.class_methods import CLASS_METHODS, register_class_method
-from mbrl_bilevel.training.fit import Schedule
 from mbrl_bilevel.training.method import Method
 from mbrl_bilevel.training.methods import METHODS, get_method, register_method
+from mbrl_bilevel.training.settings import Schedule
 
 SCHEDULE = Schedule(steps=300, learning_rate=5e-2, batch_size=64)
 

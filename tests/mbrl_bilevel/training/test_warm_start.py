@@ -17,9 +17,9 @@ from mbrl_bilevel.data.growing_folds import GrowingFolds
 from mbrl_bilevel.data.normaliser import Normaliser
 from mbrl_bilevel.models.dynamics import DynamicsModel, fit_dynamics
 from mbrl_bilevel.training import method as training_method
-from mbrl_bilevel.training.fit import Schedule
 from mbrl_bilevel.training.methods import METHODS
-from mbrl_bilevel.training.warm_start import WarmStart, lasting_units
+from mbrl_bilevel.training.settings import Schedule, WarmStart
+from mbrl_bilevel.training.warm_start import lasting_units
 
 SHORT = Schedule(steps=30, batch_size=32, evaluate_every=15)
 #: One of each kind of scale, whose σ(x) may be read from the inputs alone.
