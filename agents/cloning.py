@@ -17,7 +17,7 @@ import torch
 
 from agents.common.spaces import from_vectors, require_box, require_recorded
 from mbrl_bilevel.base.records import Transitions
-from mbrl_bilevel.data.rows import group_by_episode, groups_needed
+from mbrl_bilevel.data.splits import group_by_episode, groups_needed
 from mbrl_bilevel.models.regression import Regression, fit_regression
 from mbrl_bilevel.training.methods import get_method
 from mbrl_bilevel.training.settings import Schedule

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from mbrl_bilevel.continual.recipes import get_recipe as get_recipe
     from mbrl_bilevel.continual.sequence import Transfer as Transfer
     from mbrl_bilevel.continual.sequence import transfer as transfer
-    from mbrl_bilevel.data.rows import FitData as FitData
-    from mbrl_bilevel.data.rows import cross_fit as cross_fit
+    from mbrl_bilevel.data.splits import FitData as FitData
+    from mbrl_bilevel.data.splits import cross_fit as cross_fit
     from mbrl_bilevel.evaluation.dynamics import evaluate_one_step as evaluate_one_step
     from mbrl_bilevel.evaluation.dynamics import evaluate_open_loop as evaluate_open_loop
     from mbrl_bilevel.imagination.environments import ImaginedEnv as ImaginedEnv
@@ -80,7 +80,7 @@ else:
             "mbrl_bilevel.continual.learner": ("Learner",),
             "mbrl_bilevel.continual.recipes": ("get_recipe",),
             "mbrl_bilevel.continual.sequence": ("Transfer", "transfer"),
-            "mbrl_bilevel.data.rows": ("FitData", "cross_fit"),
+            "mbrl_bilevel.data.splits": ("FitData", "cross_fit"),
             "mbrl_bilevel.evaluation.dynamics": ("evaluate_one_step", "evaluate_open_loop"),
             "mbrl_bilevel.imagination.environments": (
                 "ImaginedEnv",

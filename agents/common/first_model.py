@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mbrl_bilevel.base.errors import InvalidInputError
-from mbrl_bilevel.data.rows import rows_needed
+from mbrl_bilevel.data.splits import rows_needed
 
 
 def require_enough_for_a_model(

@@ -58,7 +58,7 @@ def chosen_rules(env: VecEnv, termination: TerminationChoice, reward: RewardChoi
 
     Raises InvalidInputError for another choice, or a rule that ``env`` is asked for and does not know.
     """
-    known = known_rules(env)
+    known = rules_told_by(env)
     if termination is None and known.termination is not None:
         termination = "known"
     offered: dict[str, dict[str, Rule | None]] = {
@@ -81,7 +81,7 @@ def chosen_rules(env: VecEnv, termination: TerminationChoice, reward: RewardChoi
     return Rules(rules.get("termination"), rules.get("reward"), from_env)
 
 
-def known_rules(env: VecEnv) -> KnownRules:
+def rules_told_by(env: VecEnv) -> KnownRules:
     """What ``env`` says is known of it; nothing where it does not say.
 
     Nothing is known of environments in other processes, inside a VecEnvWrapper that may change what is met, or

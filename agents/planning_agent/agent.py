@@ -37,10 +37,10 @@ from agents.common.spaces import (
 )
 from agents.common.threads import few_threads
 from agents.learners.held import divergence_told, update_vec_normalize
+from agents.planning_agent.base_agent import AgentParts
 from agents.planning_agent.checkpoint import load_agent, save_agent
 from agents.planning_agent.imagined_rows import imagine
 from agents.planning_agent.old_files import MBPO_AGENT, MPC_AGENT
-from agents.planning_agent.parts import AgentParts
 from agents.planning_agent.plans import Memory
 from agents.planning_agent.refits import fit_model
 from agents.planning_agent.replay import GUESS, PLAN, POLICY

@@ -37,8 +37,8 @@ from agents.learners.held import (
     storable,
     vec_normalize_to_checkpoint,
 )
+from agents.planning_agent.base_agent import AgentParts
 from agents.planning_agent.old_files import MBPO_AGENT, MPC_AGENT, read_mpc, with_old_defaults
-from agents.planning_agent.parts import AgentParts
 from agents.planning_agent.progress import Progress
 from agents.planning_agent.refits import start_from_checkpoint, start_to_checkpoint
 from agents.planning_agent.replay import GUESS, PLAN, POLICY, MixedReplay, Ring

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from agents.planning_agent.parts import AgentParts
+from agents.planning_agent.base_agent import AgentParts
 from agents.planning_agent.replay import PLAN, stored_action
 from agents.planning_agent.terminal_value import returns_to_go
 from mbrl_bilevel.base.records import Transitions

@@ -11,7 +11,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from agents.common.saved import Spaces, check_widths, count_of, random_states_told, read_model
 from agents.learners.no_learner import NoLearner
-from agents.planning_agent.parts import AgentParts
+from agents.planning_agent.base_agent import AgentParts
 from agents.planning_agent.settings import RolloutLength
 from agents.planning_agent.settings_file import settings_from_json
 from agents.planning_agent.terminal_value import value_from_checkpoint

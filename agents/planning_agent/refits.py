@@ -16,7 +16,7 @@ from mbrl_bilevel.base.checkpoint import Checkpoint
 from mbrl_bilevel.base.errors import CheckpointError, InvalidInputError
 from mbrl_bilevel.base.records import FitResult, Rule, Transitions
 from mbrl_bilevel.data.growing_folds import GrowingFolds
-from mbrl_bilevel.data.rows import Folds
+from mbrl_bilevel.data.splits import Folds
 from mbrl_bilevel.models.dynamics import DynamicsModel, fit_dynamics
 from mbrl_bilevel.models.dynamics_checkpoint import model_to_checkpoint
 from mbrl_bilevel.models.regression import draw_seed

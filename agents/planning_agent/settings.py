@@ -82,7 +82,7 @@ class ValueSettings:
 
     def rows_needed(self) -> int:
         """Fewer rows than this cannot be split among the members."""
-        from mbrl_bilevel.data.rows import groups_needed  # it brings in PyTorch
+        from mbrl_bilevel.data.splits import groups_needed  # it brings in PyTorch
 
         return 8 * groups_needed(self.members)
 

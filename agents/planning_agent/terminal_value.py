@@ -22,7 +22,7 @@ from mbrl_bilevel.base.checkpoint import Checkpoint
 from mbrl_bilevel.base.errors import CheckpointError
 from mbrl_bilevel.base.records import Transitions
 from mbrl_bilevel.data.normaliser import Normaliser
-from mbrl_bilevel.data.rows import FitData, cross_fit, group_by_episode, groups_needed
+from mbrl_bilevel.data.splits import FitData, cross_fit, group_by_episode, groups_needed
 from mbrl_bilevel.inner.losses import MSE
 from mbrl_bilevel.models.dynamics_checkpoint import (
     load_normaliser,

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from stable_baselines3.common.callbacks import BaseCallback
 from tqdm.auto import tqdm
 
+from agents.planning_agent.base_agent import AgentParts
 from agents.planning_agent.health import Clock, imagined_share, look
-from agents.planning_agent.parts import AgentParts
 
 
 class Upkeep(BaseCallback):

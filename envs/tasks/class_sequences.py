@@ -17,7 +17,7 @@ from sklearn import datasets
 from sklearn.model_selection import train_test_split
 
 from mbrl_bilevel.base.errors import InvalidInputError
-from mbrl_bilevel.data.rows import IntArray
+from mbrl_bilevel.data.splits import IntArray
 
 Array = npt.NDArray[np.float64]
 

@@ -17,7 +17,7 @@ from envs.tasks.make import Env, make_env
 from envs.tasks.variations import VARIATIONS
 from mbrl_bilevel.base.errors import InvalidInputError, look_up
 from mbrl_bilevel.base.records import Transitions
-from mbrl_bilevel.data.rows import sample_segments, stretch_means
+from mbrl_bilevel.data.splits import sample_segments, stretch_means
 
 #: ``collect(env, behaviour, steps, seed=…, max_episode_steps=…)``: that of ``agents.common.experience``, passed in.
 Collect = Callable[..., Transitions]

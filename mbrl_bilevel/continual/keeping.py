@@ -23,7 +23,7 @@ from mbrl_bilevel.continual.memory import (
     independent_rows,
     rehearsed,
 )
-from mbrl_bilevel.data.rows import FitData
+from mbrl_bilevel.data.splits import FitData
 from mbrl_bilevel.inner.losses import Loss, Metrics, PolicyGradient
 from mbrl_bilevel.inner.penalties import Anchor, Penalised
 from mbrl_bilevel.inner.regularisers import KL, Sum

@@ -19,7 +19,7 @@ from mbrl_bilevel.base.records import FitResult
 from mbrl_bilevel.continual.keeping import Fitted, in_training
 from mbrl_bilevel.continual.recipes import Recipe
 from mbrl_bilevel.data.normaliser import Normaliser
-from mbrl_bilevel.data.rows import IntArray
+from mbrl_bilevel.data.splits import IntArray
 from mbrl_bilevel.models.classification import Classification
 from mbrl_bilevel.models.regression import Regression, draw_seed
 from mbrl_bilevel.policies.policies import CategoricalPolicy, Policy

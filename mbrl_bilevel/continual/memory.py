@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from mbrl_bilevel.base.errors import InvalidInputError
-from mbrl_bilevel.data.folds import row_folds
-from mbrl_bilevel.data.rows import FitData, Folds, IntArray, cross_fit
+from mbrl_bilevel.data.splits import FitData, Folds, IntArray, cross_fit
+from mbrl_bilevel.data.table_folds import row_folds
 from mbrl_bilevel.policies.policies import CategoricalPolicy, Policy
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mbrl_bilevel.base.errors import InvalidInputError
-from mbrl_bilevel.data.rows import (
+from mbrl_bilevel.data.splits import (
     NO_GROUP,
     SHORTEST_BLOCK,
     Folds,

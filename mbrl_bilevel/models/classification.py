@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from mbrl_bilevel.base.errors import InvalidInputError
-from mbrl_bilevel.data.folds import row_folds
 from mbrl_bilevel.data.normaliser import Normaliser
-from mbrl_bilevel.data.rows import FitData, IntArray
+from mbrl_bilevel.data.splits import FitData, IntArray
+from mbrl_bilevel.data.table_folds import row_folds
 from mbrl_bilevel.policies.tempered import TemperedPolicy
 
 #: Normalised features beyond this are taken for this: a network says nothing sensible further out.

@@ -28,7 +28,7 @@ from mbrl_bilevel.base.records import (
 from mbrl_bilevel.base.rounding import ULPS
 from mbrl_bilevel.data.growing_folds import GrowingFolds
 from mbrl_bilevel.data.normaliser import Normaliser
-from mbrl_bilevel.data.rows import (
+from mbrl_bilevel.data.splits import (
     NO_GROUP,
     BoolArray,
     FitData,
@@ -301,7 +301,7 @@ def fit_dynamics(
     start: DynamicsModel | None = None,
     warm_start: WarmStart | None = None,
 ) -> tuple[DynamicsModel, FitResult]:
-    """Fit a dynamics model to experience; splits are by episode (``rows.group_by_episode``).
+    """Fit a dynamics model to experience; splits are by episode (``splits.group_by_episode``).
 
     A termination that is not known by rule is learned when the data holds one; data that never
     terminates gives a model that never does. With ``outer_transitions`` (another policy's data, say)

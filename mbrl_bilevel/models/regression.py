@@ -17,7 +17,7 @@ from torch import Tensor
 from mbrl_bilevel.base.errors import InvalidInputError
 from mbrl_bilevel.base.records import FitResult
 from mbrl_bilevel.data.normaliser import Normaliser
-from mbrl_bilevel.data.rows import BoolArray, Chain, FitData, Folds, IntArray, cross_fit
+from mbrl_bilevel.data.splits import BoolArray, Chain, FitData, Folds, IntArray, cross_fit
 from mbrl_bilevel.policies.distributions import DiagonalGaussian
 from mbrl_bilevel.policies.fast_inference import FrozenPolicy
 from mbrl_bilevel.policies.mixture import GaussianMixture
@@ -156,7 +156,7 @@ def fit_regression(
 
     Rows that are independent are each a group of their own: ``numpy.arange(N)``. A method without an
     outer level gets the outer sample for training. Methods that look ahead need each row's
-    ``successor`` [N] (``rows.successors``), and the first ``state`` columns of y to be the changes of
+    ``successor`` [N] (``splits.successors``), and the first ``state`` columns of y to be the changes of
     those of x, or what they are next where ``direct``. ``outer_only`` as for ``cross_fit``, ``weight`` [N] as
     for ``FitData``; ``folds`` take the place of those that are made of the groups.
 

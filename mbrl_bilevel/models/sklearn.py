@@ -20,9 +20,9 @@ from torch import Tensor
 
 from mbrl_bilevel.base.errors import InvalidInputError
 from mbrl_bilevel.base.rounding import ULPS
-from mbrl_bilevel.data.folds import FEWEST_ROWS, row_folds
 from mbrl_bilevel.data.normaliser import Normaliser
-from mbrl_bilevel.data.rows import FitData, Folds
+from mbrl_bilevel.data.splits import FitData, Folds
+from mbrl_bilevel.data.table_folds import FEWEST_ROWS, row_folds
 from mbrl_bilevel.inner.losses import PolicyGradient
 from mbrl_bilevel.inner.rewards import RewardMatrix
 from mbrl_bilevel.models.classification import CHUNK, FAR, Classification
@@ -229,7 +229,7 @@ class BilevelRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
     """An ensemble of Gaussian policies; ``method`` is one of ``methods.METHODS`` that look one step ahead.
 
     The rest as for BilevelClassifier. Early stopping and the outer level look at held-out rows
-    (``rows.cross_fit``); fewer than ten rows are repeated until there are ten, and then nothing is
+    (``splits.cross_fit``); fewer than ten rows are repeated until there are ten, and then nothing is
     really held out.
     """
 

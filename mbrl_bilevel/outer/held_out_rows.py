@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mbrl_bilevel.data.rows import evenly_spaced
+from mbrl_bilevel.data.splits import evenly_spaced
 from mbrl_bilevel.outer.problem import Problem
 from mbrl_bilevel.policies.policies import GaussianPolicy
 

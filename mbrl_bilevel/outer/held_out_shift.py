@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mbrl_bilevel.base.errors import DivergedError, InvalidInputError, UnsupportedCombinationError
-from mbrl_bilevel.data.rows import evenly_spaced
+from mbrl_bilevel.data.splits import evenly_spaced
 from mbrl_bilevel.inner.shifted_reward import AffineShift, Shifted
 from mbrl_bilevel.outer.problem import Problem, Report, reward_loss
 from mbrl_bilevel.policies.distributions import DiagonalGaussian

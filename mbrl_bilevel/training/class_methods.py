@@ -14,7 +14,7 @@ from functools import partial
 import torch
 
 from mbrl_bilevel.base.errors import look_up
-from mbrl_bilevel.data.rows import FitData
+from mbrl_bilevel.data.splits import FitData
 from mbrl_bilevel.inner.class_losses import Focal, LabelSmoothing
 from mbrl_bilevel.inner.losses import NLL, PolicyGradient
 from mbrl_bilevel.inner.positive import PositiveFunction

@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 from mbrl_bilevel.base.errors import DivergedError, InvalidInputError
 from mbrl_bilevel.base.records import Batch, FitResult
-from mbrl_bilevel.data.rows import FitData, Minibatches
+from mbrl_bilevel.data.splits import FitData, Minibatches
 from mbrl_bilevel.inner.losses import Loss
 from mbrl_bilevel.outer.level import Outer, OuterState
 from mbrl_bilevel.outer.objectives import Objective, OneStepNLL

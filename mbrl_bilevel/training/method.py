@@ -15,7 +15,7 @@ import torch
 
 from mbrl_bilevel.base.errors import InvalidInputError
 from mbrl_bilevel.base.records import FitResult
-from mbrl_bilevel.data.rows import FitData, Folds
+from mbrl_bilevel.data.splits import FitData, Folds
 from mbrl_bilevel.inner.losses import Loss
 from mbrl_bilevel.outer.class_objectives import OwnLoss
 from mbrl_bilevel.outer.level import Outer

@@ -11,7 +11,7 @@ from functools import partial
 from torch.optim import Adam
 
 from mbrl_bilevel.base.errors import InvalidInputError, look_up
-from mbrl_bilevel.data.rows import FitData
+from mbrl_bilevel.data.splits import FitData
 from mbrl_bilevel.inner.estimators import REINFORCE
 from mbrl_bilevel.inner.kernel_reward import KernelReward
 from mbrl_bilevel.inner.losses import MSE, NLL, BetaNLL, Faithful, KStep, PolicyGradient

@@ -18,7 +18,7 @@ from agents.common.experience import RandomBehaviour, collect
 from bench_rows.pair import TARGETS, Pair, Sizes, make_policy
 from envs.tasks.make import make_env
 from mbrl_bilevel.base.records import FitResult
-from mbrl_bilevel.data.rows import (
+from mbrl_bilevel.data.splits import (
     FitData,
     Minibatches,
     cross_fit,

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from agents.planners import ICEM
-from mbrl_bilevel.data.rows import FitData, cross_fit, group_by_episode, groups_needed
+from mbrl_bilevel.data.splits import FitData, cross_fit, group_by_episode, groups_needed
 from mbrl_bilevel.policies.policies import GaussianPolicy
 from mbrl_bilevel.policies.scales import Scale
 from mbrl_bilevel.training.settings import Schedule

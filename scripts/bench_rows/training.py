@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from bench_rows.eager import alone, eager_log_std
 from bench_rows.pair import INPUTS, TARGETS, Pair, Sizes, make_data, make_policy
 from mbrl_bilevel.base.records import FitResult
-from mbrl_bilevel.data.rows import FitData, Minibatches
+from mbrl_bilevel.data.splits import FitData, Minibatches
 from mbrl_bilevel.inner.losses import NLL
 from mbrl_bilevel.training.fit import fit
 from mbrl_bilevel.training.methods import get_method

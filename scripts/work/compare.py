@@ -18,7 +18,7 @@ from agents.mpc import MPC, MPCSettings
 from envs.known.endings import termination_rule
 from mbrl_bilevel.base.errors import InvalidInputError
 from mbrl_bilevel.base.records import FitResult, Rule, Transitions
-from mbrl_bilevel.data.rows import sample_segments
+from mbrl_bilevel.data.splits import sample_segments
 from mbrl_bilevel.evaluation.dynamics import (
     LEVELS,
     OneStep,

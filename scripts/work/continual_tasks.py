@@ -16,7 +16,7 @@ from envs.tasks.class_sequences import ClassSequence, ClassTask
 from envs.tasks.sequences import Task
 from mbrl_bilevel.base.records import Transitions
 from mbrl_bilevel.continual.learner import Learner
-from mbrl_bilevel.data.rows import IntArray, group_by_episode, groups_needed, regression_rows
+from mbrl_bilevel.data.splits import IntArray, group_by_episode, groups_needed, regression_rows
 from mbrl_bilevel.evaluation.class_scores import class_scores
 from mbrl_bilevel.evaluation.dynamics import evaluate_one_step, evaluate_open_loop
 from mbrl_bilevel.models.classification import Classification

@@ -26,7 +26,7 @@ from envs.datasets.tables import Missing, Table, Text, load_table
 from envs.tasks.make import make_env
 from mbrl_bilevel.base.errors import InvalidInputError
 from mbrl_bilevel.base.records import Transitions
-from mbrl_bilevel.data.rows import stretch_means
+from mbrl_bilevel.data.splits import stretch_means
 
 #: Stretches that are slower than this share of them are for training, faster than that for the test.
 _SLOW, _FAST = 0.5, 0.75

@@ -14,7 +14,7 @@ from options.theory import Args
 from torch import Tensor
 
 from mbrl_bilevel.base.records import Batch
-from mbrl_bilevel.data.rows import FitData, Folds
+from mbrl_bilevel.data.splits import FitData, Folds
 from mbrl_bilevel.figures.theory import draw_convergence, draw_hypergradients, draw_moments
 from mbrl_bilevel.inner.estimators import LeaveOneOut
 from mbrl_bilevel.inner.losses import NLL, Loss, PolicyGradient

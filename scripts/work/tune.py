@@ -14,7 +14,7 @@ from options.tune import Args
 from scipy.stats import qmc
 
 from mbrl_bilevel.base.errors import DivergedError
-from mbrl_bilevel.data.rows import sample_segments
+from mbrl_bilevel.data.splits import sample_segments
 from mbrl_bilevel.evaluation.dynamics import evaluate_one_step
 from mbrl_bilevel.figures.models import draw_trials
 from mbrl_bilevel.models.dynamics import fit_dynamics

@@ -22,7 +22,7 @@ from stable_baselines3.common.vec_env import (
 from torch import Tensor
 
 from agents import ICEM, MBPO, MPC
-from agents.common.rules import chosen_rules, known_rules
+from agents.common.rules import chosen_rules, rules_told_by
 from agents.common.spaces import vector_env
 from agents.planning_agent.checkpoint import read_for_planning
 from envs import make_env
@@ -126,7 +126,7 @@ WRAPPED: list[tuple[Any, bool, bool]] = [
 @pytest.mark.parametrize(("make", "ending", "reward"), WRAPPED)
 def test_it_is_asked_for_through_wrappers(make: Any, ending: bool, reward: bool) -> None:
     env = vector_env(make())
-    found = known_rules(env)
+    found = rules_told_by(env)
     assert (found.termination is not None) is ending
     assert (found.reward is not None) is reward
     assert (found.approximate_reward is not None) is reward

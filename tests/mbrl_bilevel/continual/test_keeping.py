@@ -21,7 +21,7 @@ from mbrl_bilevel.continual.keeping import (
     Replay,
 )
 from mbrl_bilevel.continual.memory import Memory
-from mbrl_bilevel.data.rows import FitData, cross_fit
+from mbrl_bilevel.data.splits import FitData, cross_fit
 from mbrl_bilevel.inner.losses import NLL, Loss, PolicyGradient
 from mbrl_bilevel.inner.penalties import diagonal_fisher
 from mbrl_bilevel.inner.rewards import Mahalanobis, RewardMatrix

@@ -16,7 +16,7 @@ from mbrl_bilevel.continual.memory import (
     rehearsed,
     taken,
 )
-from mbrl_bilevel.data.rows import FitData, cross_fit
+from mbrl_bilevel.data.splits import FitData, cross_fit
 from mbrl_bilevel.policies.policies import CategoricalPolicy, GaussianPolicy
 
 

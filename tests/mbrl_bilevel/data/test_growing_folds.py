@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from mbrl_bilevel.base.errors import InvalidInputError
 from mbrl_bilevel.data.growing_folds import GrowingFolds
-from mbrl_bilevel.data.rows import (
+from mbrl_bilevel.data.splits import (
     NO_GROUP,
     Folds,
     IntArray,

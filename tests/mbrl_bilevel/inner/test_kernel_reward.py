@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mbrl_bilevel.base.errors import InvalidInputError, UnsupportedCombinationError
 from mbrl_bilevel.base.records import Transitions
-from mbrl_bilevel.data.rows import FitData, cross_fit
+from mbrl_bilevel.data.splits import FitData, cross_fit
 from mbrl_bilevel.evaluation.dynamics import evaluate_one_step
 from mbrl_bilevel.imagination.particles import imagined_trajectories
 from mbrl_bilevel.imagination.settings import Imagination

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mbrl_bilevel.base.errors import InvalidInputError, UnsupportedCombinationError
 from mbrl_bilevel.base.records import Batch, Transitions
-from mbrl_bilevel.data.rows import Chain, FitData, Folds, successors
+from mbrl_bilevel.data.splits import Chain, FitData, Folds, successors
 from mbrl_bilevel.inner.losses import MSE, KStep, PolicyGradient
 from mbrl_bilevel.inner.open_loop import open_loop
 from mbrl_bilevel.inner.rewards import Mahalanobis

@@ -8,7 +8,7 @@ import torch
 
 from mbrl_bilevel.base.errors import InvalidInputError, UnsupportedCombinationError
 from mbrl_bilevel.base.records import Batch
-from mbrl_bilevel.data.rows import FitData, cross_fit
+from mbrl_bilevel.data.splits import FitData, cross_fit
 from mbrl_bilevel.inner.losses import MSE, NLL
 from mbrl_bilevel.inner.penalties import Anchor, Penalised, diagonal_fisher
 from mbrl_bilevel.policies.policies import CategoricalPolicy, GaussianPolicy, MixturePolicy

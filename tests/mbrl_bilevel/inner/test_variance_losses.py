@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mbrl_bilevel.base.errors import InvalidInputError, UnsupportedCombinationError
 from mbrl_bilevel.base.records import Batch
-from mbrl_bilevel.data.rows import FitData, cross_fit
+from mbrl_bilevel.data.splits import FitData, cross_fit
 from mbrl_bilevel.inner.losses import MSE, NLL, BetaNLL, Faithful, Loss
 from mbrl_bilevel.policies.distributions import DiagonalGaussian
 from mbrl_bilevel.policies.policies import CategoricalPolicy, GaussianPolicy

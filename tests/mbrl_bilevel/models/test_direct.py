@@ -12,7 +12,7 @@ import torch
 
 from mbrl_bilevel.base.checkpoint import load_checkpoint, save_checkpoint
 from mbrl_bilevel.base.records import Transitions
-from mbrl_bilevel.data.rows import Chain
+from mbrl_bilevel.data.splits import Chain
 from mbrl_bilevel.evaluation.dynamics import evaluate_one_step, evaluate_open_loop
 from mbrl_bilevel.imagination.branches import branch_step
 from mbrl_bilevel.imagination.settings import Branching

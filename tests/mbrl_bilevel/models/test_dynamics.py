@@ -17,7 +17,7 @@ from torch import Tensor
 from mbrl_bilevel.base.errors import InvalidInputError
 from mbrl_bilevel.base.records import FitResult, Transitions
 from mbrl_bilevel.data.normaliser import Normaliser
-from mbrl_bilevel.data.rows import FitData
+from mbrl_bilevel.data.splits import FitData
 from mbrl_bilevel.evaluation.dynamics import OneStep, evaluate_one_step
 from mbrl_bilevel.models import dynamics
 from mbrl_bilevel.models.dynamics import DynamicsModel, LearnedTermination, fit_dynamics

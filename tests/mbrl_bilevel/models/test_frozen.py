@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mbrl_bilevel.base.records import Transitions
-from mbrl_bilevel.data.rows import regression_rows
+from mbrl_bilevel.data.splits import regression_rows
 from mbrl_bilevel.imagination.branches import branch_step, draw_members
 from mbrl_bilevel.imagination.particles import imagined_returns
 from mbrl_bilevel.imagination.settings import Branching, Imagination

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from mbrl_bilevel.base.errors import InvalidInputError, UnsupportedCombinationError
-from mbrl_bilevel.data.rows import FitData, cross_fit
+from mbrl_bilevel.data.splits import FitData, cross_fit
 from mbrl_bilevel.inner.losses import MSE, PolicyGradient
 from mbrl_bilevel.outer.closed_form import held_out_second_moment
 from mbrl_bilevel.outer.held_out_spread import HeldOutSpread, SharedSpread

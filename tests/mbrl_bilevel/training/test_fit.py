@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mbrl_bilevel.base.errors import DivergedError, InvalidInputError, UnsupportedCombinationError
 from mbrl_bilevel.base.records import Batch, FitResult
-from mbrl_bilevel.data.rows import FitData, Folds, cross_fit
+from mbrl_bilevel.data.splits import FitData, Folds, cross_fit
 from mbrl_bilevel.inner.estimators import GroupNormalised, LeaveOneOut
 from mbrl_bilevel.inner.losses import MSE, NLL, Loss, PolicyGradient
 from mbrl_bilevel.inner.rewards import Mahalanobis

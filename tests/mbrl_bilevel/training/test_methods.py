@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from mbrl_bilevel.base.errors import InvalidInputError
-from mbrl_bilevel.data.rows import Chain, FitData, cross_fit
+from mbrl_bilevel.data.splits import Chain, FitData, cross_fit
 from mbrl_bilevel.inner.losses import NLL, PolicyGradient
 from mbrl_bilevel.outer.held_out_spread import SharedSpread
 from mbrl_bilevel.policies.policies import GaussianPolicy

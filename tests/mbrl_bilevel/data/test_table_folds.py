@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mbrl_bilevel.base.errors import InvalidInputError
-from mbrl_bilevel.data.folds import row_folds
+from mbrl_bilevel.data.table_folds import row_folds
 
 
 @given(

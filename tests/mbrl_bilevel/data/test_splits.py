@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from mbrl_bilevel.base.errors import InvalidInputError
-from mbrl_bilevel.data.rows import (
+from mbrl_bilevel.data.splits import (
     NO_GROUP,
     FitData,
     Folds,

@@ -1,6 +1,6 @@
 """Folds of independent rows, such as those of a table: every class in every part.
 
-As ``rows.cross_fit``, but several members may hold out one fold, so that what they say there together
+As ``splits.cross_fit``, but several members may hold out one fold, so that what they say there together
 can be judged as the ensemble will be.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from mbrl_bilevel.base.errors import InvalidInputError
-from mbrl_bilevel.data.rows import Folds, IntArray
+from mbrl_bilevel.data.splits import Folds, IntArray
 
 #: Fewer rows than this leave some member without a row to train on.
 FEWEST_ROWS = 4
