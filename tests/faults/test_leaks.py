@@ -19,7 +19,7 @@ from mbrl_bilevel.outer.linear_solvers import conjugate_gradient
 from mbrl_bilevel.outer.problem import Problem
 from mbrl_bilevel.policies.policies import GaussianPolicy
 
-#: ``make faults`` takes as many as show a leak of one object in twenty steps.
+#: ``make faults`` takes all of them. What a step may leave is the same in either case.
 STEPS = 10_000 if "FAULTS" in os.environ else 1000
 
 
