@@ -51,7 +51,7 @@ RUNS: dict[str, list[str]] = {
     ],
     "compare": [
         *["compare", *OWN, "--n-train", "200", "--seeds", "2", "--train-steps", "40"],
-        *["--n-test", "200", "--methods", "bilevel-constant", "nll", "mse"],
+        *["--n-test", "200", "--methods", "bilevel-constant", "nll"],
     ],
 }
 #: Those with processes of their own take long to start: at full length only.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from mbrl_bilevel.studies.arguments import parse
 from mbrl_bilevel.training.settings import Schedule
 
 # ruff: noqa: PT017 - whether a mutant is refused is not known beforehand
-COUNT = 1000
+COUNT = 1000 if "FAULTS" in os.environ else 240
 
 
 @pytest.fixture(scope="module")

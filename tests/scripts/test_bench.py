@@ -41,7 +41,7 @@ ALONE = [name for name in ROWS if "mbrl-lib" not in name and "torchrl" not in na
 
 
 def run(out: Path, *options: str) -> None:
-    launch(Args, main, ["--out", str(out), "--quick", "--repeats", "3", *options])
+    launch(Args, main, ["--out", str(out), "--quick", "--repeats", "2", *options])
 
 
 def metrics(out: Path) -> Any:
@@ -65,7 +65,7 @@ def test_every_row_is_there_and_sane(tmp_path: Path, capsys: pytest.CaptureFixtu
         assert min(row["ours"], row["peer"], row["ratio"]) > 0
         assert row["unit"].endswith("/s")
         assert row["peer_name"]
-        assert (row["repeats"], row["threads"]) == (3, torch.get_num_threads())
+        assert (row["repeats"], row["threads"]) == (2, torch.get_num_threads())
         for side in ("ours_seconds", "peer_seconds"):
             assert 0 < row[side]["min"] <= row[side]["median"] <= row[side]["max"]
         # Throughput times time is the amount of work, the same for both sides.

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from agents.common.experience import RandomBehaviour, collect
 from envs.datasets.offline import load_minari, save_minari
@@ -50,11 +52,22 @@ def metrics(out: Path) -> Any:
     return drop(json.loads((out / "metrics.json").read_text()))
 
 
-def test_compare_fills_a_row_for_each_and_repeats_itself(tmp_path: Path) -> None:
-    for name in ("a", "b"):
-        launch(compare.Args, compare.main, [*COMPARE, "--out", str(tmp_path / name)])
-    found = metrics(tmp_path / "a")
-    assert found == metrics(tmp_path / "b")
+@pytest.fixture
+def unsaved(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a tiny run, its figures' files take the longest."""
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *args, **kwargs: None)
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """compare, undisturbed; no test may write here."""
+    out = tmp_path_factory.mktemp("compared") / "a"
+    launch(compare.Args, compare.main, [*COMPARE, "--out", str(out)])
+    return out
+
+
+def test_compare_fills_a_row_for_each(compared: Path) -> None:
+    found = metrics(compared)
     keys = {(r["method"], r["seed"], r["n_train"], r["dataset"]) for r in found["rows"]}
     assert keys == {
         (method, seed, 200, "Line-v0") for method in ("bilevel", "nll", "mse") for seed in (0, 1)
@@ -68,9 +81,10 @@ def test_compare_fills_a_row_for_each_and_repeats_itself(tmp_path: Path) -> None
     for line in found["summary"]:
         assert line["nll"]["low"] <= line["nll"]["mean"] <= line["nll"]["high"]
     for figure in ("errors", "open_loop", "calibration"):
-        assert (tmp_path / "a" / "figures" / f"{figure}.png").stat().st_size > 5_000
+        assert (compared / "figures" / f"{figure}.png").stat().st_size > 5_000
 
 
+@pytest.mark.usefixtures("unsaved")
 def test_compare_plans_with_each_model_from_the_same_starts(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -91,17 +105,20 @@ def test_compare_plans_with_each_model_from_the_same_starts(
     assert printed["mse@Line-v0@200"]["return"] == round(found["summary"][0]["return"]["mean"], 4)
 
 
-def test_compare_goes_on_where_it_stopped(tmp_path: Path) -> None:
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
-    launch(compare.Args, compare.main, [*COMPARE, "--out", str(whole)])
-    launch(compare.Args, compare.main, [*COMPARE, "--out", str(cut)])
-    # As a stop would leave it: three rows, the third torn, and no metrics.
-    lines = (cut / "rows.jsonl").read_text().splitlines(keepends=True)
-    (cut / "rows.jsonl").write_text("".join(lines[:2]) + lines[2][:40])
+@pytest.mark.usefixtures("unsaved")
+@pytest.mark.parametrize("left", [0, 2])
+def test_compare_repeats_itself_from_wherever_it_stopped(
+    left: int, compared: Path, tmp_path: Path
+) -> None:
+    """As a stop would leave it: some rows, the next one torn, and no metrics."""
+    out = tmp_path / "a"
+    shutil.copytree(compared, out)
+    lines = (out / "rows.jsonl").read_text().splitlines(keepends=True)
+    (out / "rows.jsonl").write_text("".join(lines[:left]) + lines[left][:40])
     for name in ("metrics.json", "summary.json"):
-        (cut / name).unlink()
-    launch(compare.Args, compare.main, [*COMPARE, "--out", str(cut), "--resume"])
-    assert metrics(cut) == metrics(whole)
+        (out / name).unlink()
+    launch(compare.Args, compare.main, [*COMPARE, "--out", str(out), "--resume"])
+    assert metrics(out) == metrics(compared)
 
 
 @pytest.fixture
@@ -115,6 +132,7 @@ def table(tmp_path: Path) -> Path:
     return tmp_path / "line.csv"
 
 
+@pytest.mark.usefixtures("unsaved")
 def test_compare_fits_a_table(tmp_path: Path, table: Path) -> None:
     options = [
         *["--quiet", "--csv", str(table), "--target", "y", "--methods", "beta-nll", "mse-network"],
@@ -125,9 +143,9 @@ def test_compare_fits_a_table(tmp_path: Path, table: Path) -> None:
             "--seeds",
             "2",
             "--train-steps",
-            "400",
+            "200",
             "--learning-rate",
-            ".01",
+            ".02",
         ],
     ]
     for jobs in ("1", "2"):
@@ -142,6 +160,7 @@ def test_compare_fits_a_table(tmp_path: Path, table: Path) -> None:
         assert row["coverage_90"] == pytest.approx(0.9, abs=0.12)
 
 
+@pytest.mark.usefixtures("unsaved")
 def test_compare_takes_a_minari_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
     env = make_env("Line-v0", import_module="my_task")
@@ -168,6 +187,7 @@ def test_compare_takes_a_minari_data_set(tmp_path: Path, monkeypatch: pytest.Mon
     assert start - 0.1 - 1e-6 <= (-row["return"]) ** 0.5 <= start + 0.1 + 1e-6
 
 
+@pytest.mark.usefixtures("unsaved")
 def test_compare_takes_logged_steps(tmp_path: Path) -> None:
     """An npz of steps is read as steps, with its own name, and no column of it is an input that should not."""
     env = make_env("InvertedPendulum-v5")
@@ -263,6 +283,7 @@ def test_compare_takes_several_data_sets_with_noise(
     assert {"pooled.png", "rollout-lab-mixed-v0.png"} <= figures
 
 
+@pytest.mark.usefixtures("unsaved")
 @pytest.mark.parametrize(
     "options",
     [
@@ -302,6 +323,7 @@ def test_slow_stretches_train_and_fast_ones_test() -> None:
     assert len(slow) == 500
 
 
+@pytest.mark.usefixtures("unsaved")
 def test_a_cell_that_fails_is_told_and_tried_again_and_the_others_go_on(
     tmp_path: Path, table: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -319,23 +341,49 @@ def test_a_cell_that_fails_is_told_and_tried_again_and_the_others_go_on(
         out = ["--out", str(tmp_path / "a"), "--resume"]
 
 
-def test_train_repeats_itself_over_seeds_whatever_the_jobs(tmp_path: Path) -> None:
-    options = [*TRAIN, "--model", "nll", "--seeds", "2", "--steps", "80"]
-    for jobs in ("1", "2"):
-        launch(train.Args, train.main, [*options, "--jobs", jobs, "--out", str(tmp_path / jobs)])
-    found = metrics(tmp_path / "1")
-    assert found == metrics(tmp_path / "2")
+SHORT = [*TRAIN, "--model", "nll", "--steps", "80"]
+
+
+@pytest.fixture(scope="module")
+def two_seeds(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """train over two seeds, undisturbed; no test may write here."""
+    out = tmp_path_factory.mktemp("two_seeds") / "a"
+    launch(train.Args, train.main, [*SHORT, "--seeds", "2", "--out", str(out)])
+    return out
+
+
+@pytest.mark.usefixtures("unsaved")
+def test_train_repeats_itself_over_seeds_whatever_the_jobs(two_seeds: Path, tmp_path: Path) -> None:
+    out = tmp_path / "2"
+    launch(train.Args, train.main, [*SHORT, "--seeds", "2", "--jobs", "2", "--out", str(out)])
+    found = metrics(two_seeds)
+    assert found == metrics(out)
     assert [row["seed"] for row in found["rows"]] == [0, 1]
     assert found["final_return"] == np.mean([row["final_return"] for row in found["rows"]])
-    assert (tmp_path / "1" / "seed-1" / "checkpoints" / "best.safetensors").exists()
+    assert (two_seeds / "seed-1" / "checkpoints" / "best.safetensors").exists()
 
 
+@pytest.mark.usefixtures("unsaved")
+def test_several_seeds_are_single_runs_side_by_side(two_seeds: Path, tmp_path: Path) -> None:
+    found = metrics(two_seeds)
+    launch(train.Args, train.main, [*SHORT, "--out", str(tmp_path / "b"), "--seed", "1"])
+    alone = metrics(tmp_path / "b")
+    assert metrics(two_seeds / "seed-1") == alone
+    assert [row["seed"] for row in found["rows"]] == [0, 1]
+    assert found["rows"][1]["means"] == [point["mean"] for point in alone["returns"]]
+    finals = [row["final_return"] for row in found["rows"]]
+    assert found["final_return"] == pytest.approx(sum(finals) / 2)
+    assert found["final"]["low"] < found["final_return"] < found["final"]["high"]
+    assert [point["step"] for point in found["returns"]] == [80]
+
+
+@pytest.mark.usefixtures("unsaved")
 def test_train_passes_over_a_damaged_agent(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    for out in (whole, cut):
-        launch(train.Args, train.main, [*TRAIN, "--model", "nll", "--out", str(out)])
+    launch(train.Args, train.main, [*TRAIN, "--model", "nll", "--out", str(whole)])
+    shutil.copytree(whole, cut)
     for name in ("metrics.json", "summary.json"):
         (cut / name).unlink()
     newest = cut / "checkpoints" / "agent-160.safetensors"
@@ -347,39 +395,27 @@ def test_train_passes_over_a_damaged_agent(
     assert newest.read_bytes() == (whole / "checkpoints" / newest.name).read_bytes()
 
 
+@pytest.mark.usefixtures("unsaved")
 def test_train_learns_saves_and_goes_on_as_if_never_stopped(tmp_path: Path) -> None:
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    launch(train.Args, train.main, [*TRAIN, "--out", str(whole)])
+    options = [*TRAIN, "--train-steps", "20"]
+    launch(train.Args, train.main, [*options, "--out", str(whole)])
     found = metrics(whole)
     assert [point["step"] for point in found["returns"]] == [80, 160]
     assert found["final_return"] == found["returns"][-1]["mean"]
     assert found["env_steps"] == 160
     # Stopped right after the first evaluation: the run ends at 80 steps, then is asked for 160.
-    launch(train.Args, train.main, [*TRAIN, "--steps", "80", "--out", str(cut)])
+    launch(train.Args, train.main, [*options, "--steps", "80", "--out", str(cut)])
     for name in ("metrics.json", "summary.json"):
         (cut / name).unlink()
     config = json.loads((cut / "config.json").read_text())
     config["args"]["steps"] = 160
     (cut / "config.json").write_text(json.dumps(config))
-    launch(train.Args, train.main, [*TRAIN, "--out", str(cut), "--resume"])
+    launch(train.Args, train.main, [*options, "--out", str(cut), "--resume"])
     assert metrics(cut) == found
 
 
-def test_several_seeds_are_single_runs_side_by_side(tmp_path: Path) -> None:
-    short = [*TRAIN, "--steps", "80", "--model", "nll"]
-    launch(train.Args, train.main, [*short, "--out", str(tmp_path / "a"), "--seeds", "2"])
-    found = metrics(tmp_path / "a")
-    launch(train.Args, train.main, [*short, "--out", str(tmp_path / "b"), "--seed", "1"])
-    alone = metrics(tmp_path / "b")
-    assert metrics(tmp_path / "a" / "seed-1") == alone
-    assert [row["seed"] for row in found["rows"]] == [0, 1]
-    assert found["rows"][1]["means"] == [point["mean"] for point in alone["returns"]]
-    finals = [row["final_return"] for row in found["rows"]]
-    assert found["final_return"] == pytest.approx(sum(finals) / 2)
-    assert found["final"]["low"] < found["final_return"] < found["final"]["high"]
-    assert [point["step"] for point in found["returns"]] == [80]
-
-
+@pytest.mark.usefixtures("unsaved")
 def test_a_method_whose_cells_all_fail_leaves_the_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -401,19 +437,21 @@ def test_a_method_whose_cells_all_fail_leaves_the_others(
     found = metrics(tmp_path / "a")
     assert [line["method"] for line in found["summary"]] == ["nll"]
     assert found["paired"] == []
-    monkeypatch.undo()
+    monkeypatch.setattr("work.compare.fit_dynamics", fit)
     launch(compare.Args, compare.main, [*options, "--resume"])
     found = metrics(tmp_path / "a")
     assert [row["method"] for row in found["rows"]] == ["nll", "mse"] * 2
     assert len(found["paired"]) == 1
 
 
+@pytest.mark.usefixtures("unsaved")
 def test_train_takes_a_rule_of_the_users_own(tmp_path: Path) -> None:
     rule = ["--termination", "my_task:off", "--model", "nll", "--planner", "cem"]
     launch(train.Args, train.main, [*TRAIN, *rule, "--steps", "80", "--out", str(tmp_path / "a")])
     assert metrics(tmp_path / "a")["env_steps"] == 80
 
 
+@pytest.mark.usefixtures("unsaved")
 def test_train_takes_discrete_actions(tmp_path: Path) -> None:
     own = ["--env-id", "ChoiceLine-v0", "--model", "mse", "--steps", "80"]
     launch(train.Args, train.main, [*TRAIN, *own, "--out", str(tmp_path / "a")])

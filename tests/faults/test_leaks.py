@@ -1,8 +1,9 @@
-"""Ten thousand outer steps leave nothing behind: neither tensors, nor Python objects, nor pages."""
+"""Thousands of outer steps leave nothing behind: neither tensors, nor Python objects, nor pages."""
 
 from __future__ import annotations
 
 import gc
+import os
 import resource
 import sys
 from functools import partial
@@ -18,7 +19,8 @@ from mbrl_bilevel.outer.linear_solvers import conjugate_gradient
 from mbrl_bilevel.outer.problem import Problem
 from mbrl_bilevel.policies.policies import GaussianPolicy
 
-STEPS = 10_000
+#: ``make faults`` takes all of them. What a step may leave is the same in either case.
+STEPS = 10_000 if "FAULTS" in os.environ else 1000
 
 
 def tiny_problem(generator: torch.Generator) -> Problem:
@@ -42,7 +44,7 @@ def peak_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def test_no_memory_is_kept_over_ten_thousand_outer_steps() -> None:
+def test_no_memory_is_kept_over_thousands_of_outer_steps() -> None:
     generator = torch.Generator().manual_seed(0)
     problem = tiny_problem(generator)
     solver = FisherImplicit(partial(conjugate_gradient, max_iterations=1))
@@ -57,6 +59,7 @@ def test_no_memory_is_kept_over_ten_thousand_outer_steps() -> None:
     assert state.updates == STEPS + 200
     tensors_after, objects_after = census()
     assert tensors_after <= tensors + 2
-    assert objects_after <= objects + 500
-    # A thousand numbers kept in each step would be 40 MB.
-    assert peak_bytes() - peak < 10 * 2**20
+    # The same slopes whatever the length.
+    assert objects_after <= objects + STEPS // 20
+    # A thousand numbers kept in each step would be 4000 bytes of each.
+    assert peak_bytes() - peak < STEPS * 1000
