@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from scipy import special, stats
+from scipy import special
 
 from mbrl_bilevel.base.records import Transitions
 from mbrl_bilevel.base.rounding import ULPS
@@ -79,7 +79,7 @@ def add_noise(
     if noise == "heteroscedastic":
         std = spread_at(transitions, units)
         drawn = std * random.normal(size=shape)
-        density = stats.norm.logpdf(drawn, scale=std)
+        density = log_normal(drawn, 0.0, std)
     elif noise == "two-mode":
         side = _MODE * random.choice([-1.0, 1.0], size=(shape[0], 1))
         drawn = side + _WIDTH * random.normal(size=shape)
@@ -110,9 +110,19 @@ def spread_at(transitions: Transitions, units: Units) -> Array:
     return found
 
 
+def log_normal(drawn: Array, mean: float, std: Array | float) -> Array:
+    """log N(drawn; mean, std²), entry by entry."""
+    from scipy import (
+        stats,  # here: it takes a second, and every process that reads data would pay it
+    )
+
+    found: Array = stats.norm.logpdf(drawn, mean, std)
+    return found
+
+
 def two_mode_log_density(drawn: Array, active: npt.NDArray[np.bool_]) -> Array:
     """log p of rows ``drawn`` [N, D] in their ``active`` dimensions, [N]."""
-    sides = [stats.norm.logpdf(drawn, m, _WIDTH)[:, active].sum(1) for m in (-_MODE, _MODE)]
+    sides = [log_normal(drawn, m, _WIDTH)[:, active].sum(1) for m in (-_MODE, _MODE)]
     found: Array = special.logsumexp(sides, axis=0) - math.log(2.0)
     return found
 
@@ -120,7 +130,7 @@ def two_mode_log_density(drawn: Array, active: npt.NDArray[np.bool_]) -> Array:
 def outlier_log_density(drawn: Array, active: npt.NDArray[np.bool_]) -> Array:
     """log p of rows ``drawn`` [N, D] in their ``active`` dimensions, [N]."""
     widths = (_WIDTH, _TIMES * _WIDTH)
-    parts = [stats.norm.logpdf(drawn, 0.0, w)[:, active].sum(1) for w in widths]
+    parts = [log_normal(drawn, 0.0, w)[:, active].sum(1) for w in widths]
     odds = np.log([1.0 - _OUTLIERS, _OUTLIERS])
     found: Array = special.logsumexp(np.array(parts) + odds[:, None], axis=0)
     return found

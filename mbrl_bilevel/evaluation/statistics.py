@@ -14,7 +14,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
 
 from mbrl_bilevel.base.errors import InvalidInputError
 
@@ -45,6 +44,8 @@ def mean(values: Array) -> Array:
 
 def interquartile_mean(values: Array) -> Array:
     """The mean of the middle half along the last axis: int(N/4) values are cut on each side."""
+    from scipy import stats  # here: it takes a second, and every process of a study would pay it
+
     found: Array = np.asarray(stats.trim_mean(values, 0.25, axis=-1))
     return found
 
@@ -136,7 +137,7 @@ def interval(
             low, high = _interval_of_mean(array, confidence, seed)
     return {
         "mean": float(array.mean()),
-        "iqm": float(stats.trim_mean(array, 0.25)),
+        "iqm": float(interquartile_mean(array)),
         "low": low,
         "high": high,
         "n": len(array),
@@ -182,6 +183,8 @@ def _bootstrap(
     batch: int | None = None,
 ) -> tuple[float, float]:
     """The bounds of scipy's interval of ``statistic(*samples)``, each sample drawn anew by itself."""
+    from scipy import stats  # see interquartile_mean
+
     # scipy draws of at least two: a sample of one stays what it is.
     several = [sample for sample in samples if len(sample) > 1]
 

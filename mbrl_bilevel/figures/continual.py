@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.ticker import MaxNLocator
 
 from mbrl_bilevel.evaluation.statistics import interval
 from mbrl_bilevel.figures.style import colour, save, subplots
@@ -115,7 +114,7 @@ def draw_seen(
                     _curve(axis, np.array(repeats), method, methods)
             axis.set_title(sequence, fontsize=9)
             axis.set_xlabel("tasks learned")
-            axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+            axis.locator_params(axis="x", integer=True)
             axis.grid(alpha=0.3)
             _show_most(axis, "y", metric in HIGHER)
         line[0].set_ylabel(_TITLES[metric], fontsize=8)
@@ -148,7 +147,7 @@ def draw_pareto(
                 axis.plot(
                     x["mean"], -y["mean"], label=one["method"], **_look(one["method"], methods)
                 )
-            axis.xaxis.set_major_locator(MaxNLocator(4))
+            axis.locator_params(axis="x", nbins=4)
             _show_most(axis, "x", metric in HIGHER)
             _show_most(axis, "y")
             axis.autoscale_view()

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING, Any
 
 from mbrl_bilevel.evaluation.statistics import interval
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 #: A row as ``rows.jsonl`` keeps it.
 Row = Mapping[str, Any]
@@ -41,6 +42,9 @@ def subplots(rows: int = 1, columns: int = 1, **options: Any) -> tuple[Figure, A
 
     ``options``: ``figsize`` in inches, and those of ``Figure.subplots`` (``squeeze``, ``sharex`` …).
     """
+    # Here: a process that fits one cell of a study draws nothing, and would pay half a second.
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=options.pop("figsize", None), layout="constrained")
     return figure, figure.subplots(rows, columns, **options)
 
