@@ -395,9 +395,7 @@ class PlanningAgent(AgentParts):
 
     def _begin_stretch(self) -> None:
         """New episodes and, where actions are still random, other ones than before."""
-        # A policy that was learned offline needs no random steps first.
-        offline = self.progress.offline_updates > 0
-        self.algorithm.learning_starts = 0 if offline else self.settings.learning_starts
+        self.algorithm.learning_starts = self._random_steps
         seed = self.seed + self.experience.episodes
         self.env.seed(seed)
         self.algorithm.action_space.seed(seed % 2**32)
@@ -410,8 +408,7 @@ class PlanningAgent(AgentParts):
         self._behaviours = [
             RandomBehaviour(self.action_space, self._noise) for _ in range(self.n_envs)
         ]
-        always = self.settings.plan_share == 1.0 or not self.held.exists
-        self._actors = np.full(self.n_envs, PLAN if always else POLICY)
+        self._actors = np.full(self.n_envs, PLAN if self._always_plans else POLICY)
 
     def _sample_action(
         self, learning_starts: int, action_noise: ActionNoise | None = None, n_envs: int = 1
@@ -463,9 +460,7 @@ class PlanningAgent(AgentParts):
     @property
     def record(self) -> Record:
         """How plan and policy have done in their latest turns, by the critics of now."""
-        offline = self.progress.offline_updates > 0
-        random = 0 if offline else self.settings.learning_starts
-        count = min(self.num_timesteps - random, REMEMBERED, len(self.experience.real))
+        count = min(self.num_timesteps - self._random_steps, REMEMBERED, len(self.experience.real))
         if count <= 0 or not self.held.exists:
             return Record.empty()
         return record_of(*self.experience.newest(count), self.held)
@@ -481,10 +476,19 @@ class PlanningAgent(AgentParts):
             self._better = self.record.plan_is_better
         return self._better
 
+    @property
+    def _random_steps(self) -> int:
+        """How many steps come before the first that is not random: none where a policy was learned offline."""
+        return 0 if self.progress.offline_updates > 0 else self.settings.learning_starts
+
+    @property
+    def _always_plans(self) -> bool:
+        return self.settings.plan_share == 1.0 or not self.held.exists
+
     def _drawn(self) -> Array:
         """Who acts next, in each environment."""
         share = self.settings.plan_share
-        if not self.held.exists or share == 1.0:
+        if self._always_plans:
             return np.full(self.n_envs, PLAN)
         if share != "auto":
             return np.where(self._noise.random(self.n_envs) < share, PLAN, POLICY)

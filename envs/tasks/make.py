@@ -15,8 +15,8 @@ import gymnasium as gym
 import numpy as np
 
 from envs.tasks.guard import Guard
-from envs.tasks.layers import Env as Env
-from envs.tasks.user_module import import_user_module as import_user_module
+from envs.tasks.layers import Env
+from envs.tasks.user_module import import_user_module
 from mbrl_bilevel.base.errors import InvalidInputError
 
 

@@ -13,7 +13,8 @@ import gymnasium as gym
 import numpy as np
 
 from envs.tasks.gaits import Gaits
-from envs.tasks.make import Env, make_env
+from envs.tasks.layers import Env
+from envs.tasks.make import make_env
 from envs.tasks.variations import VARIATIONS
 from mbrl_bilevel.base.errors import InvalidInputError, look_up
 from mbrl_bilevel.base.records import Transitions

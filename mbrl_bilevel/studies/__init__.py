@@ -12,42 +12,31 @@ Needs the extra ``[scripts]``; the exported names load on first use.
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from mbrl_bilevel.base.lazy import exports
 
 if TYPE_CHECKING:
-    from mbrl_bilevel.studies.arguments import RunArgs
-    from mbrl_bilevel.studies.cells import Cells, Done, run_cells
-    from mbrl_bilevel.studies.launching import Result, launch
-    from mbrl_bilevel.studies.rows import Row
-    from mbrl_bilevel.studies.run_folder import RunFolder
-    from mbrl_bilevel.studies.summaries import paired, pooled, summarise
-
-_HOMES = {
-    "RunArgs": "arguments",
-    **dict.fromkeys(("Cells", "Done", "run_cells"), "cells"),
-    **dict.fromkeys(("Result", "launch"), "launching"),
-    "Row": "rows",
-    "RunFolder": "run_folder",
-    **dict.fromkeys(("paired", "pooled", "summarise"), "summaries"),
-}
-
-__all__ = [
-    "Cells",
-    "Done",
-    "Result",
-    "Row",
-    "RunArgs",
-    "RunFolder",
-    "launch",
-    "paired",
-    "pooled",
-    "run_cells",
-    "summarise",
-]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    from mbrl_bilevel.studies.arguments import RunArgs as RunArgs
+    from mbrl_bilevel.studies.cells import Cells as Cells
+    from mbrl_bilevel.studies.cells import Done as Done
+    from mbrl_bilevel.studies.cells import run_cells as run_cells
+    from mbrl_bilevel.studies.launching import Result as Result
+    from mbrl_bilevel.studies.launching import launch as launch
+    from mbrl_bilevel.studies.rows import Row as Row
+    from mbrl_bilevel.studies.run_folder import RunFolder as RunFolder
+    from mbrl_bilevel.studies.summaries import paired as paired
+    from mbrl_bilevel.studies.summaries import pooled as pooled
+    from mbrl_bilevel.studies.summaries import summarise as summarise
+else:
+    __getattr__, __dir__, __all__ = exports(
+        __name__,
+        {
+            "mbrl_bilevel.studies.arguments": ("RunArgs",),
+            "mbrl_bilevel.studies.cells": ("Cells", "Done", "run_cells"),
+            "mbrl_bilevel.studies.launching": ("Result", "launch"),
+            "mbrl_bilevel.studies.rows": ("Row",),
+            "mbrl_bilevel.studies.run_folder": ("RunFolder",),
+            "mbrl_bilevel.studies.summaries": ("paired", "pooled", "summarise"),
+        },
+    )

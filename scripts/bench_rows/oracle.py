@@ -9,7 +9,8 @@ from torch import Tensor
 
 from bench_rows.pair import ACTION, Pair, Sizes
 from envs.known.oracle import Oracle
-from envs.tasks.make import Env, make_env
+from envs.tasks.layers import Env
+from envs.tasks.make import make_env
 
 _ENV_ID = "HalfCheetah-v5"
 

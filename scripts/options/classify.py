@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from mbrl_bilevel.base.errors import InvalidInputError
 from mbrl_bilevel.studies.arguments import naming, option_name
-from options.shared import NetworkArgs, OwnModuleArgs, RepeatedArgs
+from options.shared import NetworkArgs, OwnModuleArgs, RepeatedArgs, TableArgs
 
 #: scikit-learn's own sets.
 SETS = ("wine", "iris", "breast_cancer", "digits")
@@ -17,7 +17,7 @@ REFERENCES = ("logistic-regression", "logistic-regression-balanced", "hist-gradi
 
 
 @dataclass(frozen=True, kw_only=True)
-class Args(OwnModuleArgs, RepeatedArgs, NetworkArgs):
+class Args(OwnModuleArgs, RepeatedArgs, NetworkArgs, TableArgs):
     """Options of classify."""
 
     data: tuple[str, ...] = ()
@@ -26,10 +26,6 @@ class Args(OwnModuleArgs, RepeatedArgs, NetworkArgs):
     """Tables (.csv, .csv.gz, .npz) to classify."""
     target: str = "target"
     """The column of --csv that holds the class."""
-    text: Literal["refuse", "one-hot"] = "refuse"
-    """one-hot: a column of --csv with text becomes one column for each of its values."""
-    missing: Literal["refuse", "drop", "fill"] = "refuse"
-    """drop: leave out rows of --csv that lack a value; fill: take the column's median, and say where."""
     methods: tuple[str, ...] = (
         "bilevel",
         "nll",

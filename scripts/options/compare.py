@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from mbrl_bilevel.base.errors import InvalidInputError
 from mbrl_bilevel.studies.arguments import option_name
-from options.shared import EnvironmentArgs, FitArgs, RepeatedArgs, require_methods
+from options.shared import EnvironmentArgs, FitArgs, RepeatedArgs, TableArgs, require_methods
 from options.sources import Source
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Args(EnvironmentArgs, RepeatedArgs, FitArgs):
+class Args(EnvironmentArgs, RepeatedArgs, FitArgs, TableArgs):
     """Options of compare."""
 
     env_id: tuple[str, ...] = ("HalfCheetah-v5",)
@@ -30,10 +30,6 @@ class Args(EnvironmentArgs, RepeatedArgs, FitArgs):
     """Tables (.csv, .csv.gz, .npz) to fit --target in, instead of --env-id."""
     target: tuple[str, ...] = ()
     """Columns of --csv to predict from all the others; of several tables, one for each or one for all."""
-    text: Literal["refuse", "one-hot"] = "refuse"
-    """one-hot: a column of --csv with text becomes one column for each of its values."""
-    missing: Literal["refuse", "drop", "fill"] = "refuse"
-    """drop: leave out rows of --csv that lack a value; fill: take the column's median, and say where."""
     noise: tuple[Literal["none", "action", "heteroscedastic", "two-mode", "outliers"], ...] = (
         "none",
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from mbrl_bilevel.studies.arguments import RunArgs, naming
 
@@ -63,6 +63,16 @@ class RepeatedArgs(RunArgs):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.require_at_least(1, "seeds", "jobs", most=100_000)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableArgs(RunArgs):
+    """Of a run that reads tables (``--csv``, ``envs.datasets.tables``)."""
+
+    text: Literal["refuse", "one-hot"] = "refuse"
+    """one-hot: a column of --csv with text becomes one column for each of its values."""
+    missing: Literal["refuse", "drop", "fill"] = "refuse"
+    """drop: leave out rows of --csv that lack a value; fill: take the column's median, and say where."""
 
 
 @dataclass(frozen=True, kw_only=True)

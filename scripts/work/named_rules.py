@@ -5,7 +5,7 @@ from __future__ import annotations
 from agents.common.rules import RewardChoice, TerminationChoice
 from envs.known.endings import load_rule, termination_rule
 from envs.known.rewards import approximate_reward_rule, reward_rule
-from envs.tasks.make import Env
+from envs.tasks.layers import Env
 from mbrl_bilevel.base.errors import InvalidInputError
 from mbrl_bilevel.studies.arguments import naming
 

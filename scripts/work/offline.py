@@ -15,7 +15,8 @@ from agents.cloning import fit_clone
 from agents.common.spaces import require_box
 from agents.mbpo import MBPO, MBPOSettings, RolloutLength
 from envs.datasets.offline import load_minari
-from envs.tasks.make import Env, make_env
+from envs.tasks.layers import Env
+from envs.tasks.make import make_env
 from mbrl_bilevel.base.errors import InvalidInputError
 from mbrl_bilevel.base.records import Transitions
 from mbrl_bilevel.evaluation.statistics import interval

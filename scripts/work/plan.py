@@ -20,7 +20,8 @@ from agents.planners import PLANNERS, Planner
 from agents.planners.actions import BoxActions
 from agents.planning_agent.checkpoint import read_for_planning
 from envs.known.oracle import Oracle
-from envs.tasks.make import Env, make_env
+from envs.tasks.layers import Env
+from envs.tasks.make import make_env
 from mbrl_bilevel.base.errors import InvalidInputError
 from mbrl_bilevel.evaluation.statistics import interval
 from mbrl_bilevel.figures.plan import draw_planners

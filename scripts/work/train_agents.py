@@ -22,7 +22,7 @@ from agents.planning_agent.agent import PlanningAgent
 from agents.planning_agent.settings import PlanningSettings
 from agents.presets import Preset, named_preset, preset_for
 from agents.presets.preset import as_values, learner_defaults, merged, with_values
-from envs.tasks.make import Env
+from envs.tasks.layers import Env
 from mbrl_bilevel.base.errors import InvalidInputError
 from mbrl_bilevel.studies.arguments import naming, option_name
 

@@ -20,7 +20,8 @@ from agents.planners import ICEM
 from envs.known.oracle import Oracle
 from envs.known.rollouts import judge_of
 from envs.known.true_model import TrueModel
-from envs.tasks.make import Env, make_env
+from envs.tasks.layers import Env
+from envs.tasks.make import make_env
 from mbrl_bilevel.base.errors import InvalidInputError
 from mbrl_bilevel.imagination.environments import ImaginedEnv
 from mbrl_bilevel.imagination.particles import imagined_returns, imagined_trajectories
