@@ -6,7 +6,8 @@ With SB3's own values an update is SB3's to round-off, from the same draws in th
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar, Literal
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +32,24 @@ from agents.learners.critics import (
 from mbrl_bilevel.base.errors import InvalidInputError, require_count
 
 Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class ImaginedStep:
+    """One step of B rows in a model: ``obs`` [B, …] that it leads to, ``reward`` [B] in units of the critics, and
+    ``ended`` [B], the probability that the episode ends."""
+
+    obs: Tensor
+    reward: Tensor
+    ended: Tensor
+
+
+class StepsAhead(Protocol):
+    """A differentiable model: observations and actions as the replay has them, B a multiple of ``members``."""
+
+    members: int
+
+    def __call__(self, obs: Tensor, action: Tensor, /) -> ImaginedStep: ...
 
 
 class FastSAC(SAC):
@@ -83,6 +102,8 @@ class FastSAC(SAC):
         self.actor_every, self.target_critics, self.actor_q = actor_every, target_critics, actor_q
         self.standardise, self.imitation = standardise, float(imitation)
         self.reward_scale, self.standardised = 1.0, False
+        #: A model, and how many of its steps the actor's update looks ahead; None: it asks the critics alone.
+        self.look_ahead: tuple[StepsAhead, int] | None = None
         super().__init__(policy, env, *args, **kwargs)  # type: ignore[arg-type]
 
     def _setup_model(self) -> None:
@@ -211,20 +232,44 @@ class FastSAC(SAC):
         self, batch: ReplayBufferSamples, actions: Tensor, log_prob: Tensor, ent_coef: Tensor
     ) -> Tensor:
         """A step on α log π − Q (arXiv 1812.05905, equation 9); the loss before it."""
-        critic = self.critic
-        assert isinstance(critic, EnsembleCritic)
-        q = critic.values(batch.observations, actions, fixed=True)
-        # Where critics agree amin would share the gradient, and SB3 does not.
-        climbed = q.min(dim=0).values if self.actor_q == "min" else q.mean(dim=0)
-        loss = (ent_coef * log_prob - climbed).mean()
+        climbed = self._climbed(batch.observations, actions, ent_coef)
+        loss = (ent_coef * log_prob[: len(climbed)] - climbed).mean()
         planned = getattr(batch, "planned", None)
         if self.imitation > 0.0 and planned is not None:
             spread = climbed.detach().std(correction=0)
-            loss = loss + self.imitation * spread * _distance(actions, batch.actions, planned)
+            distance = _distance(actions, batch.actions, planned)
+            loss = loss + self.imitation * spread * distance
         parameters = _parameters(self.actor.optimizer)
         gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
         _step(self.actor.optimizer, parameters, gradients)
         return loss.detach()
+
+    def _climbed(self, obs: Tensor, actions: Tensor, ent_coef: Tensor) -> Tensor:
+        """What the actor climbs, differentiable in its actions [B, A] at obs [B, …]: the critics' Q [B]; with
+        ``look_ahead`` what H steps in the model pay, and the critics behind them, for as many rows as its
+        members can share (Amos et al. 2021, arXiv 2008.12775, equation 5):
+        Σ_{h<H} γʰ (r_h − [h > 0] α log π(a_h|s_h)) + γᴴ (Q(s_H, a_H) − α log π(a_H|s_H))."""
+        critic, total = self.critic, torch.zeros(())
+        assert isinstance(critic, EnsembleCritic)
+        going = torch.ones(())
+        if self.look_ahead is not None:
+            model, horizon = self.look_ahead
+            rows = len(obs) - len(obs) % model.members
+            obs, actions = obs[:rows], actions[:rows]
+            for _ in range(horizon):
+                step = model(obs, actions)
+                total = total + going * step.reward
+                going = going * self.gamma * (1.0 - step.ended)
+                obs = step.obs
+                actions, log_prob = self._sample_actions(obs)
+                total = total - going * ent_coef * log_prob
+        q = critic.values(obs, actions, fixed=True)
+        # Where critics agree amin would share the gradient, and SB3 does not.
+        return total + going * (q.min(dim=0).values if self.actor_q == "min" else q.mean(dim=0))
+
+    def _excluded_save_params(self) -> list[str]:
+        # A model is its holder's, not the learner's.
+        return [*super()._excluded_save_params(), "look_ahead"]
 
     @torch.no_grad()
     def _move_target(self) -> None:

@@ -36,17 +36,19 @@ from agents.common.spaces import (
     vector_env,
 )
 from agents.common.threads import few_threads
+from agents.learners.fast_sac import FastSAC
 from agents.learners.held import divergence_told, update_vec_normalize
 from agents.planning_agent.base_agent import AgentParts
 from agents.planning_agent.checkpoint import load_agent, save_agent
 from agents.planning_agent.imagined_rows import imagine
+from agents.planning_agent.look_ahead import ModelSteps
 from agents.planning_agent.old_files import MBPO_AGENT, MPC_AGENT
 from agents.planning_agent.plans import Memory
 from agents.planning_agent.refits import fit_model
 from agents.planning_agent.replay import GUESS, PLAN, POLICY
 from agents.planning_agent.settings import ValueSettings
 from agents.planning_agent.terminal_value import Value, fit_value
-from agents.planning_agent.turns import REMEMBERED, TURN, Record, record_of
+from agents.planning_agent.turns import REMEMBERED, TURN, Record, draw_turn, record_of
 from agents.planning_agent.upkeep import Upkeep
 from mbrl_bilevel.base.errors import InvalidInputError
 from mbrl_bilevel.base.records import FitResult, Transitions
@@ -90,7 +92,7 @@ class PlanningAgent(AgentParts):
         # SB3's collection loop asks this for every action.
         self._act_as_learner = self.algorithm._sample_action
         self.algorithm._sample_action = self._sample_action  # type: ignore[method-assign]
-        self.upkeep = Upkeep(self, lambda: self.refit(), lambda: self.imagine())
+        self.upkeep = Upkeep(self, lambda: self.refit(), lambda: self.imagine(), self._lend_model)
 
     def learn(
         self,
@@ -201,6 +203,7 @@ class PlanningAgent(AgentParts):
                 if self.settings.imagines:
                     self.imagine()
                 count = min(stretch, left)
+                self._lend_model()
                 self.algorithm.train(count, self.algorithm.batch_size)
                 left -= count
                 self.note(offline_updates=self.progress.offline_updates + count)
@@ -373,6 +376,16 @@ class PlanningAgent(AgentParts):
             experience = planned
         return fit_value(experience, settings, self._generator)
 
+    def _lend_model(self) -> None:
+        """Let the learner's actor look ahead in the model of now, where the settings say so."""
+        model, ahead = self.model, self.settings.look_ahead
+        if not ahead or not isinstance(model, DynamicsModel):
+            return
+        assert isinstance(self.algorithm, FastSAC)
+        lent = self.algorithm.look_ahead
+        if lent is None or not isinstance(lent[0], ModelSteps) or lent[0].model is not model:
+            self.algorithm.look_ahead = ModelSteps(model, self.held, self.action_space), ahead
+
     def _take_rules(self, rules: Rules) -> None:
         """Go by ``rules``, and let the models that were fitted under the old ones go by them."""
 
@@ -497,7 +510,7 @@ class PlanningAgent(AgentParts):
         for name, worth in vars(record).items():
             if len(worth):
                 self.logger.record(f"health/{name}_advantage", float(worth.mean()))
-        return np.array([record.draw(self._noise) for _ in range(self.n_envs)])
+        return np.array([draw_turn(self._noise) for _ in range(self.n_envs)])
 
     def _plan(
         self, obs: Tensor, memory: Memory, starting: Array | None, explore: bool

@@ -138,6 +138,11 @@ class AgentParts:
                 f"real_share must be 1 without a learner, which has no use for imagined rows; got "
                 f"{settings.real_share!r}: leave it out, or take a learner (agents.PlanningAgent)"
             )
+        if settings.look_ahead and not issubclass(kind, FastSAC):
+            raise InvalidInputError(
+                f"look_ahead must be 0 for {kind.__name__}: only the actor of FastSAC learns through a model; got "
+                f"{settings.look_ahead}"
+            )
         _require_sound(self.algorithm_kwargs)
         with self._random:
             self.algorithm = make_algorithm(

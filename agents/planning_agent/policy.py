@@ -43,7 +43,7 @@ class HeldPolicy:
     def act(self, obs: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Actions [B, A] at obs [B, O]: drawn by ``generator``, or without one the policy's best guess."""
         policy = self._evaluating()
-        seen = self._seen(obs)
+        seen = self.seen(obs)
         if hasattr(policy, "q_net"):
             return self._choice(policy.q_net(seen), generator)
         return model_action(self._actions, _squashed(policy.actor, seen, generator)).to(obs)
@@ -52,24 +52,24 @@ class HeldPolicy:
     def value(self, obs: Tensor) -> Tensor:
         """What obs [..., O] are worth, [...]: min over critics of Q(s, π(s)), or max over a of Q(s, a)."""
         policy = self._evaluating()
-        seen = self._seen(obs.reshape(-1, obs.shape[-1]))
+        seen = self.seen(obs.reshape(-1, obs.shape[-1]))
         if hasattr(policy, "q_net"):
             found = policy.q_net(seen).amax(1)
         else:
             found = _least(policy.critic(seen, _squashed(policy.actor, seen, None)))
-        worth: Tensor = found * self._reward_scale()
+        worth: Tensor = found * self.reward_scale()
         return worth.reshape(obs.shape[:-1]).to(obs)
 
     @torch.inference_mode()
     def action_value(self, obs: Tensor, stored: Tensor) -> Tensor:
         """Q [B] at obs [B, O] and actions [B, ·] as the replay stores them."""
-        policy, seen = self._evaluating(), self._seen(obs)
+        policy, seen = self._evaluating(), self.seen(obs)
         if hasattr(policy, "q_net"):
             start = int(getattr(self._actions, "start", 0))
             found = policy.q_net(seen).gather(1, stored.long() - start).squeeze(1)
         else:
             found = _least(policy.critic(seen, stored.to(seen)))
-        worth: Tensor = found * self._reward_scale()
+        worth: Tensor = found * self.reward_scale()
         return worth.to(obs)
 
     def _choice(self, q: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -88,24 +88,37 @@ class HeldPolicy:
             policy.set_training_mode(False)
         return policy
 
-    def _seen(self, obs: Tensor) -> Tensor:
-        """As the algorithm sees it: normalised where a VecNormalize stands around the environment."""
-        moments = self._normalised
+    def seen(self, obs: Tensor) -> Tensor:
+        """Raw ``obs`` [..., O] as the algorithm sees them: normalised where a VecNormalize stands around the
+        environment."""
         obs = obs.to(self._algorithm.device, torch.float32)
+        moments = self._normalised
         if moments is None or not moments.norm_obs:
             return obs
-        statistics: Any = moments.obs_rms
-        mean, var = (torch.as_tensor(v).to(obs) for v in (statistics.mean, statistics.var))
-        scaled = (obs - mean) / (var + moments.epsilon).sqrt()
-        return scaled.clamp(-moments.clip_obs, moments.clip_obs)
+        mean, spread = self._moments(moments, obs)
+        return ((obs - mean) / spread).clamp(-moments.clip_obs, moments.clip_obs)
 
-    def _reward_scale(self) -> float:
+    def raw(self, seen: Tensor) -> Tensor:
+        """The inverse of ``seen``, but for what is clipped."""
+        moments = self._normalised
+        if moments is None or not moments.norm_obs:
+            return seen
+        mean, spread = self._moments(moments, seen)
+        return mean + spread * seen
+
+    def reward_scale(self) -> float:
         """Raw reward for one of the critics' units."""
         scale = float(getattr(self._algorithm, "reward_scale", 1.0))
         moments = self._normalised
         if moments is not None and moments.norm_reward:
             scale *= float((moments.ret_rms.var + moments.epsilon) ** 0.5)
         return scale
+
+    @staticmethod
+    def _moments(normalised: VecNormalize, like: Tensor) -> tuple[Tensor, Tensor]:
+        statistics: Any = normalised.obs_rms
+        mean, var = (torch.as_tensor(v).to(like) for v in (statistics.mean, statistics.var))
+        return mean, (var + normalised.epsilon).sqrt()
 
 
 def _squashed(actor: Any, seen: Tensor, generator: torch.Generator | None) -> Tensor:

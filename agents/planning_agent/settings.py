@@ -135,8 +135,8 @@ class PlanningSettings:
     a discrete action is replaced by a random one."""
     plan_share: float | Literal["auto"] = "auto"
     """The part of the steps that are acted by plan while learning, drawn anew at every 50th step of an episode;
-    in the others the policy explores. auto: the one that has done better acts more. Without a policy, plans act
-    throughout."""
+    in the others the policy explores. auto: a tenth, and another tenth by the policy's best guess, so that it is
+    known which of them does better. Without a policy, plans act throughout."""
 
     imagine_every: int = 50
     """Real steps between two imaginations; one also follows each fit."""
@@ -161,6 +161,9 @@ class PlanningSettings:
     """Real rows kept, the newest."""
     n_steps: int = 1
     """Real rewards that a target adds up before it asks the critics."""
+    look_ahead: int = 0
+    """Imagined steps through which the policy's update is differentiated before it asks the critics; 0: it asks
+    them alone. Of fast-sac."""
 
     def __post_init__(self) -> None:
         self._check_kinds()
@@ -190,7 +193,7 @@ class PlanningSettings:
     @property
     def uses_model(self) -> bool:
         """Whether a model is fitted at all."""
-        return self.imagines or self.planner is not None
+        return self.imagines or self.planner is not None or self.look_ahead > 0
 
     def _check_kinds(self) -> None:
         for name, kind in _KINDS.items():
@@ -253,9 +256,10 @@ def require_in_range(values: Mapping[str, Any]) -> None:
         require_count("hidden", width, 100_000)
     if type(values.get("direct", False)) is not bool:
         raise InvalidInputError(f"direct must be True or False; got {values['direct']!r}")
-    proposals = values.get("proposals", 0)
-    if type(proposals) is not int or not 0 <= proposals <= 100_000:
-        raise InvalidInputError(f"proposals must be an int from 0 to 100,000; got {proposals!r}")
+    for name, largest in (("proposals", 100_000), ("look_ahead", 1000)):
+        count = values.get(name, 0)
+        if type(count) is not int or not 0 <= count <= largest:
+            raise InvalidInputError(f"{name} must be an int from 0 to {largest:,}; got {count!r}")
     value = values.get("value")
     if not (value in (None, "critic") or isinstance(value, ValueSettings)):
         raise InvalidInputError(f'value must be "critic", ValueSettings or None; got {value!r}')
@@ -263,9 +267,9 @@ def require_in_range(values: Mapping[str, Any]) -> None:
         share = values.get(name, "auto")
         if share != "auto" and not _within(share, 1.0):
             raise InvalidInputError(f'{name} must be from 0 to 1, or "auto"; got {share!r}')
-    for name, limit in (("least_real_share", 1.0), ("exploration", 1000.0)):
-        if not _within(values.get(name, 0.0), limit):
-            raise InvalidInputError(f"{name} must be from 0 to {limit:.0f}; got {values[name]!r}")
+    for name, most in (("least_real_share", 1.0), ("exploration", 1000.0)):
+        if not _within(values.get(name, 0.0), most):
+            raise InvalidInputError(f"{name} must be from 0 to {most:.0f}; got {values[name]!r}")
     cut = values.get("rollout_cut")
     if cut is not None and not (_within(cut, 1.0) and cut > 0.0):
         raise InvalidInputError(f"rollout_cut must be above 0 and at most 1, or None; got {cut!r}")

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from agents.learners.adam import DirectAdam
 from agents.learners.critics import EnsembleCritic, Standardised
-from agents.learners.fast_sac import FastSAC, standardising_rows
+from agents.learners.fast_sac import FastSAC, ImaginedStep, standardising_rows
 from agents.learners.named import learner_class
 from mbrl_bilevel.base.errors import InvalidInputError
 
@@ -133,7 +133,7 @@ def test_with_sb3s_values_it_is_sb3s_sac(kwargs: dict[str, Any]) -> None:
 def test_its_arguments_are_sb3s_and_its_own() -> None:
     agent, peer = FastSAC(env=Spaces()), SAC("MlpPolicy", Spaces())
     own = {"actor_every", "target_critics", "actor_q", "standardise", "imitation"}
-    own |= {"reward_scale", "standardised"}
+    own |= {"reward_scale", "standardised", "look_ahead"}
     assert vars(agent).keys() - vars(peer).keys() == own
     for name, value in vars(peer).items():
         if type(value) in (int, float, str, bool, tuple):
@@ -305,6 +305,66 @@ def test_rows_of_any_buffer() -> None:
     obs, reward = standardising_rows(Own())
     assert obs.shape == (4, 2)
     assert reward.shape == (4,)
+
+
+class Falling:
+    """Two members that step alike: to a tenth of a, on; it pays −|a − ½|², and may end by a chance that a sets."""
+
+    members = 2
+
+    def __call__(self, obs: Tensor, action: Tensor) -> ImaginedStep:
+        further = torch.cat([obs[:, :2] + 0.1 * action, obs[:, 2:]], dim=1)
+        return ImaginedStep(
+            further, -(action - 0.5).square().sum(1), 0.2 * torch.sigmoid(action[:, 0])
+        )
+
+
+@pytest.mark.parametrize("actor_q", ["min", "mean"])
+def test_the_actor_looks_ahead_in_a_model(actor_q: str) -> None:
+    """The sum of its equation, written out forwards; and its slope in an action by finite differences."""
+    agent, alpha = make(actor_q=actor_q, gamma=0.9), torch.tensor(0.3)
+    obs = torch.randn(7, OBS, generator=torch.Generator().manual_seed(0))
+    taken = torch.rand(7, ACTION, generator=torch.Generator().manual_seed(1)) - 0.5
+    model = Falling()
+
+    def ahead(actions: Tensor, steps: int) -> Tensor:
+        torch.manual_seed(3)
+        agent.look_ahead = None if steps == 0 else (model, steps)
+        found: Tensor = agent._climbed(obs, actions, alpha)
+        return found
+
+    torch.manual_seed(3)
+    first = model(obs[:6], taken[:6])
+    then, log_prob = agent._sample_actions(first.obs)
+    second = model(first.obs, then)
+    last, last_log_prob = agent._sample_actions(second.obs)
+    q = agent.critic.values(second.obs, last)
+    q = q.amin(0) if actor_q == "min" else q.mean(0)
+    going = 0.9 * (1.0 - first.ended)
+    wanted = first.reward + going * (second.reward - alpha * log_prob)
+    wanted = wanted + going * 0.9 * (1.0 - second.ended) * (q - alpha * last_log_prob)
+    # Seven rows are no multiple of two members.
+    torch.testing.assert_close(ahead(taken, 2), wanted)
+    assert len(ahead(taken, 0)) == 7
+
+    taken.requires_grad_()
+    (slope,) = torch.autograd.grad(ahead(taken, 2).sum(), taken)
+    eps = 1e-2
+    for row, column in ((0, 0), (4, 1)):
+        moved = torch.zeros_like(taken)
+        moved[row, column] = eps
+        with torch.no_grad():
+            found = (ahead(taken + moved, 2) - ahead(taken - moved, 2)).double().sum() / (2 * eps)
+        assert float(found) == pytest.approx(float(slope[row, column]), rel=0.02)
+
+
+def test_looking_ahead_the_actor_finds_the_best_action_without_critics() -> None:
+    """Critics that do not learn say nothing of the actions; the model does: ½ is best."""
+    agent = make(gamma=0.0, ent_coef=1e-3, learning_rate=1e-2, standardise=True)
+    agent.look_ahead = (Falling(), 1)
+    train(agent, 150)
+    acts, _ = agent.predict(batch_of(agent, 50).observations.numpy(), deterministic=True)
+    assert np.abs(acts - 0.5).mean() < 0.1
 
 
 class Marked(NamedTuple):

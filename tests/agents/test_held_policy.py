@@ -84,6 +84,16 @@ def test_the_best_guess_is_what_sb3_predicts(kind: Any, flags: Any) -> None:
 
 
 @pytest.mark.parametrize("flags", NORMALISED)
+def test_what_the_algorithm_sees_and_back(flags: Any) -> None:
+    policy, _, normalised = held(SAC, flags)
+    obs = 0.3 * observations()
+    seen = policy.seen(obs)
+    np.testing.assert_allclose(seen, as_seen(obs, normalised), rtol=1e-5, atol=1e-6)
+    inside = seen.abs() < 1.5
+    torch.testing.assert_close(policy.raw(seen)[inside], obs[inside])
+
+
+@pytest.mark.parametrize("flags", NORMALISED)
 @pytest.mark.parametrize("kind", BOXES)
 def test_a_state_is_worth_what_the_least_critic_says_in_raw_rewards(kind: Any, flags: Any) -> None:
     policy, algorithm, normalised = held(kind, flags)
