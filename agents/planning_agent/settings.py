@@ -267,9 +267,9 @@ def require_in_range(values: Mapping[str, Any]) -> None:
         share = values.get(name, "auto")
         if share != "auto" and not _within(share, 1.0):
             raise InvalidInputError(f'{name} must be from 0 to 1, or "auto"; got {share!r}')
-    for name, most in (("least_real_share", 1.0), ("exploration", 1000.0)):
-        if not _within(values.get(name, 0.0), most):
-            raise InvalidInputError(f"{name} must be from 0 to {most:.0f}; got {values[name]!r}")
+    for name, limit in (("least_real_share", 1.0), ("exploration", 1000.0)):
+        if not _within(values.get(name, 0.0), limit):
+            raise InvalidInputError(f"{name} must be from 0 to {limit:.0f}; got {values[name]!r}")
     cut = values.get("rollout_cut")
     if cut is not None and not (_within(cut, 1.0) and cut > 0.0):
         raise InvalidInputError(f"rollout_cut must be above 0 and at most 1, or None; got {cut!r}")
