@@ -119,7 +119,7 @@ class AgentParts:
             return self._settings() if settings is None else settings, dict(kwargs or {})
         preset = preset_for(self.env)
         if settings is None:
-            settings = with_values(self._settings(), preset.settings)
+            settings = with_values(self._settings(), preset.settings_for(kind))
         return settings, learner_defaults(kind, preset) if kwargs is None else dict(kwargs)
 
     def _fitting_learner(self) -> type[OffPolicyAlgorithm]:

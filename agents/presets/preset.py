@@ -63,6 +63,11 @@ class Preset:
     chosen_on: str = "nothing: the default for tasks without a file"
     result: str = "unknown"
 
+    def settings_for(self, learner: type[OffPolicyAlgorithm]) -> dict[str, Any]:
+        """``settings`` without what ``learner`` cannot do: only FastSAC's actor looks ahead in a model."""
+        left_out = () if issubclass(learner, FastSAC) else ("look_ahead",)
+        return {name: value for name, value in self.settings.items() if name not in left_out}
+
 
 def named_preset(name: str) -> Preset:
     """The preset in the file of that name.
@@ -126,12 +131,12 @@ def default_preset(
     if discrete:
         return Preset(
             "default",
-            {"learning_starts": 500, "updates_per_step": 2},
+            {"learning_starts": 500, "updates_per_step": 2, "value": "critic"},
             {"gamma": gamma, "policy_kwargs": {"net_arch": layers}, "target_update_interval": 200},
         )
     return Preset(
         "default",
-        {"learning_starts": 1000 if wide else 500},
+        {"learning_starts": 1000 if wide else 500, "value": "critic", "look_ahead": 4},
         {"gamma": gamma, "policy_kwargs": {"net_arch": layers}},
     )
 

@@ -31,7 +31,7 @@ Part = Literal["model", "plan", "imagined", "learner"]
 OF_PART: Mapping[Part, tuple[str, ...]] = {
     "model": (
         *("method", "members", "hidden", "schedule", "refit_every"),
-        *("fresh_every", "warm_start", "direct"),
+        *("fresh_every", "warm_start", "direct", "look_ahead"),
     ),
     "plan": (
         *("planner", "imagination", "replan_every", "proposals", "value"),
@@ -41,7 +41,10 @@ OF_PART: Mapping[Part, tuple[str, ...]] = {
         *("imagine_every", "rollouts_per_step", "rollout", "rollout_cut"),
         *("branching", "imagined_rows", "least_real_share"),
     ),
-    "learner": ("updates_per_step", "real_rows", "n_steps", "proposals", "plan_share"),
+    "learner": (
+        *("updates_per_step", "real_rows", "n_steps", "proposals", "plan_share"),
+        "look_ahead",
+    ),
 }
 
 #: Fields that are one of several things, by the words that choose it; each may have fields of its own.

@@ -69,12 +69,12 @@ def build(args: Args, env: Env) -> Built:
     kind, base = _agent(args)
     learner = _learner(args, env)
     alone = {"planner": None, "real_share": 1.0, "value": None}
-    start = dict(preset.settings)
+    start = preset.settings_for(learner)
     if args.agent == "sac":
         start = {n: v for n, v in start.items() if n in _PACE} | alone
     over, arguments = _given(args)
     # What decides which parts there are, before the options of parts that are not there.
-    parts = {name: over[name] for name in ("real_share",) if name in over}
+    parts = {name: over[name] for name in ("real_share", "look_ahead") if name in over}
     if "planner" in over and over["planner"] is None:
         parts["planner"] = None
     _refuse_idle(args, with_values(base, merged(start, parts)), learner)
@@ -247,7 +247,7 @@ _ENTROPIC = _FAST | {"SAC": "sac", "TQC": "tqc", "CrossQ": "crossq"}
 #: Whose an option is that not all learners take: their classes, and what --learner calls them.
 _USERS: dict[str, dict[str, str]] = {
     **dict.fromkeys(("actor_every", "critics", "target_critics"), _FAST),
-    **dict.fromkeys(("layer_norm", "dropout", "imitation"), _FAST),
+    **dict.fromkeys(("layer_norm", "dropout", "imitation", "look_ahead"), _FAST),
     **dict.fromkeys(("initial_temperature", "fixed_temperature"), _ENTROPIC),
     "tau": _FAST | {"SAC": "sac", "TD3": "td3", "DDPG": "ddpg", "DQN": "dqn", "TQC": "tqc"},
 }
