@@ -74,7 +74,7 @@ def build(args: Args, env: Env) -> Built:
         start = {n: v for n, v in start.items() if n in _PACE} | alone
     over, arguments = _given(args)
     # What decides which parts there are, before the options of parts that are not there.
-    parts = {name: over[name] for name in ("real_share", "look_ahead") if name in over}
+    parts: dict[str, Any] = {n: over[n] for n in ("real_share", "look_ahead") if n in over}
     if "planner" in over and over["planner"] is None:
         parts["planner"] = None
     _refuse_idle(args, with_values(base, merged(start, parts)), learner)

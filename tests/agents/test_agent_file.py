@@ -81,6 +81,7 @@ def test_settings_come_back(planner: Planner | None, value: Any) -> None:
         updates_per_step=3,
         real_rows=5678,
         n_steps=2,
+        look_ahead=3,
     )
     default = PlanningSettings()
     changed = {name for name, kept in vars(settings).items() if kept != getattr(default, name)}
