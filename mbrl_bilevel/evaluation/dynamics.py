@@ -222,7 +222,7 @@ def evaluate_open_loop(
             f"got {list(steps)}, {windows} and {particles_per_member}"
         )
     horizon = max(steps)
-    starts = _window_starts(transitions, horizon)
+    starts = window_starts(transitions, horizon)
     if len(starts) == 0:
         raise InvalidInputError(
             f"steps: no episode of the test data holds {horizon} steps in a row; ask for fewer"
@@ -267,7 +267,7 @@ def rollout_band(
 
     Raises InvalidInputError if no episode is long enough.
     """
-    starts = _window_starts(transitions, steps)
+    starts = window_starts(transitions, steps)
     if len(starts) == 0:
         raise InvalidInputError(
             f"steps: no episode of the test data holds {steps} steps in a row; ask for fewer"
@@ -283,7 +283,7 @@ def rollout_band(
     return {"truth": truth, "mean": cloud.mean(0), "low": low, "high": high}
 
 
-def _window_starts(transitions: Transitions, horizon: int) -> npt.NDArray[np.int64]:
+def window_starts(transitions: Transitions, horizon: int) -> npt.NDArray[np.int64]:
     """Rows from which ``horizon`` steps of one episode follow each other without a gap."""
     rows = np.arange(max(0, len(transitions) - horizon + 1))
     follows = (np.diff(transitions.episode) == 0) & (np.diff(transitions.t) == 1)

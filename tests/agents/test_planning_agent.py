@@ -586,7 +586,7 @@ def test_schedules_go_by_the_whole_run() -> None:
 
     class Watch(BaseCallback):
         def _on_step(self) -> bool:
-            totals.append(self.model.upkeep._bar.total)
+            totals.append(self.model.upkeep.bar.total)
             return True
 
     kwargs = {**KWARGS, "exploration_fraction": 0.5, "exploration_final_eps": 0.0}
