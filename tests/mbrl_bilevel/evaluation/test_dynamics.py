@@ -17,10 +17,10 @@ from mbrl_bilevel.base.records import Transitions
 from mbrl_bilevel.data.normaliser import Normaliser
 from mbrl_bilevel.evaluation.dynamics import (
     LEVELS,
-    window_starts,
     evaluate_one_step,
     evaluate_open_loop,
     rollout_band,
+    window_starts,
 )
 from mbrl_bilevel.evaluation.mixture_scores import Normals
 from mbrl_bilevel.models.dynamics import DynamicsModel
