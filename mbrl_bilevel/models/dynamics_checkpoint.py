@@ -13,7 +13,8 @@ from mbrl_bilevel.base.checks import require_rules
 from mbrl_bilevel.base.errors import CheckpointError
 from mbrl_bilevel.base.records import Rule
 from mbrl_bilevel.data.normaliser import Normaliser
-from mbrl_bilevel.models.dynamics import DynamicsModel, LearnedTermination, Termination
+from mbrl_bilevel.models.dynamics import DynamicsModel
+from mbrl_bilevel.models.learned_ending import LearnedTermination, Termination
 from mbrl_bilevel.models.regression import Regression
 from mbrl_bilevel.policies.policies import CategoricalPolicy, GaussianPolicy, MixturePolicy
 

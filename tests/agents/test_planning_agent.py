@@ -279,7 +279,8 @@ def test_the_one_that_does_better_acts_more() -> None:
     kwargs = KWARGS | {"learning_rate": 0.0}
     planner = MPPI(horizon=5, population=64, iterations=3, std=0.5)
     good = replace(SMALL, plan_share="auto", value=None, planner=planner)
-    good = replace(good, schedule=replace(SMALL.schedule, steps=300))
+    # The first model is right already.
+    good = replace(good, schedule=replace(SMALL.schedule, steps=300), refit_every=300)
     found = PlanningAgent(PointMass(), good, algorithm_kwargs=kwargs, reward=pays, seed=2).learn(
         600
     )
