@@ -331,6 +331,9 @@ class PlanningAgent(AgentParts):
         """The agent in ``path``, for ``env``. Rules that were given by hand, objects it was made with, and a class
         that is not SB3's or ours have to be given again; rules that its environment knew are asked of ``env``.
 
+        ``algorithm``, ``algorithm_kwargs``, ``termination`` and ``reward``: as they were given to the agent that was
+        saved, where the file does not say them. ``device``, ``tensorboard_log`` and ``verbose``: of now.
+
         Raises CheckpointError if the file is damaged, of other spaces, or something is missing; warns if
         it is of another environment with the same spaces.
         """

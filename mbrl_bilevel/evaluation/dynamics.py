@@ -74,7 +74,7 @@ class OneStep:
 def evaluate_one_step(model: DynamicsModel, transitions: Transitions, chunk: int = 4096) -> OneStep:
     """One-step metrics of ``model`` on ``transitions``, which training must not have seen.
 
-    Raises InvalidInputError if there are no transitions.
+    ``chunk`` rows at a time go through the model. Raises InvalidInputError if there are no transitions.
     """
     if len(transitions) == 0:
         raise InvalidInputError("evaluate_one_step: transitions is empty; give at least one")
@@ -210,7 +210,10 @@ def evaluate_open_loop(
     windows: int = 200,
     particles_per_member: int = 10,
 ) -> OpenLoop:
-    """Roll the true actions of random windows of an episode open-loop through the model.
+    """Roll the true actions of random windows of an episode of ``transitions`` open-loop through the model.
+
+    ``steps``: after how many of them to look; ``windows``: how many at most; ``particles_per_member``: rollouts of
+    each member from each window's start; ``generator`` draws windows and particles.
 
     The interval is of the Gaussian with the particles' mean and variance. Observation dimensions
     that never vary in the test data, or never change in training, are left out. Raises InvalidInputError if no episode is long

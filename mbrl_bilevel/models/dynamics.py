@@ -280,7 +280,13 @@ def fit_dynamics(
     start: DynamicsModel | None = None,
     warm_start: WarmStart | None = None,
 ) -> tuple[DynamicsModel, FitResult]:
-    """Fit a dynamics model to experience; splits are by episode (``splits.group_by_episode``).
+    """Fit a dynamics model to ``transitions``; splits are by episode (``splits.group_by_episode``).
+
+    ``method``: how it is trained, ``get_method("bilevel")`` say. ``generator`` makes all draws: splits, initial
+    weights, minibatches. ``members``: networks of the ensemble; ``hidden``: units of their hidden layers;
+    ``schedule``: gradient steps, learning rate and the like (None: ``Schedule()``). ``termination`` and
+    ``reward``: functions of (obs, action, next_obs) that are known, and then not learned. ``progress`` shows a bar
+    on stderr; ``log(name, value, step)`` hears the training curves.
 
     A termination that is not known by rule is learned when the data holds one; data that never
     terminates gives a model that never does. With ``outer_transitions`` (another policy's data, say)
