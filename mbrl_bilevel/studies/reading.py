@@ -68,3 +68,18 @@ def misfit(document: Mapping[str, Any], tests: Tests) -> str | None:
         if name not in document or not test(document[name]):
             return name
     return None
+
+
+def is_text(value: object) -> bool:
+    """Whether a value is a string."""
+    return isinstance(value, str)
+
+
+def is_seed(value: object) -> bool:
+    """Whether a value is an int that can be a run's seed."""
+    return type(value) is int and 0 <= value < 2**62
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a number that can be summed, squared and drawn."""
+    return type(value) in (int, float) and -1e100 < value < 1e100
