@@ -58,7 +58,10 @@ def fit_clone(
     hidden: Sequence[int] = (200, 200),
     schedule: Schedule | None = None,
 ) -> Clone:
-    """Fit a clone of whoever gathered ``transitions``.
+    """Fit a clone of whoever gathered ``transitions``, actions in ``action_space`` (a bounded Box).
+
+    ``generator`` makes all draws; ``members``: networks of the ensemble; ``hidden``: units of their hidden layers;
+    ``schedule``: how long to train (None: ``Schedule()``).
 
     Raises InvalidInputError for actions that are no bounded Box or do not fit it, or too little data.
     """

@@ -7,7 +7,8 @@ import logging
 import mujoco
 
 _log = logging.getLogger("mujoco")
-_reported: set[str] = set()
+#: The kinds of warning that this process has logged.
+reported: set[str] = set()
 
 
 def quiet_mujoco() -> None:
@@ -23,9 +24,9 @@ def quiet_mujoco() -> None:
 def _report(message: str) -> None:
     """Log a warning of MuJoCo's, each kind once: an unstable simulation repeats it every step."""
     kind = message.partition(" Time =")[0]
-    if kind in _reported:
+    if kind in reported:
         return
-    _reported.add(kind)
+    reported.add(kind)
     # The standard HalfCheetah uses a deprecated XML attribute; its user can do nothing about it.
     level = logging.DEBUG if "is deprecated" in message else logging.WARNING
     _log.log(level, "MuJoCo: %s", message)

@@ -250,7 +250,7 @@ class PlanningAgent(AgentParts):
                 raise InvalidInputError("the agent has no model yet; call learn() or load() first")
             obs = torch.from_numpy(self._raw(checked))
             if state is None:
-                state = self._plans.fresh(self.settings, len(obs), self.seed)
+                state = self.plans.fresh(self.settings, len(obs), self.seed)
             vectors, state = self._plan(obs, state, episode_start, explore=not deterministic)
         taken = from_vectors(self.action_space, vectors.numpy())
         return taken[0] if single else taken, state
@@ -264,7 +264,7 @@ class PlanningAgent(AgentParts):
             settings,
             experience,
             self.fit_start,
-            self._generator,
+            self.generator,
             termination=self.termination,
             reward=self.reward,
         )
@@ -290,12 +290,12 @@ class PlanningAgent(AgentParts):
         with self._random:
             rows = imagine(
                 self.model,
-                self.experience.real.draw(branches, self._generator)[0],
-                self._act_in_imagination,
+                self.experience.real.draw(branches, self.generator)[0],
+                self.act_in_imagination,
                 self.action_space,
                 settings.rollout.at(self.num_timesteps),
                 settings.branching,
-                self._generator,
+                self.generator,
                 within=(torch.from_numpy(low).float(), torch.from_numpy(high).float()),
                 cut=settings.rollout_cut,
             )
@@ -333,6 +333,9 @@ class PlanningAgent(AgentParts):
     ) -> Self:
         """The agent in ``path``, for ``env``. Rules that were given by hand, objects it was made with, and a class
         that is not SB3's or ours have to be given again; rules that its environment knew are asked of ``env``.
+
+        ``algorithm``, ``algorithm_kwargs``, ``termination`` and ``reward``: as they were given to the agent that was
+        saved, where the file does not say them. ``device``, ``tensorboard_log`` and ``verbose``: of now.
 
         Raises CheckpointError if the file is damaged, of other spaces, or something is missing; warns if
         it is of another environment with the same spaces.
@@ -374,7 +377,7 @@ class PlanningAgent(AgentParts):
         planned = experience[experience.episode >= first]
         if len(planned) >= settings.rows_needed() and planned.terminated.any():
             experience = planned
-        return fit_value(experience, settings, self._generator)
+        return fit_value(experience, settings, self.generator)
 
     def _lend_model(self) -> None:
         """Let the learner's actor look ahead in the model of now, where the settings say so."""
@@ -416,10 +419,10 @@ class PlanningAgent(AgentParts):
         self.experience.start_episodes()
         if self.settings.planner is None:
             return
-        noise_seed = int(torch.randint(2**62, (), generator=self._generator).item())
-        self._memory = self._plans.fresh(self.settings, self.n_envs, noise_seed)
+        noise_seed = int(torch.randint(2**62, (), generator=self.generator).item())
+        self._memory = self.plans.fresh(self.settings, self.n_envs, noise_seed)
         self._behaviours = [
-            RandomBehaviour(self.action_space, self._noise) for _ in range(self.n_envs)
+            RandomBehaviour(self.action_space, self.noise) for _ in range(self.n_envs)
         ]
         self._actors = np.full(self.n_envs, PLAN if self._always_plans else POLICY)
 
@@ -504,20 +507,18 @@ class PlanningAgent(AgentParts):
         if self._always_plans:
             return np.full(self.n_envs, PLAN)
         if share != "auto":
-            return np.where(self._noise.random(self.n_envs) < share, PLAN, POLICY)
+            return np.where(self.noise.random(self.n_envs) < share, PLAN, POLICY)
         record = self.record
         self._better = record.plan_is_better
         for name, worth in vars(record).items():
             if len(worth):
                 self.logger.record(f"health/{name}_advantage", float(worth.mean()))
-        return np.array([draw_turn(self._noise) for _ in range(self.n_envs)])
+        return np.array([draw_turn(self.noise) for _ in range(self.n_envs)])
 
     def _plan(
         self, obs: Tensor, memory: Memory, starting: Array | None, explore: bool
     ) -> tuple[Tensor, Memory]:
-        return self._plans.act(
-            self.settings, self.model, self.value, obs, memory, starting, explore
-        )
+        return self.plans.act(self.settings, self.model, self.value, obs, memory, starting, explore)
 
     def _raw(self, obs: Array) -> Array:
         """Observations in raw units, of those that SB3 gives."""
@@ -526,7 +527,7 @@ class PlanningAgent(AgentParts):
             return obs
         return np.asarray(normalised.unnormalize_obs(obs), dtype=np.float32)
 
-    def _act_in_imagination(self, obs: Tensor) -> Tensor:
+    def act_in_imagination(self, obs: Tensor) -> Tensor:
         """The present policy's actions at raw ``obs`` [B, O], as the replay stores them."""
         seen: Any = obs.numpy()
         if np.issubdtype(self.observation_space.dtype, np.floating):
@@ -538,7 +539,7 @@ class PlanningAgent(AgentParts):
         if isinstance(self.algorithm, DQN) and isinstance(space, gym.spaces.Discrete):
             # SB3 would draw once for all rows whether they explore.
             greedy, _ = self.algorithm.predict(seen, deterministic=True)
-            shape, own = (len(obs),), self._generator
+            shape, own = (len(obs),), self.generator
             choice = torch.randint(int(space.n), shape, generator=own)
             explores = torch.rand(shape, generator=own) < self.algorithm.exploration_rate
             return torch.where(explores, choice, torch.from_numpy(greedy)).float().unsqueeze(1)

@@ -92,8 +92,10 @@ class AgentParts:
         self.last_fit: FitResult | None = None
         self.fit_start: FitStart | None = None
         self.progress = Progress()
-        self._generator = torch.Generator().manual_seed(seed)
-        self._noise = np.random.default_rng([seed, 1])
+        #: Of all that is drawn as tensors: fits, minibatches, imagined rows.
+        self.generator = torch.Generator().manual_seed(seed)
+        #: Of random actions, and of whose turn it is.
+        self.noise = np.random.default_rng([seed, 1])
         self._random = OwnRandomness(seed)
         self._hold(kind)
         self.tensorboard_log = tensorboard_log
@@ -160,7 +162,7 @@ class AgentParts:
             real_rows=settings.real_rows,
             imagined_rows=settings.imagined_rows,
             real_share=1.0 if settings.real_share == "auto" else settings.real_share,
-            generator=self._generator,
+            generator=self.generator,
             n_steps=settings.n_steps,
             gamma=float(self.algorithm.gamma),
         )
@@ -169,7 +171,7 @@ class AgentParts:
 
     def _meet_env(self) -> None:
         self.held = HeldPolicy(self.algorithm, self.action_space, self.get_vec_normalize_env())
-        self._plans = Plans(action_set(self.action_space), self.held, self.device)
+        self.plans = Plans(action_set(self.action_space), self.held, self.device)
 
     def _log_run(self, name: str, reset: bool) -> None:
         """Log a run of this ``name``, or go on with the one that is logged.

@@ -67,7 +67,7 @@ def save_agent(path: str | Path, agent: AgentParts) -> None:
     kept, asked = storable(agent.algorithm_kwargs)
     rules = _rules_used(agent)
     torch_state, numpy_state = agent._random.states
-    tensors: dict[str, Any] = {"generator": agent._generator.get_state(), "torch": torch_state}
+    tensors: dict[str, Any] = {"generator": agent.generator.get_state(), "torch": torch_state}
     config: dict[str, Any] = {
         "settings": settings_to_json(agent.settings),
         "algorithm_class": type(agent.algorithm).__name__,
@@ -80,7 +80,7 @@ def save_agent(path: str | Path, agent: AgentParts) -> None:
         },
         "seed": agent.seed,
         "numpy": numpy_state,
-        "noise": dict(agent._noise.bit_generator.state),
+        "noise": dict(agent.noise.bit_generator.state),
         "model": None,
         "value": None,
         "episodes": agent.experience.episodes,
@@ -326,7 +326,7 @@ def _require_possible(checkpoint: Checkpoint, name: str, rows: Tensor, space: Ac
 def _fill_states(checkpoint: Checkpoint, agent: AgentParts) -> None:
     own, others = (checkpoint.require(name, dtype=torch.uint8) for name in ("generator", "torch"))
     with random_states_told(checkpoint):
-        agent._generator.set_state(own)
+        agent.generator.set_state(own)
         agent._random.states = (others, checkpoint.setting("numpy", dict))
         if checkpoint.kind == PLANNING_AGENT:
-            agent._noise.bit_generator.state = checkpoint.setting("noise", dict)
+            agent.noise.bit_generator.state = checkpoint.setting("noise", dict)

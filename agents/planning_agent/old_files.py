@@ -75,8 +75,8 @@ def read_mpc(
         first_planned=None if first is None else count_of(checkpoint, "first_planned"),
     )
     with random_states_told(checkpoint):
-        agent._generator.set_state(checkpoint.require("generator", dtype=torch.uint8))
-        agent._noise.bit_generator.state = checkpoint.setting("noise", dict)
+        agent.generator.set_state(checkpoint.require("generator", dtype=torch.uint8))
+        agent.noise.bit_generator.state = checkpoint.setting("noise", dict)
     return agent
 
 

@@ -23,20 +23,20 @@ class Upkeep(BaseCallback):
     ) -> None:
         super().__init__()
         self._agent, self._refit, self._imagine, self._lend = agent, refit, imagine, lend
-        self._bar = tqdm(disable=True)
+        self.bar = tqdm(disable=True)
         self._until: int | None = None
         self.clock = Clock()
 
     def with_bar(self, show: bool, until: int | None = None) -> Upkeep:
         """Itself, with a new progress bar for the steps to come, on stderr; the learner's schedules end at
         step ``until`` (None: at the last of these steps)."""
-        self._bar, self._until = tqdm(desc="learn", disable=not show), until
+        self.bar, self._until = tqdm(desc="learn", disable=not show), until
         return self
 
     def _on_training_start(self) -> None:
         algorithm = self._agent.algorithm
-        self._bar.total, self._bar.n = algorithm._total_timesteps, algorithm.num_timesteps
-        self._bar.refresh()
+        self.bar.total, self.bar.n = algorithm._total_timesteps, algorithm.num_timesteps
+        self.bar.refresh()
         if self._until is not None:
             # SB3's loop keeps its own end: this is what its schedules go by.
             algorithm._total_timesteps = self._until
@@ -48,7 +48,7 @@ class Upkeep(BaseCallback):
         self.clock.lap("updating")
 
     def _on_step(self) -> bool:
-        self._bar.update(self._agent.n_envs)
+        self.bar.update(self._agent.n_envs)
         return True
 
     def _on_rollout_end(self) -> None:
@@ -58,7 +58,7 @@ class Upkeep(BaseCallback):
 
     def _on_training_end(self) -> None:
         self.clock.lap("updating")
-        self._bar.close()
+        self.bar.close()
 
     def _keep_up(self) -> None:
         agent, settings = self._agent, self._agent.settings

@@ -61,7 +61,7 @@ class Noisy:
 def add_noise(
     transitions: Transitions, noise: Noise, units: Units, random: np.random.Generator
 ) -> Noisy:
-    """``transitions`` with ``noise``; a target dimension that never varies gets none.
+    """``transitions`` with ``noise``, drawn by ``random`` in ``units``; a target dimension that never varies gets none.
 
     "heteroscedastic": normal with log σ(x) = log .2 + 1.2 sin(w·x̃), w alternating in sign over the
     standardised inputs x̃; "two-mode": ±.5 with even odds, alike in all dimensions of a row,

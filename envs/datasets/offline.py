@@ -29,7 +29,7 @@ _MAX_METADATA = 10_000_000  # bytes
 
 
 def load_minari(dataset: str | Path | minari.MinariDataset) -> Transitions:
-    """The steps of a Minari data set, by its id or by the path of its folder; or of one that Minari has
+    """The steps of the Minari data set ``dataset``, by its id or by the path of its folder; or of one that Minari has
     loaded, and perhaps filtered (``minari.load_dataset(…).filter_episodes(…)``).
 
     Read one episode at a time into arrays made once, as float32; observations as float64 where float32
@@ -74,8 +74,9 @@ def save_minari(
 
     An id is NAME-vN, or NAMESPACE/NAME-vN; Minari keeps it under ~/.minari/datasets or
     $MINARI_DATASETS_PATH. ``env`` is the environment they come from: its spaces and, where JSON can
-    hold it, its specification are written too, without this project's own guard. Stretches of steps that do not
-    follow each other become episodes of their own.
+    hold it, its specification are written too, without this project's own guard. ``algorithm_name``, ``author``,
+    ``author_email``, ``code_permalink`` and ``description`` are what Minari tells of a data set. Stretches of steps
+    that do not follow each other become episodes of their own.
 
     Raises InvalidInputError: the id is malformed or taken, or ``env`` has other spaces.
     """

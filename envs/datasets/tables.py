@@ -66,7 +66,8 @@ def load_table(
     """The table in ``path``: .csv or .csv.gz with a header line, or .npz.
 
     In an npz a 1-D array is a column of its name, a 2-D array ``a`` the columns a_0, a_1, …
-    All columns but the ``target`` (one, or for regression several) are features: finite numbers.
+    ``kind``: whether the target is a number or a class. All columns but the ``target`` (one, or for regression
+    several) are features: finite numbers.
     Constant features are kept, they do no harm. A class label is a number or a text, whatever it says
     ("None" and "NA" too). A column without a name that counts the rows is left out, and it is told.
 

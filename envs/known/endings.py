@@ -82,7 +82,7 @@ def termination_rule(env: Env) -> Rule | None:
 
 
 def load_rule(spec: str, *, probability: bool = True) -> Rule:
-    """The user's own rule from ``module:function``; the working directory is searched too.
+    """The user's own rule, by its ``spec`` ``module:function``; the working directory is searched too.
 
     The result is checked at each call: a tensor with one entry per transition, bool or a
     probability; with ``probability`` False, of a reward, any number. Raises ``InvalidInputError``: not of this form, no such module, no such function,

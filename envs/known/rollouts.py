@@ -33,7 +33,7 @@ Array = npt.NDArray[np.float64]
 
 _STATE = mujoco.mjtState.mjSTATE_FULLPHYSICS
 # Numbers kept at a time: 64 MB of states.
-_MOST_NUMBERS = 2**23
+MOST_NUMBERS = 2**23
 
 
 #: ``observe(qpos [..., nq], qvel [..., nv], places [..., P, 3]) -> [..., O]``
@@ -127,7 +127,7 @@ class Rollouts:
         """What is observed after each of ``actions`` [N, H, A], [N, H, O], what it is paid for in
         double and whether it terminates, [N, H]: some rows at a time."""
         steps = max(actions.shape[1] * judge.base.frame_skip, 1)
-        rows = max(1, _MOST_NUMBERS // (steps * mujoco.mj_stateSize(judge.base.model, _STATE)))
+        rows = max(1, MOST_NUMBERS // (steps * mujoco.mj_stateSize(judge.base.model, _STATE)))
         for part in (slice(i, i + rows) for i in range(0, len(actions), rows)):
             obs = torch.from_numpy(self._observations(judge, starts[part], actions[part]))
             path = (obs[:, :-1], actions[part], obs[:, 1:])

@@ -52,6 +52,8 @@ class Learner:
     ) -> Learner:
         """One that has learned nothing, in the units of x [N, X] and y [N, D], the first task's. For a
         method of classes y [N, 1] is one of ``classes``, as many as there are in all tasks together.
+        ``recipe``: the method, and what is kept of earlier tasks. ``generator`` draws the initial weights of the
+        ``members`` networks, whose layers have ``hidden`` units.
 
         Raises InvalidInputError if no target varies, or ``classes`` are wanting or in the way.
         """
@@ -84,7 +86,8 @@ class Learner:
     ) -> Learner:
         """The learner of one more task, x [N, X] and y [N, D] raw; this one stays as it was.
 
-        Rows of one of the ``groups`` [N] are never parted; without them each goes by itself. Raises as
+        Rows of one of the ``groups`` [N] are never parted; without them each goes by itself. ``generator`` makes
+        all draws; ``schedule`` says how long to train (None: ``Schedule()``). Raises as
         ``mbrl_bilevel.training.fit.fit`` does, and InvalidInputError for too few rows or groups.
         """
         (method, keep), model = (self.recipe.method, self.recipe.keep), self.model

@@ -64,7 +64,10 @@ def transfer(
     before: Sequence[float] | None = None,
     alone: Sequence[float] | None = None,
 ) -> Transfer:
-    """The summary of R [T, T]; ``before`` [T] and ``alone`` [T] are b and c of ``Transfer``.
+    """Forgetting and transfer in ``matrix``, R [T, T]: the score on task j after task i, in row i and column j.
+
+    ``better`` says which scores are good, "lower" or "higher". ``before`` [T] and ``alone`` [T] are b and c of
+    ``Transfer``.
 
     Raises InvalidInputError for another shape, or a direction that is none.
     """

@@ -74,7 +74,7 @@ class OneStep:
 def evaluate_one_step(model: DynamicsModel, transitions: Transitions, chunk: int = 4096) -> OneStep:
     """One-step metrics of ``model`` on ``transitions``, which training must not have seen.
 
-    Raises InvalidInputError if there are no transitions.
+    ``chunk`` rows at a time go through the model. Raises InvalidInputError if there are no transitions.
     """
     if len(transitions) == 0:
         raise InvalidInputError("evaluate_one_step: transitions is empty; give at least one")
@@ -210,7 +210,10 @@ def evaluate_open_loop(
     windows: int = 200,
     particles_per_member: int = 10,
 ) -> OpenLoop:
-    """Roll the true actions of random windows of an episode open-loop through the model.
+    """Roll the true actions of random windows of an episode of ``transitions`` open-loop through the model.
+
+    ``steps``: after how many of them to look; ``windows``: how many at most; ``particles_per_member``: rollouts of
+    each member from each window's start; ``generator`` draws windows and particles.
 
     The interval is of the Gaussian with the particles' mean and variance. Observation dimensions
     that never vary in the test data, or never change in training, are left out. Raises InvalidInputError if no episode is long
@@ -222,7 +225,7 @@ def evaluate_open_loop(
             f"got {list(steps)}, {windows} and {particles_per_member}"
         )
     horizon = max(steps)
-    starts = _window_starts(transitions, horizon)
+    starts = window_starts(transitions, horizon)
     if len(starts) == 0:
         raise InvalidInputError(
             f"steps: no episode of the test data holds {horizon} steps in a row; ask for fewer"
@@ -267,7 +270,7 @@ def rollout_band(
 
     Raises InvalidInputError if no episode is long enough.
     """
-    starts = _window_starts(transitions, steps)
+    starts = window_starts(transitions, steps)
     if len(starts) == 0:
         raise InvalidInputError(
             f"steps: no episode of the test data holds {steps} steps in a row; ask for fewer"
@@ -283,7 +286,7 @@ def rollout_band(
     return {"truth": truth, "mean": cloud.mean(0), "low": low, "high": high}
 
 
-def _window_starts(transitions: Transitions, horizon: int) -> npt.NDArray[np.int64]:
+def window_starts(transitions: Transitions, horizon: int) -> npt.NDArray[np.int64]:
     """Rows from which ``horizon`` steps of one episode follow each other without a gap."""
     rows = np.arange(max(0, len(transitions) - horizon + 1))
     follows = (np.diff(transitions.episode) == 0) & (np.diff(transitions.t) == 1)

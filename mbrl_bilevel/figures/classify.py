@@ -12,19 +12,12 @@ from typing import Any
 import numpy as np
 
 from mbrl_bilevel.evaluation.statistics import interval
-from mbrl_bilevel.figures.style import Row, save, subplots
+from mbrl_bilevel.figures.style import Row, colour, save, subplots
 from mbrl_bilevel.studies.class_summaries import differences
 
-_COLOURS = {"bilevel": "#1b6ca8", "nll": "#d1495b", "label-smoothing": "#edae49"}
-_OTHERS = ("#2a9d8f", "#9b5de5", "#6c757d", "#a7c957", "#00a6d6", "#8d6e63", "#222222")
 _PANELS = (("accuracy", "accuracy"), ("nll", "NLL (nats)"), ("ece", "ECE"))
 #: Heat maps at most, and methods in one reliability diagram.
 _MOST = 6
-
-
-def colour(method: str, index: int) -> str:
-    """A method's own colour, the same in every figure."""
-    return _COLOURS.get(method, _OTHERS[index % len(_OTHERS)])
 
 
 def draw_differences(folder: Path, rows: Sequence[Row], methods: Sequence[str]) -> Path | None:

@@ -15,8 +15,6 @@ from mbrl_bilevel.studies.grid import Grid, Task
 
 _STYLES = (":", "--", "-.")
 _MARKERS = "sD^vP*"
-#: Of columns that are no method with a colour of its own, apart from those.
-_TINTS = ("#555555", "#2ca02c", "#e377c2", "#17becf", "#8c564b", "#bcbd22", "#9467bd")
 
 
 def draw_against_steps(path: Path, grid: Grid, summary: Mapping[str, Any]) -> Path:
@@ -66,8 +64,7 @@ def _panels(grid: Grid) -> tuple[Any, list[Any]]:
 
 def _curves(axis: Any, grid: Grid, columns: Mapping[str, Any], x_of: Any) -> None:
     """Where as many seeds have come as to any step: a mean over others would jump."""
-    others = [name for name in grid.columns if colour(name, 0) == colour("", 0)]
-    tints = dict(zip(others, cycle(_TINTS), strict=False))
+    names = list(grid.columns)
     for column, found in columns.items():
         most = max(point["n"] for point in found["points"])
         whole = [p for p in found["points"] if most == p["n"] > 0 and x_of(p) is not None]
@@ -75,7 +72,7 @@ def _curves(axis: Any, grid: Grid, columns: Mapping[str, Any], x_of: Any) -> Non
             continue
         x = [x_of(point) for point in whole]
         low, mean, high = ([p[name] for p in whole] for name in ("lowest", "mean", "highest"))
-        tint = tints.get(column) or colour(column, 0)
+        tint = colour(column, names.index(column))
         label = f"{column} ({most} seed{'s' if most > 1 else ''})"
         axis.plot(x, mean, marker="o", markersize=3, color=tint, label=label)
         axis.fill_between(x, low, high, color=tint, alpha=0.2, linewidth=0)

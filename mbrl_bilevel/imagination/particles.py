@@ -113,7 +113,8 @@ def imagined_trajectories(
 ) -> tuple[Tensor, Tensor]:
     """Open-loop particles along given actions: obs [P, B, H, O] and reward [P, B, H].
 
-    ``obs`` is [B, O] and ``actions`` [B, H, A]. Termination is ignored: data says where it ended.
+    ``obs`` is [B, O] and ``actions`` [B, H, A]. ``imagination``: how many particles, and how they move in the
+    ``model``; ``generator`` makes their draws. Termination is ignored: data says where it ended.
     """
     model = model.frozen(None, imagination.chosen_precision)
     state = _alike(model, obs, imagination)

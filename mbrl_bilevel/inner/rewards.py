@@ -157,7 +157,7 @@ class RBF(QuadraticForm):
 
 
 class RewardMatrix(nn.Module):
-    """r = R[ŷ, y] for classes 0 … C−1: what predicting ŷ is worth where y is true. φ is R [C, C].
+    """r = R[ŷ, y] for classes 0 … C−1: what predicting ŷ is worth where y is true. φ is R = ``matrix`` [C, C].
 
     With entropy weight λ the inner optimum is p*(ŷ|x) = softmax(Σ_y q(y|x) R[ŷ, y]/λ). Adding a
     number to a column of R changes nothing. Raises InvalidInputError unless R is square and finite.
@@ -201,8 +201,9 @@ class RewardMatrix(nn.Module):
 class NeuralReward(nn.Module):
     """r = b·tanh(f_φ(ŷ − y, y, x)/b) − ``tail``·‖ŷ − y‖², f a network that starts at zero.
 
-    ``bound`` b keeps the learned part finite; the quadratic ``tail`` makes exp(r/λ) integrable, so
-    that the inner problem has a maximum: with a bounded reward alone the entropy grows for ever.
+    ``inputs`` and ``dim`` are the dimensions of x and y, ``hidden`` the units of f's hidden layers, whose initial
+    weights ``generator`` draws. ``bound`` b keeps the learned part finite; the quadratic ``tail`` makes exp(r/λ)
+    integrable, so that the inner problem has a maximum: with a bounded reward alone the entropy grows for ever.
     At the start this is the Mahalanobis reward with U = tail·I. ``bound=None`` leaves f free,
     ``tail=0`` takes the tail away: then the policy's own bounds must hold. No closed form: use a
     sampled estimator.

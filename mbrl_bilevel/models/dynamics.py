@@ -6,10 +6,9 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -31,30 +30,28 @@ from mbrl_bilevel.data.normaliser import Normaliser
 from mbrl_bilevel.data.splits import (
     NO_GROUP,
     BoolArray,
-    FitData,
     IntArray,
-    cross_fit,
     group_by_episode,
     groups_needed,
     regression_rows,
     successors,
 )
-from mbrl_bilevel.inner.losses import NLL
-from mbrl_bilevel.models.regression import Regression, draw_seed, fit_regression
+from mbrl_bilevel.models.learned_ending import (
+    LearnedTermination,
+    Termination,
+    fit_termination,
+)
+from mbrl_bilevel.models.regression import Regression, fit_regression
 from mbrl_bilevel.policies.distributions import DiagonalGaussian
 from mbrl_bilevel.policies.mixture import GaussianMixture
 from mbrl_bilevel.policies.policies import (
-    CategoricalPolicy,
     GaussianPolicy,
     MixturePolicy,
 )
 from mbrl_bilevel.policies.precision import Precision
-from mbrl_bilevel.training.fit import Log, fit
+from mbrl_bilevel.training.fit import Log
 from mbrl_bilevel.training.method import Method
 from mbrl_bilevel.training.settings import Schedule, WarmStart
-
-#: Probability that a step terminates: ``(obs, action, next_obs) [..., ·] -> [...]`` in [0, 1].
-Termination = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -265,24 +262,6 @@ def _require_probability(found: Tensor) -> None:
             )
 
 
-@dataclass(frozen=True)
-class LearnedTermination:
-    """p(terminated | obs, action, next_obs) from a small ensemble of classifiers."""
-
-    policy: CategoricalPolicy
-    inputs: Normaliser
-
-    def to(self, device: torch.device | str) -> LearnedTermination:
-        """The same on ``device``, with parameters of its own."""
-        return LearnedTermination(copy.deepcopy(self.policy).to(device), self.inputs.to(device))
-
-    def __call__(self, obs: Tensor, action: Tensor, next_obs: Tensor) -> Tensor:
-        """The members' mean probability, over all leading dimensions."""
-        x = self.inputs.normalise(torch.cat([obs, action, next_obs], dim=-1))
-        flat = x.float().reshape(1, -1, x.shape[-1]).expand(self.policy.members, -1, -1)
-        return self.policy.dist(flat).probs[..., 1].mean(0).reshape(x.shape[:-1])
-
-
 def fit_dynamics(
     transitions: Transitions,
     method: Method,
@@ -301,7 +280,13 @@ def fit_dynamics(
     start: DynamicsModel | None = None,
     warm_start: WarmStart | None = None,
 ) -> tuple[DynamicsModel, FitResult]:
-    """Fit a dynamics model to experience; splits are by episode (``splits.group_by_episode``).
+    """Fit a dynamics model to ``transitions``; splits are by episode (``splits.group_by_episode``).
+
+    ``method``: how it is trained, ``get_method("bilevel")`` say. ``generator`` makes all draws: splits, initial
+    weights, minibatches. ``members``: networks of the ensemble; ``hidden``: units of their hidden layers;
+    ``schedule``: gradient steps, learning rate and the like (None: ``Schedule()``). ``termination`` and
+    ``reward``: functions of (obs, action, next_obs) that are known, and then not learned. ``progress`` shows a bar
+    on stderr; ``log(name, value, step)`` hears the training curves.
 
     A termination that is not known by rule is learned when the data holds one; data that never
     terminates gives a model that never does. With ``outer_transitions`` (another policy's data, say)
@@ -353,7 +338,7 @@ def fit_dynamics(
     )
     known: Termination | None = termination
     if known is None and transitions.terminated.any():
-        known = _fit_termination(transitions, members, generator)
+        known = fit_termination(transitions, members, generator)
     obs_dim = transitions.obs.shape[1]
     return DynamicsModel(fitted, obs_dim, known, reward, jump, direct), result
 
@@ -425,21 +410,3 @@ def _terminal_jump(transitions: Transitions) -> float:
     if not drop.any():
         return 0.0
     return float(np.median(transitions.reward[last[drop]] - transitions.reward[before[drop]]))
-
-
-def _fit_termination(
-    transitions: Transitions, members: int, generator: torch.Generator
-) -> LearnedTermination:
-    raw = np.concatenate([transitions.obs, transitions.action, transitions.next_obs], axis=1)
-    inputs = Normaliser.fit(torch.from_numpy(raw))
-    splits = np.random.default_rng(draw_seed(generator))
-    groups = group_by_episode(transitions.episode, transitions.t, groups_needed(members))
-    labels = torch.from_numpy(transitions.terminated.astype(np.float32)).unsqueeze(1)
-    data = FitData(
-        inputs.normalise(torch.from_numpy(raw)).float(),
-        labels,
-        cross_fit(groups, members, splits).without_outer(),
-    )
-    policy = CategoricalPolicy(data.x.shape[1], 2, generator=generator, members=members)
-    fit(policy, NLL(), data, generator=generator, schedule=Schedule(steps=500))
-    return LearnedTermination(policy, inputs)

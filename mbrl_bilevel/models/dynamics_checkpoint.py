@@ -13,7 +13,8 @@ from mbrl_bilevel.base.checks import require_rules
 from mbrl_bilevel.base.errors import CheckpointError
 from mbrl_bilevel.base.records import Rule
 from mbrl_bilevel.data.normaliser import Normaliser
-from mbrl_bilevel.models.dynamics import DynamicsModel, LearnedTermination, Termination
+from mbrl_bilevel.models.dynamics import DynamicsModel
+from mbrl_bilevel.models.learned_ending import LearnedTermination, Termination
 from mbrl_bilevel.models.regression import Regression
 from mbrl_bilevel.policies.policies import CategoricalPolicy, GaussianPolicy, MixturePolicy
 
@@ -164,7 +165,7 @@ def load_normaliser(checkpoint: Checkpoint, name: str, width: int | None = None)
 
 
 def save_model(path: str | Path, model: DynamicsModel) -> None:
-    """Write ``model`` to one file; rules are code, and not saved. Raises as save_checkpoint."""
+    """Write ``model`` to the file ``path``; rules are code, and not saved. Raises as save_checkpoint."""
     tensors, config = model_to_checkpoint(model)
     rules = {
         "termination": model.termination is not None
@@ -178,7 +179,8 @@ def save_model(path: str | Path, model: DynamicsModel) -> None:
 def load_model(
     path: str | Path, *, termination: Rule | None = None, reward: Rule | None = None
 ) -> DynamicsModel:
-    """The model in ``path``; rules it was used with are asked for again.
+    """The model in ``path``. ``termination`` and ``reward``: the rules that it was fitted with, which no file holds;
+    None where it learned them.
 
     Raises CheckpointError if the file is damaged or of another kind, or a rule is missing.
     """

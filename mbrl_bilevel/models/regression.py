@@ -154,6 +154,10 @@ def fit_regression(
 ) -> tuple[Regression, FitResult]:
     """Fit x [N, X] to y [N, D], both raw; rows of one of the ``groups`` [N] are never parted.
 
+    ``method``: how it is trained. ``generator`` makes all draws. ``members``: networks of the ensemble;
+    ``hidden``: units of their hidden layers; ``schedule``: gradient steps, learning rate and the like (None:
+    ``Schedule()``). ``progress`` shows a bar on stderr; ``log(name, value, step)`` hears the training curves.
+
     Rows that are independent are each a group of their own: ``numpy.arange(N)``. A method without an
     outer level gets the outer sample for training. Methods that look ahead need each row's
     ``successor`` [N] (``splits.successors``), and the first ``state`` columns of y to be the changes of

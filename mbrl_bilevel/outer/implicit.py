@@ -110,7 +110,7 @@ class FisherImplicit:
         batch = problem.train.take(slice(self.rows))
         share = batch.share * loss.regulariser.weight(batch.x).detach() / batch.y.shape[-1]
         damping = self.damping * share.sum(-1, keepdim=True)
-        product = self._curvature(problem, theta, batch, share, generator)
+        product = self.curvature(problem, theta, batch, share, generator)
         solution, info = self.solve(
             product,
             objective_gradient(problem, theta),
@@ -120,7 +120,7 @@ class FisherImplicit:
         cross, gradient = cross_term(problem, theta, phi, solution, self.samples, generator)
         return _result(cross, gradient, info, Warm(solution))
 
-    def _curvature(
+    def curvature(
         self,
         problem: Problem,
         theta: Theta,

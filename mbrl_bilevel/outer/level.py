@@ -101,7 +101,8 @@ class Outer:
     def update(
         self, problem: Problem, state: OuterState, generator: torch.Generator
     ) -> tuple[OuterState, Report]:
-        """One step on φ, in place; the next state and a report of named numbers.
+        """One step on φ of ``problem``, in place; the next state and a report of named numbers. Draws are made by
+        ``generator``.
 
         The optimiser in ``state`` is the same object in the next one, moved on by a step.
         Raises DivergedError if a gradient is not finite; φ is then as before.

@@ -11,6 +11,7 @@ from typing import Any
 
 from mbrl_bilevel.base.errors import InvalidInputError
 from mbrl_bilevel.pages.contract import REQUIRED, Row, checked
+from mbrl_bilevel.studies.reading import edited, numbered_rows
 
 #: Scripts whose run folder holds others.
 _OF_PARTS = ("demo",)
@@ -100,14 +101,7 @@ def _rows(folder: Path, script: str, options: Mapping[str, Any]) -> Iterator[Row
 
 
 def _read(path: Path, script: str, more: Mapping[str, Any] | None = None) -> Iterator[Row]:
-    """A torn last line is one that is still being written, or was when the run was killed."""
-    lines = (_bytes(path) or b"").splitlines(keepends=True)
-    for number, line in enumerate(lines, start=1):
-        row = _parsed(line)
-        if row is None and number == len(lines) and not line.endswith(b"\n"):
-            return
-        if not isinstance(row, dict):
-            raise InvalidInputError(f"{path}: line {number} is damaged; mend or delete that line")
+    for number, row in numbered_rows(_bytes(path) or b"", path):
         # Of demo, the rows are told apart by their name.
         if "failed" in row or script not in REQUIRED:
             yield row
@@ -115,10 +109,7 @@ def _read(path: Path, script: str, more: Mapping[str, Any] | None = None) -> Ite
         try:
             yield checked(script, {**(more or {}), **row})
         except KeyError as error:
-            raise InvalidInputError(
-                f"{path}: line {number} was edited, its {error.args[0]!r} is missing or cannot be; "
-                "mend or delete that line"
-            ) from None
+            raise edited(path, number, error.args[0]) from None
 
 
 def _json(path: Path) -> dict[str, Any] | None:
@@ -126,7 +117,10 @@ def _json(path: Path) -> dict[str, Any] | None:
     content = _bytes(path)
     if content is None:
         return None
-    document = _parsed(content)
+    try:
+        document = json.loads(content)
+    except (ValueError, RecursionError):
+        document = None
     if not isinstance(document, dict):
         raise InvalidInputError(f"{path}: it is damaged; restore it, or leave the folder out")
     return document
@@ -149,14 +143,6 @@ def _bytes(path: Path) -> bytes | None:
             raise
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise InvalidInputError(f"{path}: it cannot be read ({reason})") from None
-
-
-def _parsed(content: bytes) -> Any:
-    """None where it is no JSON."""
-    try:
-        return json.loads(content)
-    except (ValueError, RecursionError):
-        return None
 
 
 def _renamed(runs: Sequence[Run]) -> list[Run]:

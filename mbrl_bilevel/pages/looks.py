@@ -1,7 +1,6 @@
 """A colour, a dash and a marker for each method, the same on the whole page and apart for the colour-blind.
 
-They are at least 0.09 apart in OKLab for normal, protan, deutan and tritan eyes (Machado et
-al. 2009, severity 1), and have a contrast of 3 : 1 on the page's background; a test computes both.
+The colours are those of the figures (``mbrl_bilevel.figures.style``).
 """
 
 from __future__ import annotations
@@ -9,20 +8,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-#: (on light, on dark): blue, vermilion, green, violet, ochre, sky; grey for what has no model.
-PALETTE = (
-    *(("#1860cc", "#6ca8fc"), ("#cc420c", "#fc6c3c"), ("#004a14", "#a8fcd8")),
-    *(("#6c0088", "#b84cfc"), ("#b88c50", "#fce454"), ("#0c98de", "#4090b4")),
-    ("#777777", "#bcbcbc"),
-)
+from mbrl_bilevel.figures.style import OWN, PALETTE
+
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 MARKERS = ("circle", "square", "diamond", "triangle-up", "x", "cross")
-
-#: Methods that come most often keep their place from page to page; the others take what is free.
-_OWN = {
-    **{"bilevel": 0, "nll": 1, "mse": 2, "beta-nll": 3, "faithful": 4, "bilevel-mixture": 5},
-    "sac": 6,
-}
 
 
 @dataclass(frozen=True)
@@ -43,12 +32,12 @@ class Looks:
         beside = _beside(groups)
         colours: dict[str, int] = {}
         for key in sorted(
-            beside, key=lambda key: key not in _OWN
+            beside, key=lambda key: key not in OWN
         ):  # stable: else as they first come
             taken = {colours[other] for other in beside[key] if other in colours}
             used = list(colours.values())
             # A colour that none beside it has; of these one that is free on the whole page.
-            colours[key] = _OWN.get(
+            colours[key] = OWN.get(
                 key, min(range(len(PALETTE) - 1), key=lambda c: (c in taken, used.count(c)))
             )
         self._looks: dict[str, Look] = {}

@@ -26,6 +26,9 @@ _OFF_DIAGONAL_LIMIT = 1e3
 class GaussianPolicy(ScaledPolicy):
     """Diagonal Gaussian N(μ_θ(x), diag σ²), an ensemble of E networks.
 
+    ``inputs`` and ``outputs`` are the dimensions of x and y, ``members`` the networks E, ``hidden`` the units of
+    their hidden layers; ``generator`` draws the initial weights.
+
     ``scale="constant"`` learns one σ per member and dimension: all that a constant reward matrix
     can ask for. ``scale="network"`` learns σ(x) from the same trunk (Lakshminarayanan 2017, eq. 1).
     ``scale="detached"`` learns σ(x) from the same trunk without moving it (Stirn 2023).
@@ -87,7 +90,7 @@ class GaussianPolicy(ScaledPolicy):
 
 
 class FullGaussianPolicy(ScaledPolicy):
-    """Gaussian N(μ_θ(x), L Lᵀ) with a full covariance, an ensemble of E networks.
+    """Gaussian N(μ_θ(x), L Lᵀ) with a full covariance, an ensemble of E networks; arguments as of GaussianPolicy.
 
     L = diag(l)·(I + C): log l lies within ``log_std_bounds`` as in GaussianPolicy, and C, strictly
     lower triangular, within ±1000 by a tanh, so every entry of L is finite and L can be inverted.
@@ -166,7 +169,8 @@ class FullGaussianPolicy(ScaledPolicy):
 
 
 class MixturePolicy(ScaledPolicy):
-    """A mixture of M = ``components`` diagonal Gaussians, an ensemble of E networks.
+    """A mixture of M = ``components`` diagonal Gaussians, an ensemble of E networks; other arguments as of
+    GaussianPolicy.
 
     Weights and means depend on x; ``scale="constant"`` learns one σ per member, component and
     dimension, ``scale="network"`` σ(x), within ``log_std_bounds`` as in GaussianPolicy. The means
@@ -224,7 +228,11 @@ class MixturePolicy(ScaledPolicy):
 
 
 class CategoricalPolicy(nn.Module):
-    """Classes with probabilities softmax(f_θ(x)), an ensemble of E networks."""
+    """Classes with probabilities softmax(f_θ(x)), an ensemble of E networks.
+
+    ``inputs`` is the dimension of x, ``classes`` how many there are, ``members`` the networks E, ``hidden`` the
+    units of their hidden layers; ``generator`` draws the initial weights.
+    """
 
     def __init__(
         self,

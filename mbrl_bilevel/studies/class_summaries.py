@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from mbrl_bilevel.evaluation.statistics import interval
+from mbrl_bilevel.studies.repeats import once, pairs, repeats
 from mbrl_bilevel.studies.rows import Row
 
 #: Columns that are summarised; accuracies are the better the higher, the others the lower.
@@ -19,7 +20,7 @@ METRICS = ("accuracy", "balanced_accuracy", "nll", "ece", "brier")
 
 def summarise(rows: Sequence[Row]) -> Iterator[dict[str, Any]]:
     """Each method's scores on each data set and size."""
-    for key in _once(rows, "method", "dataset", "n_train", "learning_rate"):
+    for key in once(rows, "method", "dataset", "n_train", "learning_rate"):
         mine = [row for row in rows if key.items() <= row.items()]
         names = (*METRICS, "train_seconds")
         yield key | {name: interval([row[name] for row in mine]) for name in names}
@@ -32,9 +33,9 @@ def paired(rows: Sequence[Row], methods: Sequence[str]) -> Iterator[dict[str, An
     """
     first, *others = methods
     for other in others:
-        for key in _once(rows, "n_train", "learning_rate"):
+        for key in once(rows, "n_train", "learning_rate"):
             here = [row for row in rows if key.items() <= row.items()]
-            datasets = [found["dataset"] for found in _once(here, "dataset")]
+            datasets = [found["dataset"] for found in once(here, "dataset")]
             for dataset in (*datasets, "all"):
                 line = {"method": first, "minus": other, "dataset": dataset} | key
                 for name in METRICS:
@@ -48,16 +49,9 @@ def differences(
     rows: Sequence[Mapping[str, Any]], first: str, other: str, name: str, dataset: str
 ) -> list[float]:
     """``first`` minus ``other``, a value a seed; ``dataset`` "all" takes the mean over data sets."""
-    value = {(row["method"], row["dataset"], row["seed"]): row[name] for row in rows}
     by_seed: dict[int, list[float]] = {}
-    for (method, where, seed), ours in value.items():
-        theirs = value.get((other, where, seed))
-        if method == first and theirs is not None and dataset in (where, "all"):
-            by_seed.setdefault(seed, []).append(ours - theirs)
+    for where in once(rows, "dataset"):
+        if dataset in (where["dataset"], "all"):
+            for ours, theirs in pairs(*(repeats(rows, method=m, **where) for m in (first, other))):
+                by_seed.setdefault(ours["seed"], []).append(ours[name] - theirs[name])
     return [float(np.mean(found)) for _, found in sorted(by_seed.items())]
-
-
-def _once(rows: Sequence[Row], *names: str) -> list[dict[str, Any]]:
-    """The different values of these columns, in order of appearance."""
-    seen = dict.fromkeys(tuple(row[name] for name in names) for row in rows)
-    return [dict(zip(names, values, strict=True)) for values in seen]

@@ -7,7 +7,6 @@ differences are paired.
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Iterator, Sequence
 from typing import Any, get_args
 
@@ -15,6 +14,7 @@ import numpy as np
 
 from mbrl_bilevel.continual.sequence import Better, Transfer, transfer
 from mbrl_bilevel.evaluation.statistics import interval, mean, stratified_interval
+from mbrl_bilevel.studies.repeats import number, once, pairs, repeats
 from mbrl_bilevel.studies.rows import Row
 
 PARTS = tuple(field.name for field in dataclasses.fields(Transfer))
@@ -30,9 +30,9 @@ _SOME = 0.05
 def transfers(rows: Sequence[Row], method: str, sequence: str, metric: str) -> dict[int, Transfer]:
     """Of each repeat, by seed. Plasticity is against METHOD+alone, where that was run."""
     alone = method.partition("+")[0] + "+alone"
-    references = _of(rows, alone, sequence)
+    references = repeats(rows, method=alone, sequence=sequence)
     found = {}
-    for seed, row in _of(rows, method, sequence).items():
+    for seed, row in repeats(rows, method=method, sequence=sequence).items():
         reference = references.get(seed)
         found[seed] = transfer(
             _array(row[metric]),
@@ -69,7 +69,7 @@ def summarise(rows: Sequence[Row], methods: Sequence[str], metrics: Sequence[str
     the policy before a task to that after it, and the seconds that a task took, both by task."""
     for sequence in sequences(rows):
         for method in methods:
-            mine = list(_of(rows, method, sequence).values())
+            mine = repeats(rows, method=method, sequence=sequence).values()
             if not mine:
                 continue
             line: Row = {"method": method, "sequence": sequence}
@@ -111,10 +111,11 @@ def removed(rows: Sequence[Row], methods: Sequence[str], reference: str = "nll")
         base = transfers(rows, reference, sequence, "nll")
         for method in methods:
             mine = transfers(rows, method, sequence, "nll")
-            both = sorted(base.keys() & mine.keys())
-            theirs = np.array([base[seed].backward or 0.0 for seed in both])
-            ours = np.array([mine[seed].backward or 0.0 for seed in both])
-            if method == reference or not both or -theirs.mean() < _SOME:
+            both = pairs(base, mine)
+            if method == reference or not both:
+                continue
+            theirs, ours = np.array([[part.backward or 0.0 for part in pair] for pair in both]).T
+            if -theirs.mean() < _SOME:
                 continue
             draws = random.integers(len(both), size=(5000, len(both)))
             shares = 1.0 - ours[draws].mean(1) / theirs[draws].mean(1)
@@ -131,19 +132,18 @@ def removed(rows: Sequence[Row], methods: Sequence[str], reference: str = "nll")
 
 def sequences(rows: Sequence[Row]) -> list[str]:
     """In the order in which they first come."""
-    return list(dict.fromkeys(row["sequence"] for row in rows))
+    return [found["sequence"] for found in once(rows, "sequence")]
 
 
 def _apart(
     rows: Sequence[Row], first: str, other: str, sequence: str, metric: str
 ) -> dict[str, list[float]]:
-    ours, theirs = (transfers(rows, name, sequence, metric) for name in (first, other))
-    both = sorted(ours.keys() & theirs.keys())
+    both = pairs(*(transfers(rows, name, sequence, metric) for name in (first, other)))
     found: dict[str, list[float]] = {}
     for part in PARTS:
-        pairs = [(getattr(ours[seed], part), getattr(theirs[seed], part)) for seed in both]
-        if pairs and not any(None in pair for pair in pairs):
-            found[part] = [a - b for a, b in pairs]
+        values = [(getattr(ours, part), getattr(theirs, part)) for ours, theirs in both]
+        if values and not any(None in pair for pair in values):
+            found[part] = [a - b for a, b in values]
     return found
 
 
@@ -152,20 +152,8 @@ def _interval(found: Any, part: str) -> Any:
     return None if not values or None in values else interval(values)
 
 
-def _of(rows: Sequence[Row], method: str, sequence: str) -> dict[int, Row]:
-    """The repeats of one method, by seed."""
-    return {r["seed"]: r for r in rows if (r["method"], r["sequence"]) == (method, sequence)}
-
-
 def _array(values: Any) -> Any:
     """As rows.jsonl gives them back: what was not finite is null there."""
     return np.array(
-        [
-            [math.nan if v is None else v for v in one] if isinstance(one, list) else _float(one)
-            for one in values
-        ]
+        [list(map(number, one)) if isinstance(one, list) else number(one) for one in values]
     )
-
-
-def _float(value: float | None) -> float:
-    return math.nan if value is None else value

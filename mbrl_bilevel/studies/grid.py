@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mbrl_bilevel.base.errors import InvalidInputError
+from mbrl_bilevel.studies.reading import is_number, is_seed, is_text
 
 #: The line that returns are scaled by, beside the target.
 RANDOM = "random actions"
@@ -123,7 +124,7 @@ def _grid(document: dict[str, Any]) -> Grid:
     tasks = _take(rest, "tasks", _is_filled, "[[tasks]] tables")
     _refuse_rest(rest)
     for pair in compare:
-        if not (_is_texts(pair) and len(pair) == 2 and set(pair) <= columns.keys()):
+        if not (is_texts(pair) and len(pair) == 2 and set(pair) <= columns.keys()):
             raise InvalidInputError(f"compare: {pair} is no pair of columns")
     found = tuple(_task(each, columns, seeds) for each in tasks)
     names = [task.env_id for task in found]
@@ -137,7 +138,7 @@ def _task(table: Any, columns: Mapping[str, Any], seeds: list[int]) -> Task:
     rest = dict(_known(table, _is_table, "tasks", "tables"))
     env_id = _take(rest, "env_id", _is_env_id, "the name of an environment")
     try:
-        mine = _take(rest, "columns", _is_texts, "a list of columns")
+        mine = _take(rest, "columns", is_texts, "a list of columns")
         for column in mine:
             if column not in columns or mine.count(column) > 1:
                 raise InvalidInputError(f"columns: {column!r} is unknown, or there twice")
@@ -152,9 +153,9 @@ def _task(table: Any, columns: Mapping[str, Any], seeds: list[int]) -> Task:
             tuple(_take(rest, "seeds", _is_seeds, "a list of different seeds", seeds)),
             _take(rest, "eval_every", _is_count, "a number of steps"),
             _take(rest, "eval_episodes", _is_count, "a number of episodes"),
-            _split(_take(rest, "options", _is_text, "options of train", "")),
+            _split(_take(rest, "options", is_text, "options of train", "")),
             _targets(_take(rest, "targets", _is_table, "returns by step", {})),
-            _take(rest, "lines", _is_numbers, "returns by name", {}),
+            _take(rest, "lines", is_numbers, "returns by name", {}),
             tuple(map(_published, _take(rest, "published", _is_list, "a list of tables", []))),
         )
         _refuse_rest(rest)
@@ -166,7 +167,7 @@ def _task(table: Any, columns: Mapping[str, Any], seeds: list[int]) -> Task:
 
 def _targets(table: Mapping[str, Any]) -> dict[int, float]:
     for step, value in table.items():
-        if not (re.fullmatch("[1-9][0-9]{0,9}", step) and _is_number(value)):
+        if not (re.fullmatch("[1-9][0-9]{0,9}", step) and is_number(value)):
             raise InvalidInputError(f"targets: {step} = {value} is no return after a step")
     return {
         int(step): float(value) for step, value in sorted(table.items(), key=lambda x: int(x[0]))
@@ -185,9 +186,9 @@ def _check_targets(task: Task) -> None:
 def _published(table: Any) -> Published:
     rest = dict(_known(table, _is_table, "published", "tables"))
     found = Published(
-        _take(rest, "name", _is_text, "text"),
+        _take(rest, "name", is_text, "text"),
         _take(rest, "step", _is_count, "a number of steps"),
-        float(_take(rest, "value", _is_number, "a number")),
+        float(_take(rest, "value", is_number, "a number")),
     )
     _refuse_rest(rest)
     return found
@@ -215,7 +216,7 @@ def _refuse_rest(rest: Mapping[str, Any]) -> None:
 
 def _split(words: Any) -> tuple[str, ...]:
     try:
-        found = tuple(shlex.split(_known(words, _is_text, "options", "options of train")))
+        found = tuple(shlex.split(_known(words, is_text, "options", "options of train")))
     except ValueError as error:
         raise InvalidInputError(f"options: {words!r}: {error}") from None
     for word in found:
@@ -225,10 +226,6 @@ def _split(words: Any) -> tuple[str, ...]:
                 "said by keys of the task"
             )
     return found
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str)
 
 
 def _is_name(value: Any) -> bool:
@@ -251,8 +248,8 @@ def _is_filled(value: Any) -> bool:
     return isinstance(value, list) and bool(value)
 
 
-def _is_texts(value: Any) -> bool:
-    return isinstance(value, list) and all(map(_is_text, value))
+def is_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(map(is_text, value))
 
 
 def _is_count(value: Any) -> bool:
@@ -265,15 +262,9 @@ def _is_counts(value: Any) -> bool:
 
 
 def _is_seeds(value: Any) -> bool:
-    good = isinstance(value, list) and all(
-        type(each) is int and 0 <= each < 2**62 for each in value
-    )
+    good = isinstance(value, list) and all(map(is_seed, value))
     return good and 0 < len(value) == len(set(value))
 
 
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and -1e100 < value < 1e100
-
-
-def _is_numbers(value: Any) -> bool:
-    return isinstance(value, dict) and all(map(_is_number, value.values()))
+def is_numbers(value: Any) -> bool:
+    return isinstance(value, dict) and all(map(is_number, value.values()))

@@ -11,7 +11,7 @@ from typing import Any
 from mbrl_bilevel.base.atomic import write_atomically
 from mbrl_bilevel.base.errors import InvalidInputError
 from mbrl_bilevel.studies.grid import Cell
-from mbrl_bilevel.studies.reading import Tests, read_file
+from mbrl_bilevel.studies.reading import Tests, is_number, read_file
 from mbrl_bilevel.studies.rows import Row, strict
 
 #: Of the metrics, what the rows do not say.
@@ -93,7 +93,7 @@ def evaluations(path: Path) -> dict[int, Row]:
 
 
 def _is_number(value: Any) -> bool:
-    return value is None or (type(value) in (int, float) and -1e100 < value < 1e100)
+    return value is None or is_number(value)
 
 
 def _is_count(value: object) -> bool:

@@ -7,7 +7,7 @@ Definitions: Agarwal et al. 2021 (``mbrl_bilevel.evaluation.statistics``).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from mbrl_bilevel.evaluation.statistics import (
     probability_of_improvement,
     stratified_interval,
 )
+from mbrl_bilevel.studies.repeats import number, once, pairs, repeats
 from mbrl_bilevel.studies.rows import Row
 
 #: Compared as ratios, since their units differ from one data set to the next.
@@ -37,12 +38,12 @@ def summarise(rows: Sequence[Row], methods: Sequence[str], metrics: Sequence[str
     ``rows`` hold ``method``, ``dataset``, ``n_train`` (any number; the same for all, if there is one size),
     ``seed`` and each of ``metrics``; the values of a metric over the seeds become one ``interval``.
     """
-    for dataset, n in strata(rows):
+    for stratum in strata(rows):
         for method in methods:
-            mine = list(_of(rows, method, dataset, n).values())
+            mine = repeats(rows, method=method, **stratum).values()
             if mine:  # not all of its repeats failed
-                line: Row = {"method": method, "dataset": dataset, "n_train": n}
-                yield line | {name: interval(_numbers(r[name] for r in mine)) for name in metrics}
+                found = {name: interval([number(row[name]) for row in mine]) for name in metrics}
+                yield {"method": method} | stratum | found
 
 
 def paired(rows: Sequence[Row], methods: Sequence[str], metrics: Sequence[str]) -> Iterator[Row]:
@@ -51,17 +52,15 @@ def paired(rows: Sequence[Row], methods: Sequence[str], metrics: Sequence[str]) 
     ``rows`` and ``metrics`` as in ``summarise``; seeds that one of the two has not finished are left out.
     """
     first, *others = methods
-    for dataset, n in strata(rows):
+    for stratum in strata(rows):
         for other in others:
-            ours, theirs = (_of(rows, m, dataset, n) for m in (first, other))
-            both = sorted(ours.keys() & theirs.keys())  # a repeat may have failed for one
-            if not both:
-                continue
-            line: Row = {"method": first, "minus": other, "dataset": dataset, "n_train": n}
-            for name in metrics:
-                a, b = (_numbers(side[seed][name] for seed in both) for side in (ours, theirs))
-                line[name] = interval([x - y for x, y in zip(a, b, strict=True)])
-            yield line
+            both = _both(rows, first, other, stratum)
+            if both:
+                apart = {
+                    name: interval([number(a[name]) - number(b[name]) for a, b in both])
+                    for name in metrics
+                }
+                yield {"method": first, "minus": other} | stratum | apart
 
 
 def pooled(rows: Sequence[Row], methods: Sequence[str]) -> Iterator[Row]:
@@ -76,52 +75,41 @@ def pooled(rows: Sequence[Row], methods: Sequence[str]) -> Iterator[Row]:
     for other in others:
         line: Row = {"method": first, "against": other, "strata": 0}
         for name in (*RATIOS, *DIFFERENCES):
-            pairs = list(_pairs(rows, first, other, name))
-            if not pairs:
+            found = list(_values(rows, first, other, name))
+            if not found:
                 continue
             ratio = name in RATIOS
-            apart = [np.log(a / b) if ratio else a - b for a, b in pairs]
-            found = stratified_interval(apart, mean)
-            entry = _entry(found, math.exp if ratio else float)
+            apart = [np.log(a / b) if ratio else a - b for a, b in found]
+            entry = _entry(stratified_interval(apart, mean), math.exp if ratio else float)
             entry["won"] = float(np.mean([stratum.mean() < 0.0 for stratum in apart]))
-            entry["probability"] = _entry(probability_of_improvement(pairs), float)
+            entry["probability"] = _entry(probability_of_improvement(found), float)
             if not ratio:
                 entry["iqm"] = _entry(stratified_interval(apart, interquartile_mean), float)
             line[name] = entry
-            line["strata"] = max(line["strata"], len(pairs))
+            line["strata"] = max(line["strata"], len(found))
         yield line
 
 
-def strata(rows: Sequence[Row]) -> list[tuple[str, int]]:
-    """The (data set, size)s in the order in which they first come."""
-    return list(dict.fromkeys((row["dataset"], row["n_train"]) for row in rows))
+def strata(rows: Sequence[Row]) -> list[Row]:
+    """The ``dataset`` and ``n_train`` of each stratum, in the order in which they first come."""
+    return once(rows, "dataset", "n_train")
 
 
-def _pairs(rows: Sequence[Row], first: str, second: str, name: str) -> Iterator[tuple[Any, Any]]:
-    """The values of both on the repeats that both finished, stratum by stratum."""
-    for dataset, n in strata(rows):
-        ours, theirs = (_of(rows, m, dataset, n) for m in (first, second))
-        both = sorted(ours.keys() & theirs.keys())
-        sides = [[side[seed].get(name) for seed in both] for side in (ours, theirs)]
-        whole = [None not in pair for pair in zip(*sides, strict=True)]
-        if any(whole):
-            yield tuple(np.array([v for v, ok in zip(s, whole, strict=True) if ok]) for s in sides)  # type: ignore[misc]
+def _both(rows: Sequence[Row], first: str, second: str, stratum: Row) -> list[Any]:
+    """The rows of the repeats that both finished."""
+    return pairs(*(repeats(rows, method=method, **stratum) for method in (first, second)))
+
+
+def _values(rows: Sequence[Row], first: str, second: str, name: str) -> Iterator[tuple[Any, Any]]:
+    """The values of both on the repeats where both have one, stratum by stratum."""
+    for stratum in strata(rows):
+        both = [(a.get(name), b.get(name)) for a, b in _both(rows, first, second, stratum)]
+        whole = [values for values in both if None not in values]
+        if whole:
+            ours, theirs = np.array(whole).T
+            yield ours, theirs
 
 
 def _entry(found: Interval, scale: Any) -> Row:
     values = {"estimate": found.estimate, "low": found.low, "high": found.high}
     return {name: None if value is None else scale(value) for name, value in values.items()}
-
-
-def _of(rows: Sequence[Row], method: str, dataset: str, n: int) -> dict[int, Row]:
-    """The repeats of one method, by seed."""
-    return {
-        row["seed"]: row
-        for row in rows
-        if (row["method"], row["dataset"], row["n_train"]) == (method, dataset, n)
-    }
-
-
-def _numbers(values: Iterable[float | None]) -> list[float]:
-    """As rows.jsonl gives them back: what was not finite is null there."""
-    return [math.nan if value is None else value for value in values]

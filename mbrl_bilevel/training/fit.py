@@ -50,7 +50,9 @@ def fit(
     """Fit ``policy`` in place to ``data`` by ``loss``, and the reward in it by ``outer``.
 
     ``criterion`` (one-step NLL by default) is watched on each member's stopping sample; the state
-    where it was lowest is kept, member by member. All draws come from ``generator``.
+    where it was lowest is kept, member by member. All draws come from ``generator``. ``schedule``: steps,
+    minibatches, learning rate and patience (None: ``Schedule()``). ``progress`` shows a bar on stderr; ``log(name, value, step)`` hears the
+    training curves.
 
     However it ends, by Ctrl-C or an error too, the policy is left in the best state until then.
 

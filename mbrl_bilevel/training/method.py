@@ -112,7 +112,8 @@ class Method:
         progress: bool = False,
         log: Log | None = None,
     ) -> FitResult:
-        """Fit ``policy``, of those that ``make_policy`` makes, in place.
+        """Fit ``policy``, of those that ``make_policy`` makes, in place to ``data``; ``generator``, ``schedule``,
+        ``progress`` and ``log`` as of ``mbrl_bilevel.training.fit.fit``.
 
         ``loss`` is one that ``make_loss`` made (by default it is made here): it holds the reward that was
         inferred. ``objective`` is what the outer level wants on held-out rows, by default what its own row

@@ -11,10 +11,8 @@ import gymnasium as gym
 import numpy as np
 import torch
 from options.compare import Args
-from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-from agents.mpc import MPC, MPCSettings
 from envs.known.endings import termination_rule
 from mbrl_bilevel.base.errors import InvalidInputError
 from mbrl_bilevel.base.records import FitResult, Rule, Transitions
@@ -34,7 +32,6 @@ from mbrl_bilevel.figures.models import (
     draw_pooled,
     draw_rollout,
 )
-from mbrl_bilevel.imagination.settings import Imagination
 from mbrl_bilevel.models.dynamics import DynamicsModel, fit_dynamics
 from mbrl_bilevel.models.regression import fit_regression
 from mbrl_bilevel.studies.cells import Cells, Done, run_cells
@@ -43,6 +40,7 @@ from mbrl_bilevel.studies.rows import Row
 from mbrl_bilevel.studies.run_folder import RunFolder
 from mbrl_bilevel.studies.summaries import paired, pooled, summarise
 from mbrl_bilevel.training.methods import get_method
+from work.planned_returns import planned_returns
 from work.steps_data import Split, never, open_env, steps_split, table_split
 
 
@@ -169,7 +167,7 @@ def _dynamics_cell(args: Args, key: Row) -> Done:
         row["rollout"] = _rollout(model, split.clean)
     if args.plan_episodes:
         assert env_id is not None
-        row |= _returns(args, env_id, model, key["method"], key["seed"])
+        row |= _returns(args, env_id, model, key["seed"])
     return Done(row, fitted.history)
 
 
@@ -235,29 +233,13 @@ def _open_loop(args: Args, model: DynamicsModel, test: Transitions, seed: int) -
     return {"k": args.horizons, **at}
 
 
-def _returns(
-    args: Args, env_id: str, model: DynamicsModel, method: str, seed: int
-) -> dict[str, Any]:
+def _returns(args: Args, env_id: str, model: DynamicsModel, seed: int) -> dict[str, Any]:
     """Episodes side by side, planned in one batch; their starts are the same for every method."""
-    env = open_env(args, env_id)
-    rule = termination_rule(env)
-    settings = MPCSettings(
-        method=method,
-        members=args.members,
-        hidden=args.hidden,
-        imagination=Imagination(particles=args.members),
-    )
-    agent = MPC(env, settings, termination=rule, seed=seed, device="cpu")
-    agent.model = model
+    rule = _rule(args, env_id)
     envs = DummyVecEnv([lambda: _cut(args, open_env(args, env_id))] * args.plan_episodes)
-    envs.seed(seed)
-    returns: Any
-    returns, _ = evaluate_policy(
-        agent, envs, args.plan_episodes, return_episode_rewards=True, warn=False
-    )
+    returns = planned_returns(model, rule, envs, args.plan_episodes, seed)
     envs.close()
-    env.close()
-    return {"return": float(np.mean(returns)), "returns": [float(r) for r in returns]}
+    return {"return": float(np.mean(returns)), "returns": returns}
 
 
 def _cut(args: Args, env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 
+import gymnasium as gym
 import numpy as np
 import torch
 from options.continual import CLASS_METRICS, Args
 from torch import Tensor
 
 from agents.common.experience import collect
+from agents.common.spaces import vector_env
+from envs.known.endings import termination_rule
 from envs.tasks.class_sequences import ClassSequence, ClassTask
 from envs.tasks.sequences import Task
 from mbrl_bilevel.base.records import Transitions
@@ -22,7 +25,7 @@ from mbrl_bilevel.evaluation.dynamics import evaluate_one_step, evaluate_open_lo
 from mbrl_bilevel.models.classification import Classification
 from mbrl_bilevel.models.dynamics import DynamicsModel
 from mbrl_bilevel.models.regression import Regression
-from work.planned_return import planned_return
+from work.planned_returns import planned_returns
 from work.steps_data import never
 
 
@@ -89,8 +92,13 @@ def _predicted(
     found = {"rmse": one.nrmse, "nll": one.nll, "k_rmse": ahead.nrmse[0]}
     if args.plan_episodes:
         env = task.make()
-        found["return"] = planned_return(model, env, args.plan_episodes, args.plan_steps, seed)
-        env.close()
+        rule = termination_rule(env)
+        envs = vector_env(gym.wrappers.TimeLimit(env, args.plan_steps))
+        known = replace(model, termination=rule)
+        found["return"] = float(
+            np.mean(planned_returns(known, rule, envs, args.plan_episodes, seed))
+        )
+        envs.close()
     return found
 
 

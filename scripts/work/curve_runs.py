@@ -12,7 +12,7 @@ from options.train import label_of
 
 from mbrl_bilevel.base.errors import InvalidInputError
 from mbrl_bilevel.studies.arguments import naming, option_name
-from mbrl_bilevel.studies.reading import Tests, misfit, read_rows
+from mbrl_bilevel.studies.reading import Tests, is_number, is_seed, is_text, misfit, read_rows
 from mbrl_bilevel.studies.run_folder import FREE_ON_RESUME
 
 #: Options in which repeats may differ.
@@ -78,40 +78,27 @@ def _said(line: Line) -> str:
     return f"{line[1]!r} on {line[0]}"
 
 
-def _is_text(value: object) -> bool:
-    return isinstance(value, str)
-
-
-def _is_seed(value: object) -> bool:
-    return type(value) is int and 0 <= value < 2**62
-
-
-def _is_return(value: object) -> bool:
-    """A number that can be summed, squared and drawn."""
-    return type(value) in (int, float) and -1e100 < value < 1e100  # type: ignore[operator]
-
-
 #: Of the rows of train and of plan.
 _POINT: Tests = {
     "step": lambda value: type(value) is int and 0 < value <= 10**12,
-    "mean": lambda value: value is None or _is_return(value),
+    "mean": lambda value: value is None or is_number(value),
 }
 _EPISODE: Tests = {
-    **{"env_id": _is_text, "planner": _is_text},
-    **{"seed": _is_seed, "return": _is_return},
+    **{"env_id": is_text, "planner": is_text},
+    **{"seed": is_seed, "return": is_number},
 }
 
 #: Of their options.
 _OPTIONS: dict[str, Tests] = {
     "train": {
-        "env_id": _is_text,
+        "env_id": is_text,
         # None, the default, is the preset's.
-        "method": lambda value: value is None or _is_text(value),
+        "method": lambda value: value is None or is_text(value),
         "agent": lambda value: value in ("planning", "mpc", "mbpo", "sac"),
         "seeds": lambda value: type(value) is int and 1 <= value <= 100_000,
-        "seed": _is_seed,
+        "seed": is_seed,
     },
-    "plan": {"model": _is_text},
+    "plan": {"model": is_text},
 }
 
 

@@ -138,18 +138,18 @@ def test_model_and_value_are_copied_once_and_stay_where_they_are(
     model: DynamicsModel, rows: Transitions
 ) -> None:
     agent = agent_with(model, rows)
-    agent._plans = Plans(agent._plans.actions, agent.held, torch.device("meta"))
-    there, value = agent._plans.on_device(model, agent.value)
+    agent.plans = Plans(agent.plans.actions, agent.held, torch.device("meta"))
+    there, value = agent.plans.on_device(model, agent.value)
     assert there.device.type == "meta"
     assert value is not None
     assert value.low.device.type == "meta"
-    assert agent._plans.on_device(model, agent.value)[0] is there
+    assert agent.plans.on_device(model, agent.value)[0] is there
     assert model.device.type == "cpu"
     assert next(model.policy.parameters()).device.type == "cpu"
     agent.value = None
-    assert agent._plans.on_device(model, agent.value)[1] is None
+    assert agent.plans.on_device(model, agent.value)[1] is None
     agent.model = other = model.elites([0.0, 1.0], 1)
-    found = agent._plans.on_device(other, agent.value)[0]
+    found = agent.plans.on_device(other, agent.value)[0]
     assert found.members == 1
 
 
@@ -157,12 +157,12 @@ def test_plans_are_made_in_the_model_frozen_once_for_each_precision(
     model: DynamicsModel, rows: Transitions
 ) -> None:
     agent = agent_with(model, rows)
-    there, value = agent._plans.on_device(model, agent.value)
+    there, value = agent.plans.on_device(model, agent.value)
     assert isinstance(there, DynamicsModel)
     assert there.frozen() is there
-    assert agent._plans.on_device(model, agent.value)[0] is there
+    assert agent.plans.on_device(model, agent.value)[0] is there
     assert value is agent.value
-    rough = agent._plans.on_device(model, agent.value, "bfloat16")[0]
+    rough = agent.plans.on_device(model, agent.value, "bfloat16")[0]
     assert rough.frozen(None, "bfloat16") is rough
     assert rough is not there
 

@@ -469,7 +469,7 @@ def test_a_dqn_explores_row_by_row_in_imagination_and_resumes_offline(tmp_path: 
     found.algorithm.exploration_rate = 0.3  # type: ignore[attr-defined]
     obs = torch.linspace(-1.0, 1.0, 3000)[:, None]
     greedy = found.algorithm.predict(obs.numpy(), deterministic=True)[0]
-    actions = found._act_in_imagination(obs)
+    actions = found.act_in_imagination(obs)
     assert actions.shape == (3000, 1)
     other = float((actions[:, 0].numpy() != greedy).mean())
     assert other == pytest.approx(0.3 * 2 / 3, abs=0.03)  # one choice of three is the greedy one
@@ -501,7 +501,7 @@ def test_what_the_policy_sees_in_imagination_is_not_truncated(
             "predict",
             lambda obs, predict=predict, **more: seen.append(obs) or predict(obs, **more),
         )
-        found._act_in_imagination(torch.tensor([[0.75]]))
+        found.act_in_imagination(torch.tensor([[0.75]]))
     assert [each.tolist() for each in seen] == [[[0.75]], [[0.75]]]
     assert [each.dtype for each in seen] == [np.float32, np.float64]
 

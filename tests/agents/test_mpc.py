@@ -304,7 +304,7 @@ def test_a_plan_is_followed_until_the_next_is_due(
 def test_a_new_episode_forgets_the_plan(trained: MPC) -> None:
     obs = np.array([[0.7], [-0.5]])
     _, fresh = trained.predict(np.zeros((2, 1)), None, np.array([True, True]))
-    initial = trained.settings.planner.initial_state(2, trained._plans.actions)
+    initial = trained.settings.planner.initial_state(2, trained.plans.actions)
     _, used = trained.predict(obs)
     memory = (initial.mean.numpy(), initial.elites.numpy(), initial.elite_valid.numpy())
     blank = (*memory, np.zeros(2, dtype=np.int64), used[4])

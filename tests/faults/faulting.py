@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
+import signal
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
+from matplotlib.figure import Figure
 
 from agents.mbpo import MBPO, MBPOSettings
 from agents.mpc import MPC, MPCSettings
 from agents.planners import ICEM
 from envs.tasks.make import make_env
 from mbrl_bilevel.imagination.settings import Imagination
+from mbrl_bilevel.studies.launching import launch
 from mbrl_bilevel.training.settings import Schedule
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -86,8 +92,36 @@ POOLS: dict[str, list[str]] = {
 _FREE = ("train_seconds", "wall_seconds", "cpu_seconds", "peak_memory_mb")
 
 
+def go(name: str, out: Path, *more: str, figures: bool = False) -> int:
+    """The exit code of a run in this process; its figures' files take the longest."""
+    script, *options = (RUNS | POOLS)[name]
+    module: Any = import_module(script)
+    with pytest.MonkeyPatch.context() as patch:
+        if not figures:
+            patch.setattr(Figure, "savefig", lambda figure, *args, **kwargs: None)
+        try:
+            launch(module.Args, module.main, [*options, "--quiet", "--out", str(out), *more])
+        except SystemExit as stop:
+            return int(str(stop.code))
+    return 0
+
+
+def go_and_kill(name: str, out: Path, after: float) -> bool:
+    """The same, with --resume, in a process forked from this one: a fresh interpreter spends most of its time on
+    imports, where nothing can be lost. It is killed (-9) after so many seconds; whether it was."""
+    process = multiprocessing.get_context("fork").Process(
+        target=lambda: sys.exit(go(name, out, "--resume"))
+    )
+    process.start()
+    process.join(after)
+    process.kill()
+    process.join()
+    assert process.exitcode in (0, -signal.SIGKILL)
+    return process.exitcode != 0
+
+
 def start(script: str, *options: str, cwd: Path, **more: Any) -> subprocess.Popen[str]:
-    """The script as a process of its own."""
+    """The script as a process of its own, as a user starts it."""
     return subprocess.Popen(
         [sys.executable, str(ROOT / "scripts" / f"{script}.py"), "--quiet", *options],
         cwd=cwd,

@@ -8,37 +8,10 @@ import shutil
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 import pytest
-from faulting import RUNS, metrics
-from matplotlib.figure import Figure
-
-from mbrl_bilevel.studies.launching import launch
-
-
-def go(name: str, out: Path, *more: str, figures: bool = False) -> int:
-    """The exit code of a run in this process; its figures' files take the longest."""
-    script, *options = RUNS[name]
-    module: Any = import_module(script)
-    with pytest.MonkeyPatch.context() as patch:
-        if not figures:
-            patch.setattr(Figure, "savefig", lambda figure, *args, **kwargs: None)
-        try:
-            launch(module.Args, module.main, [*options, "--quiet", "--out", str(out), *more])
-        except SystemExit as stop:
-            return int(str(stop.code))
-    return 0
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Each run undisturbed."""
-    folder = tmp_path_factory.mktemp("whole")
-    assert [go(name, folder / name) for name in RUNS] == [0] * len(RUNS)
-    return {name: folder / name for name in RUNS}
+from faulting import RUNS, go, metrics
 
 
 @contextmanager

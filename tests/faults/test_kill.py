@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from faulting import POOLS, RUNS, metrics, start
+from faulting import POOLS, RUNS, go_and_kill, metrics, start
 
 #: How many in all: ``make faults`` says 200. Most of them where a run takes least.
 _ALL = int(os.environ.get("FAULTS", 0))
@@ -22,27 +21,20 @@ _KILLS |= dict.fromkeys(POOLS, round(0.2 * _ALL / len(POOLS))) if _ALL else {}
 
 
 @pytest.mark.parametrize("name", _KILLS)
-def test_a_killed_run_ends_as_if_it_never_was(name: str, tmp_path: Path) -> None:
-    script, *options = (RUNS | POOLS)[name]
-    began = time.perf_counter()
-    out, err = start(script, *options, "--out", "whole", cwd=tmp_path).communicate(timeout=300)
-    assert out, err
-    whole, length = metrics(tmp_path / "whole"), time.perf_counter() - began
+def test_a_killed_run_ends_as_if_it_never_was(
+    name: str, whole: dict[str, Path], tmp_path: Path
+) -> None:
+    began, aside = time.perf_counter(), tmp_path / "whole"
+    assert not go_and_kill(name, aside, after=300.0)
+    found, length = metrics(aside), time.perf_counter() - began
+    assert found == metrics(whole.get(name, aside))
     random, kills, runs = np.random.default_rng(7), 0, 0
     while kills < _KILLS[name]:
-        folder, runs = f"cut-{runs}", runs + 1
-        while not (tmp_path / folder / "metrics.json").exists():
-            process = start(script, *options, "--out", folder, "--resume", cwd=tmp_path)
-            try:
-                # Most of a start is imports, where nothing can be lost: aim behind them.
-                err = process.communicate(timeout=random.uniform(0.3, 1.1) * length)[1]
-                assert process.returncode == 0, err
-            except subprocess.TimeoutExpired:
-                process.send_signal(signal.SIGKILL)
-                process.communicate()
-                kills += 1
-        assert metrics(tmp_path / folder) == whole
-        assert not list((tmp_path / folder).rglob("*.tmp"))
+        out, runs = tmp_path / f"cut-{runs}", runs + 1
+        while not (out / "metrics.json").exists():
+            kills += go_and_kill(name, out, after=random.uniform(0.05, 1.0) * length)
+        assert metrics(out) == found
+        assert not list(out.rglob("*.tmp"))
     print(f"{name}: {kills} kills over {runs} runs, none lost")
 
 

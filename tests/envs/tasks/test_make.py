@@ -198,7 +198,7 @@ def test_warnings_go_to_the_log(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Each kind is told once in a process, and another test may have met this one.
-    monkeypatch.setattr(mujoco_log, "_reported", set())
+    monkeypatch.setattr(mujoco_log, "reported", set())
     with caplog.at_level(logging.WARNING, logger="mujoco"):
         env = make_env("Reacher-v5")
         env.reset(seed=0)

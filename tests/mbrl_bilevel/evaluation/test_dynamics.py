@@ -17,10 +17,10 @@ from mbrl_bilevel.base.records import Transitions
 from mbrl_bilevel.data.normaliser import Normaliser
 from mbrl_bilevel.evaluation.dynamics import (
     LEVELS,
-    _window_starts,
     evaluate_one_step,
     evaluate_open_loop,
     rollout_band,
+    window_starts,
 )
 from mbrl_bilevel.evaluation.mixture_scores import Normals
 from mbrl_bilevel.models.dynamics import DynamicsModel
@@ -287,7 +287,7 @@ def test_windows_never_cross_a_gap(horizon: int) -> None:
             episode[row + i] == episode[row] and t[row + i] == t[row] + i for i in range(horizon)
         )
     ]
-    assert _window_starts(data, horizon).tolist() == expected
+    assert window_starts(data, horizon).tolist() == expected
     assert 0 < len(expected) <= len(data)
 
 

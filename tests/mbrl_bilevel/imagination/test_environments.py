@@ -324,7 +324,7 @@ def test_what_was_seen_is_believed_over_the_declared_space(model: DynamicsModel)
     found, *_ = env.step(np.zeros(1))
     assert found.tolist() == pytest.approx([0.0, 2.25])
     # x0 stayed inside, and is kept there; x1 in what was seen.
-    env._episodes.obs = torch.tensor([[0.9, 2.0]])
+    env.reset(options={"state": np.array([0.9, 2.0])})
     found, *_ = env.step(np.ones(1))
     assert found.tolist() == pytest.approx([1.0, 1.8])
     with pytest.raises(InvalidInputError, match="must lie in"):

@@ -20,8 +20,9 @@ from mbrl_bilevel.data.normaliser import Normaliser
 from mbrl_bilevel.data.splits import FitData
 from mbrl_bilevel.evaluation.dynamics import OneStep, evaluate_one_step
 from mbrl_bilevel.models import dynamics
-from mbrl_bilevel.models.dynamics import DynamicsModel, LearnedTermination, fit_dynamics
+from mbrl_bilevel.models.dynamics import DynamicsModel, fit_dynamics
 from mbrl_bilevel.models.dynamics_checkpoint import load_model, save_model
+from mbrl_bilevel.models.learned_ending import LearnedTermination
 from mbrl_bilevel.models.regression import fit_regression
 from mbrl_bilevel.training import method as training_method
 from mbrl_bilevel.training.methods import METHODS

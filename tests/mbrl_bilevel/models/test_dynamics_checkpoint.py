@@ -17,7 +17,7 @@ from mbrl_bilevel.base.errors import CheckpointError
 from mbrl_bilevel.base.records import Rule, Transitions
 from mbrl_bilevel.inner.losses import PolicyGradient
 from mbrl_bilevel.inner.rewards import RBF, Mahalanobis, NeuralReward, RewardMatrix
-from mbrl_bilevel.models.dynamics import DynamicsModel, LearnedTermination, fit_dynamics
+from mbrl_bilevel.models.dynamics import DynamicsModel, fit_dynamics
 from mbrl_bilevel.models.dynamics_checkpoint import (
     load_model,
     load_parameters,
@@ -26,6 +26,7 @@ from mbrl_bilevel.models.dynamics_checkpoint import (
     save_model,
     save_parameters,
 )
+from mbrl_bilevel.models.learned_ending import LearnedTermination
 from mbrl_bilevel.policies.policies import (
     CategoricalPolicy,
     FullGaussianPolicy,

@@ -72,7 +72,7 @@ def test_fisher_product_is_the_scores_second_moment(fisher: str) -> None:
     solver = FisherImplicit(fisher=fisher, samples=4000)  # type: ignore[arg-type]
     theta = Theta.of(made.policy)
     share = made.train.share
-    product = solver._curvature(made, theta, made.train, share, generator())
+    product = solver.curvature(made, theta, made.train, share, generator())
     truth = dense_fisher(made)
     size = len(truth)
     found = torch.stack([product(e.reshape(1, -1))[0] for e in torch.eye(size).double()], dim=1)
