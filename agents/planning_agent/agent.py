@@ -511,6 +511,12 @@ class PlanningAgent(AgentParts):
         normalised = self.get_vec_normalize_env()
         if normalised is None:
             return obs
+        if normalised.norm_obs and (np.abs(obs) >= normalised.clip_obs).any():
+            warnings.warn(
+                f"the VecNormalize has clipped an observation at {normalised.clip_obs:g}: plans begin there and "
+                "not where the environment is; make it with a larger clip_obs",
+                stacklevel=3,
+            )
         return np.asarray(normalised.unnormalize_obs(obs), dtype=np.float32)
 
     def _act_in_imagination(self, obs: Tensor) -> Tensor:

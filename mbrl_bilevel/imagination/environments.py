@@ -60,7 +60,7 @@ class _Episodes:
                 f"as the model has; got {self.observation_space.shape} and {self.action_space.shape}"
             )
         states = (
-            starts.obs if isinstance(starts, Transitions) else np.asarray(starts, dtype=np.float32)
+            starts.obs.copy() if isinstance(starts, Transitions) else np.array(starts, np.float32)
         )
         if states.ndim != 2 or len(states) == 0 or states.shape[1] != width[0]:
             raise InvalidInputError(

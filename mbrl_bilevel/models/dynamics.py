@@ -315,9 +315,10 @@ def fit_dynamics(
     is always fitted from scratch.
 
     Raises InvalidInputError if there is too little data, no target varies in it, a rule cannot be called,
-    or ``start`` does not fit.
+    answers in another form or writes into its arguments, or ``start`` does not fit.
     """
     require_rules(termination, reward)
+    _try_rules(transitions, termination=termination, reward=reward)
     _require_going_on(start, folds, members, reward, direct, outer_transitions)
     if folds is None:
         groups = group_by_episode(transitions.episode, transitions.t, groups_needed(members))
@@ -356,6 +357,24 @@ def fit_dynamics(
         known = _fit_termination(transitions, members, generator)
     obs_dim = transitions.obs.shape[1]
     return DynamicsModel(fitted, obs_dim, known, reward, jump, direct), result
+
+
+def _try_rules(transitions: Transitions, **rules: Rule | None) -> None:
+    """Ask each rule for one step, before any work. Raises InvalidInputError if it answers in another form, or
+    writes into what it is given, with which the model goes on."""
+    columns = (transitions.obs, transitions.action, transitions.next_obs)
+    step = [torch.from_numpy(column[:1]).float() for column in columns]
+    for name, rule in rules.items():
+        if rule is not None:
+            given = [part.clone() for part in step]
+            _judged(name, rule, *given)
+            if not all(
+                torch.equal(after, before) for after, before in zip(given, step, strict=True)
+            ):
+                raise InvalidInputError(
+                    f"{name}: the rule writes into its arguments, and the model goes on with them; let it make "
+                    "tensors of its own: x = 2 * x, not x *= 2"
+                )
 
 
 def _require_going_on(

@@ -108,7 +108,7 @@ def _reference_lines(args: Args, run: RunFolder) -> None:
     space: Any = env.action_space
     nothing = np.clip(np.zeros_like(space.low), space.low, space.high)
     values: dict[str, float] = {
-        "doing nothing": _mean_return(env, lambda: nothing, 50, args.seed),
+        "doing nothing": _mean_return(env, nothing.copy, 50, args.seed),
         "random actions": _mean_return(
             env, lambda: random.uniform(space.low, space.high), 50, args.seed
         ),

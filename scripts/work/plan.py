@@ -110,7 +110,7 @@ def _actor(args: Args, key: Row, env: Env) -> tuple[Act, Row]:
     space: Any = env.action_space
     if key["planner"] == "nothing":
         nothing = np.clip(np.zeros_like(space.low), space.low, space.high)
-        return (lambda obs: nothing), {}
+        return (lambda obs: nothing.copy()), {}
     if key["planner"] == "random-actions":
         space.seed(key["seed"])
         return (lambda obs: np.asarray(space.sample())), {}

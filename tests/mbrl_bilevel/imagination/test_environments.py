@@ -220,6 +220,13 @@ def test_starts_are_real_states_and_a_state_may_be_asked_for(model: DynamicsMode
     assert found.tolist() == [0.25, -0.75]
 
 
+def test_starts_are_copied(model: DynamicsModel) -> None:
+    start = START.copy()
+    env = ImaginedEnv(model, start, OBS, ACT, horizon=4, branching=STILL)
+    start[:] = 9.0
+    assert env.reset(seed=0)[0].tolist() == START[0].tolist()
+
+
 def test_what_the_model_says_beyond_bounds_is_kept_within(model: DynamicsModel) -> None:
     tight = gym.spaces.Box(-0.75, 0.75, (2,), np.float32)
     env = ImaginedEnv(model, START * 0, tight, ACT, horizon=9, branching=STILL)

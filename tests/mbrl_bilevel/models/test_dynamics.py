@@ -265,6 +265,21 @@ def test_rules_that_cannot_be_called_are_told_before_the_fit() -> None:
             fit_dynamics(survivors(episodes=9), METHODS["mse"], generator=seeded(), **rules)
 
 
+def doubling_ended(obs: Tensor, action: Tensor, next_obs: Tensor) -> Tensor:
+    next_obs *= 2.0
+    return next_obs[..., 0] > 1.0
+
+
+def squaring(obs: Tensor, action: Tensor, next_obs: Tensor) -> Tensor:
+    return action.square_()[..., 0]
+
+
+@pytest.mark.parametrize("rules", [{"termination": doubling_ended}, {"reward": squaring}])
+def test_rules_that_write_into_their_arguments_are_told_before_the_fit(rules: Any) -> None:
+    with pytest.raises(InvalidInputError, match=r"writes into its arguments.* not x \*= 2$"):
+        fit_dynamics(survivors(episodes=9), METHODS["mse"], generator=seeded(), **rules)
+
+
 def test_predict_is_the_mixture_of_members(linear_model: LinearModel) -> None:
     g = seeded(6)
     weight, bias = torch.randn(3, 2, 2, generator=g), torch.randn(3, 2, generator=g)
