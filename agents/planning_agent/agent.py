@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -227,8 +228,9 @@ class PlanningAgent(AgentParts):
         ``plan``: act by plan (True) or by the policy alone (False); None: by the one that does better
         (``acts_by_plan``), or as the agent is made.
         By plan, the state carries plan and random generator from step to step, as a recurrent policy
-        carries its memory; rows where ``episode_start`` is set begin anew; with the same inputs the same
-        action comes out. Unless ``deterministic``, there is exploration. While there is no model, in the
+        carries its memory; rows where ``episode_start`` is set begin anew; with the same state the same
+        action comes out. Unless ``deterministic``, there is exploration, of the policy alone or without a
+        state anew at each call, in a sequence that the agent's seed decides. While there is no model, in the
         first steps of ``learn``, planned actions are uniform. Around a VecNormalize, observations are
         normalised, as SB3 gives them.
 
@@ -237,7 +239,8 @@ class PlanningAgent(AgentParts):
         checked, single = checked_observation(self.observation_space, observation)
         if plan is None:
             plan = self.acts_by_plan
-        with few_threads(self.widest):
+        fresh = not deterministic and (state is None or not plan)
+        with few_threads(self.widest), self._exploring if fresh else nullcontext():
             if not plan:
                 return self.algorithm.predict(observation, None, None, deterministic)
             if self.settings.planner is None:
@@ -247,7 +250,8 @@ class PlanningAgent(AgentParts):
                 raise InvalidInputError("the agent has no model yet; call learn() or load() first")
             obs = torch.from_numpy(self._raw(checked))
             if state is None:
-                state = self._plans.fresh(self.settings, len(obs), self.seed)
+                seed = int(torch.randint(2**62, ())) if fresh else self.seed
+                state = self._plans.fresh(self.settings, len(obs), seed)
             vectors, state = self._plan(obs, state, episode_start, explore=not deterministic)
         taken = from_vectors(self.action_space, vectors.numpy())
         return taken[0] if single else taken, state

@@ -95,6 +95,8 @@ class AgentParts:
         self._generator = torch.Generator().manual_seed(seed)
         self._noise = np.random.default_rng([seed, 1])
         self._random = OwnRandomness(seed)
+        #: Of the noise in ``predict``: it disturbs no learning, wherever it is called.
+        self._exploring = OwnRandomness(seed)
         self._hold(kind)
         self.tensorboard_log = tensorboard_log
         #: The run that is logged now; None before the first, or where the user gave a logger.
