@@ -75,7 +75,7 @@ class OwnRandomness:
 
 
 def _read() -> States:
-    return torch.get_rng_state(), np.random.get_state(legacy=False)  # type: ignore[return-value] # noqa: NPY002
+    return torch.get_rng_state(), np.random.get_state(legacy=False)  # noqa: NPY002
 
 
 def _write(states: States) -> None:

@@ -275,6 +275,7 @@ class PlanningAgent(AgentParts):
         self.note(fitted_on=len(self.experience))
         self.logger.record("model/held_out", float(np.mean(result.criterion)))
         self.logger.record("model/fit_steps", result.steps)
+        self.logger.record("model/late_gain", result.late_gain)
         for name, value in result.outer.items():
             self.logger.record(f"model/{name}", value)
         return result

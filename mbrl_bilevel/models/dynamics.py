@@ -314,7 +314,8 @@ def fit_dynamics(
     scratch where a target's spread has changed too much (``warm_start.lasting_units``). A learned termination
     is always fitted from scratch.
 
-    Raises InvalidInputError if there is too little data, no target varies in it, a rule cannot be called,
+    Warns where the limit of steps came while the model was still learning (``FitResult.underfitted``). Raises
+    InvalidInputError if there is too little data, no target varies in it, a rule cannot be called,
     answers in another form or writes into its arguments, or ``start`` does not fit.
     """
     require_rules(termination, reward)
@@ -352,6 +353,13 @@ def fit_dynamics(
         start=None if start is None else start.regression,
         how=warm_start,
     )
+    if result.underfitted:
+        warnings.warn(
+            f"the fit ended at its limit of {result.steps} steps while held-out rows were still becoming likelier "
+            f"(by {result.late_gain:.2f} a dimension in its last half): more steps would make a better model "
+            "(schedule, --train-steps)",
+            stacklevel=2,
+        )
     known: Termination | None = termination
     if known is None and transitions.terminated.any():
         known = _fit_termination(transitions, members, generator)
