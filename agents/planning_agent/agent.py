@@ -36,7 +36,6 @@ from agents.common.spaces import (
     from_vectors,
     vector_env,
 )
-from agents.common.threads import few_threads
 from agents.learners.held import divergence_told, update_vec_normalize
 from agents.planning_agent.base_agent import AgentParts
 from agents.planning_agent.checkpoint import load_agent, save_agent
@@ -51,6 +50,7 @@ from agents.planning_agent.turns import REMEMBERED, TURN, Record, record_of
 from agents.planning_agent.upkeep import Upkeep
 from mbrl_bilevel.base.errors import InvalidInputError
 from mbrl_bilevel.base.records import FitResult, Transitions
+from mbrl_bilevel.base.threads import few_threads
 from mbrl_bilevel.imagination.bounds import seen_bounds
 from mbrl_bilevel.models.dynamics import DynamicsModel
 

@@ -27,7 +27,6 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from torch import Tensor
 
 from agents import MPC, FastSAC, MPCSettings, PlanningAgent, PlanningSettings
-from agents.common.threads import few_threads
 from agents.planners import ICEM, MPPI
 from agents.planning_agent import plans
 from agents.planning_agent.replay import GUESS, PLAN
@@ -816,24 +815,6 @@ def test_a_file_of_one_kind_for_another(tmp_path: Path) -> None:
     np.testing.assert_array_equal(
         other.predict(obs, deterministic=True)[0], found.predict(obs, deterministic=True)[0]
     )
-
-
-@pytest.mark.parametrize(("widest", "inside"), [(600, 1), (601, 3)])
-def test_few_threads_are_as_many_as_before_afterwards(widest: int, inside: int) -> None:
-    before = torch.get_num_threads()
-    torch.set_num_threads(3)
-    try:
-        with few_threads(widest):
-            assert torch.get_num_threads() == inside
-            with few_threads(widest):
-                assert torch.get_num_threads() == inside
-            assert torch.get_num_threads() == inside
-        assert torch.get_num_threads() == 3
-        with pytest.raises(KeyError), few_threads(widest):
-            raise KeyError
-        assert torch.get_num_threads() == 3
-    finally:
-        torch.set_num_threads(before)
 
 
 def test_learning_and_acting_leave_the_number_of_threads(learned: PlanningAgent) -> None:
