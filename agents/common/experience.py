@@ -12,6 +12,7 @@ import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
 
+from agents.common.own_arrays import OwnArrays
 from agents.common.spaces import ActionSpace, from_vectors, to_vector
 from mbrl_bilevel.base.errors import InvalidInputError
 from mbrl_bilevel.base.records import Transitions
@@ -48,7 +49,7 @@ class Recorder:
         """Append one step. Raises InvalidInputError for NaN or infinity in what was observed."""
         require_finite("observation", next_obs, episode, t)
         require_finite("reward", np.asarray(reward), episode, t)
-        # Copies: an environment may return the same array at every step. Rounded together at the end.
+        # Copies, rounded together at the end.
         arrays = (np.array(value, dtype=np.float64) for value in (obs, action, next_obs))
         obs, action, next_obs = arrays
         row = (obs, action, float(reward), next_obs, terminated, truncated, episode, t)
@@ -58,10 +59,10 @@ class Recorder:
     def extend(self, transitions: Transitions) -> None:
         """Append steps recorded elsewhere."""
         columns = zip(
-            transitions.obs,
-            transitions.action,
+            transitions.obs.copy(),
+            transitions.action.copy(),
             transitions.reward.tolist(),
-            transitions.next_obs,
+            transitions.next_obs.copy(),
             transitions.terminated.tolist(),
             transitions.truncated.tolist(),
             transitions.episode.tolist(),
@@ -153,12 +154,12 @@ def collect(
         raise InvalidInputError(f"steps must be at least 1; got {steps}")
     if max_episode_steps is not None and max_episode_steps < 1:
         raise InvalidInputError(f"max_episode_steps must be at least 1; got {max_episode_steps}")
-    recorder, episode, t = Recorder(), 0, 0
+    # Here and below copies: neither the environment nor the behaviour may write into what is recorded.
+    env, recorder, episode, t = OwnArrays(env), Recorder(), 0, 0
     obs, _ = env.reset(seed=seed)
     require_finite("observation", obs, 0, -1)
     while len(recorder) < steps:
-        obs = np.array(obs)  # the environment may write the next one into the same array
-        action = behaviour(obs, t)
+        action = behaviour(np.array(obs), t)
         next_obs, reward, terminated, truncated, _ = env.step(action)
         truncated = truncated or (max_episode_steps is not None and t + 1 >= max_episode_steps)
         recorder.add(

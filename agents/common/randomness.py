@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-#: A state of PyTorch's generator, and one of NumPy's ``RandomState`` as plain numbers.
+#: A state of PyTorch's generator, and one of NumPy's ``RandomState``.
 States = tuple[Tensor, dict[str, Any]]
 
 
@@ -27,7 +27,7 @@ class OwnRandomness:
         own = np.random.RandomState(seed % 2**32)
         self._kept: States = (
             torch.Generator().manual_seed(seed).get_state(),
-            _plain(own.get_state(legacy=False)),
+            own.get_state(legacy=False),
         )
         self._outside: States | None = None
         self._depth = 0
@@ -39,8 +39,10 @@ class OwnRandomness:
 
     @property
     def states(self) -> States:
-        """As they are now, inside the context or not."""
-        return self._kept if self._outside is None else _read()
+        """As they are now, inside the context or not; NumPy's as plain numbers, which JSON can hold."""
+        own, numpys = self._kept if self._outside is None else _read()
+        key = [int(word) for word in numpys["state"]["key"]]
+        return own, numpys | {"state": {"key": key, "pos": int(numpys["state"]["pos"])}}
 
     @states.setter
     def states(self, states: States) -> None:
@@ -73,14 +75,9 @@ class OwnRandomness:
 
 
 def _read() -> States:
-    return torch.get_rng_state(), _plain(np.random.get_state(legacy=False))  # noqa: NPY002
+    return torch.get_rng_state(), np.random.get_state(legacy=False)  # noqa: NPY002
 
 
 def _write(states: States) -> None:
     torch.set_rng_state(states[0])
     np.random.set_state(states[1])  # noqa: NPY002
-
-
-def _plain(state: Any) -> dict[str, Any]:
-    key = [int(word) for word in state["state"]["key"]]
-    return state | {"state": {"key": key, "pos": int(state["state"]["pos"])}}  # type: ignore[no-any-return]

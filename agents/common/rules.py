@@ -19,6 +19,7 @@ from stable_baselines3.common.vec_env import (
     VecNormalize,
 )
 
+from agents.common.own_arrays import RawEnds
 from mbrl_bilevel.base.errors import InvalidInputError
 from mbrl_bilevel.base.known_rules import KnownRules
 from mbrl_bilevel.base.records import Rule
@@ -28,8 +29,8 @@ TerminationChoice = Rule | Literal["known", "learned"] | None
 #: None: learned.
 RewardChoice = Rule | Literal["known", "approximate", "learned"] | None
 
-# Of SB3: they leave alone what the model sees, which is raw around a VecNormalize.
-_BYSTANDERS = (VecCheckNan, VecMonitor, VecNormalize)
+# They leave alone what the model sees, which is raw around a VecNormalize.
+_BYSTANDERS = (VecCheckNan, VecMonitor, VecNormalize, RawEnds)
 
 
 @dataclass(frozen=True)

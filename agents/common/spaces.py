@@ -12,8 +12,9 @@ import numpy as np
 import numpy.typing as npt
 from stable_baselines3.common.env_util import is_wrapped
 from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, unwrap_vec_normalize
 
+from agents.common.own_arrays import OwnArrays, RawEnds
 from agents.planners.actions import ActionSet, BoxActions, DiscreteActions
 from mbrl_bilevel.base.errors import InvalidInputError
 from mbrl_bilevel.base.rounding import as_type
@@ -25,9 +26,13 @@ ActionSpace = gym.spaces.Box | gym.spaces.Discrete
 def vector_env(env: gym.Env[Any, Any] | VecEnv | str) -> VecEnv:
     """The environment as SB3 steps it, watched by a Monitor; a registered name is made first, as in SB3.
 
-    Raises InvalidInputError for a name that Gymnasium does not know, or another thing.
+    What it hands over stays as it was (``agents.common.own_arrays``); a VecEnv stays what it is, but for the
+    wrapper that this puts inside its VecNormalize. Raises InvalidInputError for a name that Gymnasium does not know, or another thing.
     """
     if isinstance(env, VecEnv):
+        normalised = unwrap_vec_normalize(env)
+        if normalised is not None and not isinstance(normalised.venv, RawEnds):
+            normalised.venv = RawEnds(normalised.venv)
         return env
     if isinstance(env, str):
         try:
@@ -41,7 +46,8 @@ def vector_env(env: gym.Env[Any, Any] | VecEnv | str) -> VecEnv:
         raise InvalidInputError(
             f"env must be a gymnasium.Env, a VecEnv of SB3 or a registered name; got {type(env).__name__}"
         )
-    watched = env if is_wrapped(env, Monitor) else Monitor(env)
+    owned = OwnArrays(env)
+    watched = owned if is_wrapped(env, Monitor) else Monitor(owned)
     return DummyVecEnv([lambda: watched])
 
 

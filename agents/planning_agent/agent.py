@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -35,7 +36,6 @@ from agents.common.spaces import (
     from_vectors,
     vector_env,
 )
-from agents.common.threads import few_threads
 from agents.learners.fast_sac import FastSAC
 from agents.learners.held import divergence_told, update_vec_normalize
 from agents.planning_agent.base_agent import AgentParts
@@ -52,6 +52,7 @@ from agents.planning_agent.turns import REMEMBERED, TURN, Record, draw_turn, rec
 from agents.planning_agent.upkeep import Upkeep
 from mbrl_bilevel.base.errors import InvalidInputError
 from mbrl_bilevel.base.records import FitResult, Transitions
+from mbrl_bilevel.base.threads import few_threads
 from mbrl_bilevel.imagination.bounds import seen_bounds
 from mbrl_bilevel.models.dynamics import DynamicsModel
 
@@ -230,8 +231,9 @@ class PlanningAgent(AgentParts):
         ``plan``: act by plan (True) or by the policy alone (False); None: by the one that does better
         (``acts_by_plan``), or as the agent is made.
         By plan, the state carries plan and random generator from step to step, as a recurrent policy
-        carries its memory; rows where ``episode_start`` is set begin anew; with the same inputs the same
-        action comes out. Unless ``deterministic``, there is exploration. While there is no model, in the
+        carries its memory; rows where ``episode_start`` is set begin anew; with the same state the same
+        action comes out. Unless ``deterministic``, there is exploration, of the policy alone or without a
+        state anew at each call, in a sequence that the agent's seed decides. While there is no model, in the
         first steps of ``learn``, planned actions are uniform. Around a VecNormalize, observations are
         normalised, as SB3 gives them.
 
@@ -240,7 +242,8 @@ class PlanningAgent(AgentParts):
         checked, single = checked_observation(self.observation_space, observation)
         if plan is None:
             plan = self.acts_by_plan
-        with few_threads(self.widest):
+        fresh = not deterministic and (state is None or not plan)
+        with few_threads(self.widest), self._exploring if fresh else nullcontext():
             if not plan:
                 return self.algorithm.predict(observation, None, None, deterministic)
             if self.settings.planner is None:
@@ -250,7 +253,8 @@ class PlanningAgent(AgentParts):
                 raise InvalidInputError("the agent has no model yet; call learn() or load() first")
             obs = torch.from_numpy(self._raw(checked))
             if state is None:
-                state = self.plans.fresh(self.settings, len(obs), self.seed)
+                seed = int(torch.randint(2**62, ())) if fresh else self.seed
+                state = self.plans.fresh(self.settings, len(obs), seed)
             vectors, state = self._plan(obs, state, episode_start, explore=not deterministic)
         taken = from_vectors(self.action_space, vectors.numpy())
         return taken[0] if single else taken, state
@@ -274,6 +278,7 @@ class PlanningAgent(AgentParts):
         self.note(fitted_on=len(self.experience))
         self.logger.record("model/held_out", float(np.mean(result.criterion)))
         self.logger.record("model/fit_steps", result.steps)
+        self.logger.record("model/late_gain", result.late_gain)
         for name, value in result.outer.items():
             self.logger.record(f"model/{name}", value)
         return result
@@ -525,6 +530,12 @@ class PlanningAgent(AgentParts):
         normalised = self.get_vec_normalize_env()
         if normalised is None:
             return obs
+        if normalised.norm_obs and (np.abs(obs) >= normalised.clip_obs).any():
+            warnings.warn(
+                f"the VecNormalize has clipped an observation at {normalised.clip_obs:g}: plans begin there and "
+                "not where the environment is; make it with a larger clip_obs",
+                stacklevel=3,
+            )
         return np.asarray(normalised.unnormalize_obs(obs), dtype=np.float32)
 
     def act_in_imagination(self, obs: Tensor) -> Tensor:

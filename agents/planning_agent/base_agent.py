@@ -97,6 +97,8 @@ class AgentParts:
         #: Of random actions, and of whose turn it is.
         self.noise = np.random.default_rng([seed, 1])
         self._random = OwnRandomness(seed)
+        #: Of the noise in ``predict``: it disturbs no learning, wherever it is called.
+        self._exploring = OwnRandomness(seed)
         self._hold(kind)
         self.tensorboard_log = tensorboard_log
         #: The run that is logged now; None before the first, or where the user gave a logger.

@@ -19,6 +19,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 from torch import Tensor
 
 from agents.common.experience import require_finite
+from agents.common.own_arrays import RAW_END
 from agents.common.spaces import ActionSpace, require_recorded
 from mbrl_bilevel.base.errors import InvalidInputError
 from mbrl_bilevel.base.records import Transitions
@@ -32,6 +33,8 @@ STEP = ("obs", "action", "next_obs", "reward", "ended")
 _RECORD = ("truncated", "episode", "t")
 
 
+#: So many ends of episodes in a row are overwritten before it is told.
+_ENDS = 3
 #: So many steps are looked at for changes that float32 cannot represent.
 _WATCHED = 100
 #: Rows that a ring has room for at first.
@@ -144,6 +147,9 @@ class MixedReplay(BaseBuffer):
         self.imagined = Ring(imagined_rows, step)
         self.episodes, self._begun = 0, False
         self._changes = Changes()
+        #: What the last episode of each environment ended with; None once it is known that these stay.
+        self._ends: dict[int, Array] | None = {}
+        self._overwritten = 0
         self._episode = torch.arange(n_envs)
         self._t = torch.zeros(n_envs, dtype=torch.int64)
 
@@ -181,6 +187,8 @@ class MixedReplay(BaseBuffer):
         self._t = torch.zeros(self.n_envs, dtype=torch.int64)
         self.episodes += self.n_envs
         self._begun = True
+        if self._ends:
+            self._ends = {}
 
     def add(
         self,
@@ -194,13 +202,17 @@ class MixedReplay(BaseBuffer):
         """A step of every environment. Raises InvalidInputError for NaN or infinity in it."""
         if not self._begun:
             self.start_episodes()
+        next_obs = np.array(next_obs)
         for i in range(self.n_envs):
+            next_obs[i] = infos[i].get(RAW_END, next_obs[i])
             where = (int(self._episode[i]), int(self._t[i]))
             require_finite("observation", np.stack([obs[i], next_obs[i]]), *where)
             require_finite("reward", reward[i], *where)
         if self._changes.steps < _WATCHED:
             self._watch_rounding(obs, next_obs)
         dones = torch.from_numpy(np.asarray(done, dtype=np.bool_))
+        if self._ends is not None:
+            self._watch_ends(self._ends, obs, next_obs, np.flatnonzero(done))
         cut = torch.tensor([bool(info.get("TimeLimit.truncated", False)) for info in infos])
         self.real.add(
             {
@@ -220,6 +232,25 @@ class MixedReplay(BaseBuffer):
         self._episode = self._episode.clone()
         self._episode[dones] = self.episodes + torch.arange(fresh)
         self.episodes += fresh
+
+    def _watch_ends(
+        self, ends: dict[int, Array], obs: Array, next_obs: Array, over: npt.NDArray[Any]
+    ) -> None:
+        """Warns where the first episodes all ended in the very state that the next one begins in."""
+        for i in [i for i in ends if self._t[i] == 0]:
+            if not np.array_equal(ends.pop(i), obs[i]):
+                self._ends = None
+                return
+            self._overwritten += 1
+        ends.update((i, next_obs[i].copy()) for i in over.tolist())
+        if self._overwritten >= _ENDS:
+            self._ends = None
+            warnings.warn(
+                f"each of the first {_ENDS} episodes ended with the observation that the next one begins with: "
+                "if the environment returns one array again and again, its reset() writes over the end; let it "
+                "return a copy",
+                stacklevel=3,
+            )
 
     def _watch_rounding(self, obs: Array, next_obs: Array) -> None:
         """Warns of observations whose changes are lost here, once, after the first steps."""

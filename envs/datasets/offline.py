@@ -74,20 +74,19 @@ def save_minari(
 
     An id is NAME-vN, or NAMESPACE/NAME-vN; Minari keeps it under ~/.minari/datasets or
     $MINARI_DATASETS_PATH. ``env`` is the environment they come from: its spaces and, where JSON can
-    hold it, its specification are written too, without this project's own guard. ``algorithm_name``, ``author``,
+    hold it, its specification are written too, without this project's own wrappers. ``algorithm_name``, ``author``,
     ``author_email``, ``code_permalink`` and ``description`` are what Minari tells of a data set. Stretches of steps
     that do not follow each other become episodes of their own.
 
     Raises InvalidInputError: the id is malformed or taken, or ``env`` has other spaces.
     """
-    _check_spaces(dataset_id, env.observation_space, env.action_space)
+    folder = require_new_minari(dataset_id, env)
     widths = (env.observation_space.shape, env.action_space.shape)
     if widths != (transitions.obs.shape[1:], transitions.action.shape[1:]):
         raise InvalidInputError(
             f"env has observations and actions of shapes {widths}, the transitions "
             f"{(transitions.obs.shape[1:], transitions.action.shape[1:])}; give the env they come from"
         )
-    folder = require_new_minari(dataset_id)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # on scores and e-mails we do not ask for
         minari.create_dataset_from_buffers(
@@ -106,8 +105,10 @@ def save_minari(
     return folder
 
 
-def require_new_minari(dataset_id: str) -> Path:
-    """Where the data set will lie. Raises InvalidInputError if the id is malformed or taken."""
+def require_new_minari(dataset_id: str, env: gym.Env[Any, Any]) -> Path:
+    """Where the data set of steps in ``env`` will lie. Raises InvalidInputError if the id is malformed or taken,
+    or the spaces of ``env`` are no 1-D Boxes."""
+    _check_spaces(dataset_id, env.observation_space, env.action_space)
     folder = _folder_of(dataset_id)
     if folder.exists():
         raise InvalidInputError(
@@ -250,7 +251,9 @@ def _spec(env: gym.Env[Any, Any]) -> EnvSpec | None:
     spec = env.unwrapped.spec if env.spec is None else env.spec
     if spec is None:
         return None
-    wrappers = tuple(w for w in spec.additional_wrappers if not w.entry_point.startswith("envs."))
+    wrappers = tuple(
+        w for w in spec.additional_wrappers if not w.entry_point.startswith(("envs.", "agents."))
+    )
     kept = {f.name: getattr(spec, f.name) for f in fields(spec) if f.init}
     entry: Any = spec.entry_point
     if isinstance(entry, type):  # as JSON it goes by its name

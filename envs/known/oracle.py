@@ -218,7 +218,7 @@ def _rollout(simulator: Env, actions: npt.NDArray[Any]) -> float:
     """The sum of rewards of ``actions`` [H, A] up to the first termination."""
     total = 0.0
     for action in actions:
-        _, reward, terminated, _, _ = simulator.step(action)
+        _, reward, terminated, _, _ = simulator.step(action.copy())
         total += float(reward)
         if terminated:
             break

@@ -11,6 +11,7 @@ Env = gym.Env[Any, Any]
 # Wrappers that watch, show or cut an episode, but change neither what is observed nor what is done.
 _BYSTANDERS = frozenset(
     {
+        "agents.OwnArrays",
         "envs.Guard",
         "gymnasium.Autoreset",
         "gymnasium.HumanRendering",

@@ -69,6 +69,17 @@ def make_env(
     return Guard(env, timeout)
 
 
+def require_time_limit(env: Env, env_id: str, remedy: str = "give --max-episode-steps") -> None:
+    """Raises InvalidInputError, which ends with the ``remedy``, unless a TimeLimit cuts the episodes of ``env``:
+    one in which nothing ends by itself would be evaluated for ever."""
+    layer = env
+    while isinstance(layer, gym.Wrapper):
+        if isinstance(layer, gym.wrappers.TimeLimit):
+            return
+        layer = layer.env
+    raise InvalidInputError(f"--env-id {env_id!r}: its episodes may never end; {remedy}")
+
+
 @contextmanager
 def _told_by_us() -> Iterator[None]:
     """Gymnasium says in colours what our one line says: that a version is old, or a name is near."""

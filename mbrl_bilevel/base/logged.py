@@ -68,8 +68,8 @@ def columns_of(given: Mapping[str, Any]) -> dict[str, Array]:
 def _numbers(name: str, value: Any) -> Array:
     try:
         found = np.asarray(value)
-        # In C order and the machine's own bytes, whatever came.
-        return np.ascontiguousarray(found, dtype=np.float64).reshape(found.shape)
+        # A copy, in C order and the machine's own bytes, whatever came.
+        return np.array(found, dtype=np.float64, order="C")
     except (TypeError, ValueError) as error:
         raise InvalidInputError(
             f"Transitions.from_arrays: {name} must be an array of numbers; "

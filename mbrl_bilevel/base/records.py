@@ -253,3 +253,24 @@ class FitResult:
     stopped_early: bool
     history: Mapping[str, tuple[tuple[int, float], ...]]
     outer: Mapping[str, float]
+
+    @property
+    def late_gain(self) -> float:
+        """How much the criterion (the members' mean) fell in the last half of the steps; 0 where the fit was
+        stopped early, or is too short to tell."""
+        readings = self.history.get("held_out", ())
+        if self.stopped_early or len(readings) < 2:
+            return 0.0
+        _, half = min(readings, key=lambda reading: abs(reading[0] - self.steps / 2))
+        return max(0.0, half - readings[-1][1])
+
+    @property
+    def underfitted(self) -> bool:
+        """Whether the limit of steps came while the model was still learning: ``late_gain`` is above .005, and a
+        tenth of the criterion's fall since its first reading. The step size goes to zero by a cosine, so that a
+        fit that is long enough has come to rest by then."""
+        readings = self.history.get("held_out", ())
+        if not readings:
+            return False
+        fall = readings[0][1] - readings[-1][1]
+        return self.late_gain > max(0.005, 0.1 * fall)

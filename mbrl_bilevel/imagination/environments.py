@@ -27,13 +27,15 @@ from mbrl_bilevel.imagination.settings import Branching
 
 Array = npt.NDArray[Any]
 Box = gym.spaces.Box
+Discrete = gym.spaces.Discrete
 
 
 class _Episodes:
     """B imagined episodes side by side, each restarted when its caller says so.
 
     Every draw comes from ``generator``. Observations are kept within the observation space, and where real
-    ones leave it within what was seen (``seen_bounds``), actions within the action space. Where the model gives NaN or infinity the episode is truncated in the
+    ones leave it within what was seen (``seen_bounds``), actions within the action space; the model sees a
+    discrete one as a one-hot vector. Where the model gives NaN or infinity the episode is truncated in the
     state it was in, with reward 0.
     """
 
@@ -41,7 +43,7 @@ class _Episodes:
         self,
         model: StepModel,
         starts: Transitions | Array,
-        spaces: tuple[Box, Box],
+        spaces: tuple[Box, Box | Discrete],
         horizon: int,
         branching: Branching | None,
         rows: int,
@@ -54,13 +56,15 @@ class _Episodes:
         self.branching = branching or Branching()
         self.observation_space, self.action_space = spaces
         width = (model.obs_dim, model.action_dim)
-        if (self.observation_space.shape, self.action_space.shape) != ((width[0],), (width[1],)):
+        observation, action = spaces
+        one_hot = isinstance(action, Discrete) and action.n == width[1]
+        if observation.shape != (width[0],) or not (one_hot or action.shape == (width[1],)):
             raise InvalidInputError(
                 f"observation_space and action_space must have shapes ({width[0]},) and ({width[1]},) "
-                f"as the model has; got {self.observation_space.shape} and {self.action_space.shape}"
+                f"as the model has, or be Discrete({width[1]}) of actions; got {observation} and {action}"
             )
         states = (
-            starts.obs if isinstance(starts, Transitions) else np.asarray(starts, dtype=np.float32)
+            starts.obs.copy() if isinstance(starts, Transitions) else np.array(starts, np.float32)
         )
         if states.ndim != 2 or len(states) == 0 or states.shape[1] != width[0]:
             raise InvalidInputError(
@@ -94,15 +98,7 @@ class _Episodes:
 
     def step(self, actions: Array) -> tuple[Array, Array, Array, Array]:
         """reward, terminated, truncated and uncertainty [B] of a step of all rows."""
-        actions = np.asarray(actions, dtype=np.float32)
-        expected = (self.rows, *self.action_space.shape)
-        if actions.shape != expected:
-            raise InvalidInputError(f"action must be {expected}; got {actions.shape}")
-        if np.isnan(actions).any():
-            raise InvalidInputError("action holds NaN")
-        inside = np.clip(actions, *_ends(self.action_space))
-        # An action of integers is what the model has seen, whatever a policy makes of the space.
-        action = torch.from_numpy(as_type(inside, self.action_space.dtype).astype(np.float32))
+        action = torch.from_numpy(self._vectors(actions))
         if self.branching.propagation == "ts1":
             self.member = draw_members(self.model, self.rows, self.generator)
         step = branch_step(
@@ -132,13 +128,33 @@ class _Episodes:
         low, high = self.bounds
         return found.shape == low.shape and bool(((low <= found) & (found <= high)).all())
 
+    def _vectors(self, actions: Array) -> Array:
+        """Actions as the model sees them, [B, A]."""
+        space, given = self.action_space, np.asarray(actions)
+        expected = (self.rows, *space.shape)  # type: ignore[misc]
+        if given.shape != expected:
+            raise InvalidInputError(f"action must be {expected}; got {given.shape}")
+        if isinstance(space, Discrete):
+            choice = given - int(space.start)
+            if given.dtype.kind not in "iu" or not ((choice >= 0) & (choice < int(space.n))).all():
+                raise InvalidInputError(f"action must be a choice of {space}; got {given}")
+            one_hot: Array = np.eye(int(space.n), dtype=np.float32)[choice]
+            return one_hot
+        given = given.astype(np.float32)
+        if np.isnan(given).any():
+            raise InvalidInputError("action holds NaN")
+        # An action of integers is what the model has seen, whatever a policy makes of the space.
+        inside = as_type(np.clip(given, space.low, space.high), space.dtype)
+        return inside.astype(np.float32)
+
     def _inside(self, obs: torch.Tensor) -> torch.Tensor:
         return obs.clamp(self._low, self._high)
 
 
-class ImaginedEnv(gym.Env[Array, Array]):
+class ImaginedEnv(gym.Env[Array, Any]):
     """One imagined episode after another.
 
+    ``action_space`` is a Box [A], or Discrete(A) where the model was fitted to one-hot actions, as agents fit theirs.
     ``starts`` are real states (all observations of Transitions, or an array [N, O]) from which
     ``reset`` draws; ``reset(options={"state": obs [O]})`` starts there. ``info["uncertainty"]`` is
     u(s, a) where ``branching`` has a penalty. Raises InvalidInputError for parts that do not fit the
@@ -150,7 +166,7 @@ class ImaginedEnv(gym.Env[Array, Array]):
         model: StepModel,
         starts: Transitions | Array,
         observation_space: Box,
-        action_space: Box,
+        action_space: Box | Discrete,
         *,
         horizon: int,
         branching: Branching | None = None,
@@ -178,7 +194,7 @@ class ImaginedEnv(gym.Env[Array, Array]):
             self._episodes.obs = torch.from_numpy(state).unsqueeze(0)
         return self._episodes.observations()[0], {}
 
-    def step(self, action: Array) -> tuple[Array, float, bool, bool, dict[str, Any]]:
+    def step(self, action: Any) -> tuple[Array, float, bool, bool, dict[str, Any]]:
         """One imagined step. Raises InvalidInputError for an action of another shape, or NaN."""
         reward, terminated, truncated, doubt = self._episodes.step(np.asarray(action)[None])
         info = {"uncertainty": float(doubt[0])} if self._episodes.branching.penalty else {}
@@ -198,7 +214,7 @@ class ImaginedVectorEnv(gym.vector.VectorEnv[Array, Array, Array]):
         model: StepModel,
         starts: Transitions | Array,
         observation_space: Box,
-        action_space: Box,
+        action_space: Box | Discrete,
         *,
         num_envs: int,
         horizon: int,
@@ -280,12 +296,17 @@ class ImaginedVecEnv(VecEnv):
         model: StepModel,
         starts: Transitions | Array,
         observation_space: Box,
-        action_space: Box,
+        action_space: Box | Discrete,
         *,
         num_envs: int,
         horizon: int,
         branching: Branching | None = None,
     ) -> None:
+        if isinstance(action_space, Discrete) and action_space.start != 0:
+            raise InvalidInputError(
+                f"action_space: SB3 counts discrete actions from 0; got {action_space}: give "
+                f"Discrete({action_space.n}), the model's choices in the same order"
+            )
         spaces = (observation_space, action_space)
         self._episodes = _Episodes(model, starts, spaces, horizon, branching, num_envs)
         self._actions: Array | None = None
@@ -363,7 +384,3 @@ class ImaginedVecEnv(VecEnv):
     def get_images(self) -> Sequence[Array | None]:
         """None for each: there is nothing to see."""
         return [None for _ in range(self.num_envs)]
-
-
-def _ends(space: Box) -> tuple[Array, Array]:
-    return space.low, space.high

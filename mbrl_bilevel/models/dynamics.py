@@ -299,10 +299,12 @@ def fit_dynamics(
     scratch where a target's spread has changed too much (``warm_start.lasting_units``). A learned termination
     is always fitted from scratch.
 
-    Raises InvalidInputError if there is too little data, no target varies in it, a rule cannot be called,
-    or ``start`` does not fit.
+    Warns where the limit of steps came while the model was still learning (``FitResult.underfitted``). Raises
+    InvalidInputError if there is too little data, no target varies in it, a rule cannot be called,
+    answers in another form or writes into its arguments, or ``start`` does not fit.
     """
     require_rules(termination, reward)
+    _try_rules(transitions, termination=termination, reward=reward)
     _require_going_on(start, folds, members, reward, direct, outer_transitions)
     if folds is None:
         groups = group_by_episode(transitions.episode, transitions.t, groups_needed(members))
@@ -336,11 +338,36 @@ def fit_dynamics(
         start=None if start is None else start.regression,
         how=warm_start,
     )
+    if result.underfitted:
+        warnings.warn(
+            f"the fit ended at its limit of {result.steps} steps while held-out rows were still becoming likelier "
+            f"(by {result.late_gain:.2f} a dimension in its last half): more steps would make a better model "
+            "(schedule, --train-steps)",
+            stacklevel=2,
+        )
     known: Termination | None = termination
     if known is None and transitions.terminated.any():
         known = fit_termination(transitions, members, generator)
     obs_dim = transitions.obs.shape[1]
     return DynamicsModel(fitted, obs_dim, known, reward, jump, direct), result
+
+
+def _try_rules(transitions: Transitions, **rules: Rule | None) -> None:
+    """Ask each rule for one step, before any work. Raises InvalidInputError if it answers in another form, or
+    writes into what it is given, with which the model goes on."""
+    columns = (transitions.obs, transitions.action, transitions.next_obs)
+    step = [torch.from_numpy(column[:1]).float() for column in columns]
+    for name, rule in rules.items():
+        if rule is not None:
+            given = [part.clone() for part in step]
+            _judged(name, rule, *given)
+            if not all(
+                torch.equal(after, before) for after, before in zip(given, step, strict=True)
+            ):
+                raise InvalidInputError(
+                    f"{name}: the rule writes into its arguments, and the model goes on with them; let it make "
+                    "tensors of its own: x = 2 * x, not x *= 2"
+                )
 
 
 def _require_going_on(

@@ -36,13 +36,17 @@ class RunArgs:
     quiet: bool = False
     """No progress bars on stderr."""
     resume: bool = False
-    """Go on with the run in --out: its finished rows are kept."""
+    """Go on with the run in --out: its finished rows are kept. A finished one goes on to more --seeds, of
+    train to more --steps."""
     threads: int = 0
-    """CPU threads for PyTorch; 0 leaves its default."""
+    """CPU threads for PyTorch; 0: one where no layer has more than 600 units, else PyTorch's default. With --jobs
+    each process computes with one."""
 
     #: Fields that had another name once, old -> new. The old one is still taken on the command line, and
     #: runs that were started with it go on.
     renamed: ClassVar[Mapping[str, str]] = {}
+    #: Counts that may be higher when a run is resumed, finished or not: it then goes on to more.
+    grows: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
         # First of all: what a subclass checks may look at the first value of a list.

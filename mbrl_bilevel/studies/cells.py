@@ -148,6 +148,8 @@ def _killed() -> BilevelError:
 @contextmanager
 def _processes(jobs: int) -> Iterator[ProcessPoolExecutor]:
     """A pool that is gone with this block, and with this process, however either ends."""
+    # Libraries that a worker loads later take their number of threads from here.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     context = multiprocessing.get_context("spawn")
     executor = ProcessPoolExecutor(jobs, mp_context=context, initializer=_start_worker)
     try:
@@ -177,8 +179,10 @@ def _leave_with(parent: Any) -> None:
 
 def _one_thread() -> None:
     import torch
+    from threadpoolctl import threadpool_limits
 
     torch.set_num_threads(1)
+    threadpool_limits(1)  # of NumPy and scikit-learn
 
 
 def _draw(run: RunFolder, key: Row, curves: Curves) -> None:

@@ -86,12 +86,20 @@ def launch_tool(
         print(json.dumps(strict(summary), allow_nan=False), flush=True)
 
 
-def set_threads(threads: int) -> None:
-    """Let PyTorch use this many CPU threads; 0 changes nothing."""
-    if threads > 0:
-        import torch
+@contextmanager
+def _threads(args: RunArgs) -> Iterator[None]:
+    """Within it PyTorch uses --threads CPU threads, or by default as many as its layers are worth."""
+    import torch  # once the options are read
 
-        torch.set_num_threads(threads)
+    from mbrl_bilevel.base.threads import few_threads
+
+    layers = [
+        width for name in ("hidden", "policy_hidden") for width in getattr(args, name, None) or ()
+    ]
+    with few_threads(max(layers, default=0)):
+        if args.threads > 0:
+            torch.set_num_threads(args.threads)
+        yield
 
 
 def _help(main: Callable[..., object]) -> str | None:
@@ -100,9 +108,9 @@ def _help(main: Callable[..., object]) -> str | None:
 
 
 def _run(main: Callable[[R, RunFolder], Result], args: R, run: RunFolder) -> dict[str, object]:
-    set_threads(args.threads)
     try:
-        result = main(args, run)
+        with _threads(args):
+            result = main(args, run)
         return run.finish(result.metrics, result.summary)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(

@@ -77,7 +77,8 @@ class RunFolder:
                     print(f"{self.path} holds no run yet: starting one", file=sys.stderr)
                 self.write_json("config.json", _config(script, args))
             elif args.resume:
-                _check_same(self.path, script, args)
+                if _check_same(self.path, script, args):
+                    self._grow(args)
             else:
                 raise InvalidInputError(
                     f"--out: {self.path} holds a run already; "
@@ -87,6 +88,14 @@ class RunFolder:
         except BaseException:
             self.close()
             raise
+
+    def _grow(self, args: RunArgs) -> None:
+        """Go by ``args``, which ask for more: what was finished is no longer."""
+        # In this order: killed in between, the run is one that was stopped before its end.
+        for name in ("metrics.json", "summary.json"):
+            (self.path / name).unlink(missing_ok=True)
+        config = _read_json(self.path / "config.json")
+        self.write_json("config.json", {**config, "args": _options(args)})
 
     @property
     def checkpoints(self) -> Path:
@@ -285,8 +294,9 @@ def _git_commit(root: Path) -> str | None:
     return commit if Path(top).resolve() == root else None
 
 
-def _check_same(path: Path, script: str, args: RunArgs) -> None:
-    """Refuse to go on with a run that was started with other options."""
+def _check_same(path: Path, script: str, args: RunArgs) -> bool:
+    """Refuse to go on with a run that was started with other options; whether ``args`` ask for more of the
+    same (``RunArgs.grows``)."""
     config = _read_json(path / "config.json")
     if config.get("script") != script:
         raise InvalidInputError(
@@ -300,13 +310,18 @@ def _check_same(path: Path, script: str, args: RunArgs) -> None:
     # A run that was started before there was some option went by what is its default now.
     defaults = {f.name: f.default for f in fields(args) if f.default is not MISSING}
     then = strict(defaults) | then
+    grown = False
     for name in [*now, *(name for name in then if name not in now)]:
+        if name in args.grows and type(then.get(name)) is int and now[name] > then[name]:
+            grown = True
+            continue
         if name in FREE_ON_RESUME or (name in then and name in now and then[name] == now[name]):
             continue
         raise InvalidInputError(
             f"--resume: {path} was started with {_said(name, then)}, now it is {_said(name, now)}; "
             "give the same options, or another --out"
         )
+    return grown
 
 
 def _difference(then: object, now: object, place: str = "") -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from mbrl_bilevel.studies.arguments import RunArgs
 from options.shared import require_methods
@@ -14,6 +15,8 @@ ALONE = "learner alone"
 @dataclass(frozen=True, kw_only=True)
 class Args(RunArgs):
     """Options of demo."""
+
+    grows: ClassVar[tuple[str, ...]] = ("steps", "seeds")
 
     env_id: str = "Reacher-v5"
     """A Gymnasium MuJoCo environment."""

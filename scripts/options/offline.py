@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 
 from options.shared import (
     MODEL_IS_METHOD,
-    EnvironmentArgs,
+    EpisodeArgs,
     NetworkArgs,
     RepeatedArgs,
     require_methods,
@@ -16,7 +16,7 @@ from options.shared import (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Args(EnvironmentArgs, RepeatedArgs, NetworkArgs):
+class Args(EpisodeArgs, RepeatedArgs, NetworkArgs):
     """Options of offline."""
 
     renamed: ClassVar[Mapping[str, str]] = MODEL_IS_METHOD
@@ -24,10 +24,8 @@ class Args(EnvironmentArgs, RepeatedArgs, NetworkArgs):
     minari: str
     """Minari data set to learn from, by id or folder."""
     env_id: str = "HalfCheetah-v5"
-    """Gymnasium environment it comes from, to evaluate in."""
-    max_episode_steps: int | None = None
-    """Cut the episodes of the evaluation as those of the data set are; none: where the environment
-    does."""
+    """Gymnasium environment it comes from, to evaluate in; with --max-episode-steps where its data has shorter
+    episodes."""
     termination: str | None = None
     """Your own rule, module:function of (obs, action, next_obs); standard tasks have theirs."""
     policies: tuple[Literal["mopo", "mbpo", "clone"], ...] = ("mopo", "mbpo", "clone")
@@ -58,5 +56,3 @@ class Args(EnvironmentArgs, RepeatedArgs, NetworkArgs):
         self.require_at_least(1, "rollout_length", most=1000)
         self.require_positive("penalty", zero=True)
         self.require_positive("policy_learning_rate")
-        if self.max_episode_steps is not None:
-            self.require_at_least(1, "max_episode_steps")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from mbrl_bilevel.base.errors import InvalidInputError
-from options.shared import EnvironmentArgs, RepeatedArgs, require_device
+from options.shared import EpisodeArgs, RepeatedArgs, require_device
 
 if TYPE_CHECKING:
     from agents.planners import Planner
@@ -19,7 +19,7 @@ USED_BY_PLANNERS: dict[str, tuple[str, ...]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Args(EnvironmentArgs, RepeatedArgs):
+class Args(EpisodeArgs, RepeatedArgs):
     """Options of plan."""
 
     env_id: tuple[str, ...] = ("HalfCheetah-v5",)
@@ -51,14 +51,10 @@ class Args(EnvironmentArgs, RepeatedArgs):
     """Let doing nothing compete among the plans of icem and cem: where control costs, as on Pusher."""
     seeds: int = 3
     """Episodes of each planner: --seed, --seed + 1, …."""
-    max_episode_steps: int | None = None
-    """Cut episodes here; none: where the environment does."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.require_at_least(1, "plans", "horizon", "iterations", most=10**6)
-        if self.max_episode_steps is not None:
-            self.require_at_least(1, "max_episode_steps")
         of_an_agent = self.termination or self.reward or self.precision or self.device != "auto"
         if self.model == "oracle" and of_an_agent:
             raise InvalidInputError(

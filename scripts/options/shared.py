@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from mbrl_bilevel.studies.arguments import RunArgs, naming
 
@@ -52,8 +52,23 @@ class EnvironmentArgs(OwnModuleArgs):
 
 
 @dataclass(frozen=True, kw_only=True)
+class EpisodeArgs(EnvironmentArgs):
+    """Of a run that plays whole episodes."""
+
+    max_episode_steps: int | None = None
+    """Cut episodes here; none: where the environment does."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.max_episode_steps is not None:
+            self.require_at_least(1, "max_episode_steps")
+
+
+@dataclass(frozen=True, kw_only=True)
 class RepeatedArgs(RunArgs):
     """Of a run with repeats, which are cells (``mbrl_bilevel.studies.cells``)."""
+
+    grows: ClassVar[tuple[str, ...]] = ("seeds",)
 
     seeds: int = 3
     """Repeats: --seed, --seed + 1, …"""

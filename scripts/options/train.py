@@ -11,7 +11,7 @@ from mbrl_bilevel.studies.arguments import naming
 from options.from_settings import Part, Place, require_settings_in_range, with_settings
 from options.shared import (
     MODEL_IS_METHOD,
-    EnvironmentArgs,
+    EpisodeArgs,
     require_device,
     require_methods,
 )
@@ -43,10 +43,11 @@ def label_of(agent: str, method: str | None) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Start(EnvironmentArgs):
+class Start(EpisodeArgs):
     """What acts, where and for how long."""
 
     renamed: ClassVar[Mapping[str, str]] = MODEL_IS_METHOD
+    grows: ClassVar[tuple[str, ...]] = ("steps",)
 
     env_id: str = "Reacher-v5"
     """Gymnasium environment with Box observations and bounded Box or Discrete actions."""
@@ -61,7 +62,8 @@ class Start(EnvironmentArgs):
     """The off-policy learner: fast-sac is ours, sac td3 ddpg dqn are Stable-Baselines3's, tqc and crossq
     sb3-contrib's; none: fast-sac, of discrete actions dqn."""
     steps: int = 3000
-    """Real environment steps."""
+    """Real environment steps. With --resume a finished run goes on to more: its agent as it is, schedules by the
+    new end."""
     eval_every: int = 500
     """Real steps between evaluations; the episode under way is cut there."""
     eval_episodes: int = 5

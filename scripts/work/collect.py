@@ -11,7 +11,6 @@ from options.collect import Args
 from stable_baselines3 import SAC
 
 from agents.common.experience import Behaviour, RandomBehaviour, collect
-from agents.common.spaces import require_box
 from envs.datasets.offline import require_new_minari, save_minari
 from envs.tasks.make import make_env
 from mbrl_bilevel.studies.launching import Result
@@ -20,9 +19,8 @@ from mbrl_bilevel.studies.run_folder import RunFolder
 
 def collect_data(args: Args, run: RunFolder) -> Result:
     """Train, act, save."""
-    require_new_minari(args.dataset)
     env = make_env(args.env_id, import_module=args.import_module, timeout=args.env_timeout)
-    require_box(env.action_space, "action")  # SAC has no discrete actions
+    require_new_minari(args.dataset, env)  # of boxes alone, as is SAC
     policy = _half_trained(env, args, run)
     random = np.random.default_rng([args.seed, 1])
     data = collect(

@@ -10,10 +10,13 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch
+from gymnasium.spaces.utils import flatdim
 from options.compare import Args
+from options.sources import Source
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from envs.known.endings import termination_rule
+from envs.tasks.make import require_time_limit
 from mbrl_bilevel.base.errors import InvalidInputError
 from mbrl_bilevel.base.records import FitResult, Rule, Transitions
 from mbrl_bilevel.data.splits import sample_segments
@@ -46,15 +49,8 @@ from work.steps_data import Split, never, open_env, steps_split, table_split
 
 def compare(args: Args, run: RunFolder) -> Result:
     """Fill in the rows that are missing, then summarise and draw."""
-    if args.plan_env is not None:
-        open_env(args, args.plan_env).close()
     for source in args.sources:  # what is wrong with them is told before the first fit
-        if source.csv is not None:
-            table_split(source, args.seed, args.n_test)
-        elif source.env_id is None:
-            _split(args, source.name, args.seed)
-        else:
-            open_env(args, source.env_id).close()
+        _check(args, source)
     # Repeats outermost: a study that is stopped has whole ones.
     keys: list[dict[str, Any]] = [
         {"method": method, "dataset": source.name, "seed": seed, "n_train": n}
@@ -92,6 +88,40 @@ def compare(args: Args, run: RunFolder) -> Result:
         for line in summary
     }
     return Result(metrics, {"summary": short, "figures": [str(path) for path in figures]})
+
+
+def _check(args: Args, source: Source) -> None:
+    """Raises InvalidInputError for data that cannot be had, or is too little, or is of another environment than
+    the one to plan in."""
+    if source.csv is not None:
+        (x, _), _ = table_split(source, args.seed, args.n_test)
+        _require_rows(args, len(x))
+    pool = None
+    if source.csv is None and source.env_id is None:
+        pool = _split(args, source.name, args.seed).pool
+        _require_rows(args, len(pool))
+    env_id = source.env_id or args.plan_env
+    if env_id is None:
+        return
+    env = open_env(args, env_id)
+    if args.plan_episodes and args.plan_steps is None:
+        require_time_limit(env, env_id, "give --plan-steps")
+    if args.plan_episodes and pool is not None:
+        widths = [pool.obs.shape[1], pool.action.shape[1]]
+        wanted = [flatdim(space) for space in (env.observation_space, env.action_space)]
+        if widths != wanted:
+            raise InvalidInputError(
+                f"--plan-env {env_id!r} has {wanted[0]} observation and {wanted[1]} action dimensions, "
+                f"{source.name!r} has {widths[0]} and {widths[1]}; give the environment of the data"
+            )
+    env.close()
+
+
+def _require_rows(args: Args, found: int) -> None:
+    if (most := max(args.n_train)) > found:
+        raise InvalidInputError(
+            f"--n-train: {most} rows were asked for, but {found} are there beside the test rows"
+        )
 
 
 #: Metrics that are summarised.
@@ -183,10 +213,6 @@ def _table_cell(args: Args, key: Row) -> Done:
     source = args.source(key["dataset"])
     (x, y), (test_x, test_y) = table_split(source, key["seed"], args.n_test)
     n = key["n_train"]
-    if n > len(x):
-        raise InvalidInputError(
-            f"--n-train: {n} rows were asked for, but {len(x)} are there beside the test rows"
-        )
     started = time.perf_counter()
     model, fitted = fit_regression(
         torch.from_numpy(x[:n]),

@@ -20,7 +20,7 @@ from options.demo import ALONE, Args
 from agents.mpc import MPCSettings
 from agents.planners.actions import BoxActions
 from envs.known.oracle import Oracle
-from envs.tasks.make import make_env
+from envs.tasks.make import make_env, require_time_limit
 from mbrl_bilevel.base.errors import BilevelError
 from mbrl_bilevel.figures.models import draw_overview
 from mbrl_bilevel.figures.returns import draw_returns
@@ -32,7 +32,9 @@ from mbrl_bilevel.studies.run_folder import Bar, RunFolder
 def demonstrate(args: Args, run: RunFolder) -> Result:
     """Start the parts as processes of their own, watch their rows, then draw."""
     started = time.perf_counter()
-    Oracle(make_env(args.env_id), threads=1).close()
+    env = make_env(args.env_id)
+    require_time_limit(env, args.env_id, "register it with max_episode_steps")
+    Oracle(env, threads=1).close()
     parts = _parts(args, run)
     evaluations = -(-args.steps // args.eval_every)
     rows_expected = len(args.methods) * args.seeds + len(args.agents) * evaluations
@@ -108,7 +110,7 @@ def _reference_lines(args: Args, run: RunFolder) -> None:
     space: Any = env.action_space
     nothing = np.clip(np.zeros_like(space.low), space.low, space.high)
     values: dict[str, float] = {
-        "doing nothing": _mean_return(env, lambda: nothing, 50, args.seed),
+        "doing nothing": _mean_return(env, nothing.copy, 50, args.seed),
         "random actions": _mean_return(
             env, lambda: random.uniform(space.low, space.high), 50, args.seed
         ),

@@ -16,7 +16,7 @@ from agents.common.spaces import require_box
 from agents.mbpo import MBPO, MBPOSettings, RolloutLength
 from envs.datasets.offline import load_minari
 from envs.tasks.layers import Env
-from envs.tasks.make import make_env
+from envs.tasks.make import make_env, require_time_limit
 from mbrl_bilevel.base.errors import InvalidInputError
 from mbrl_bilevel.base.records import Transitions
 from mbrl_bilevel.evaluation.statistics import interval
@@ -35,6 +35,7 @@ def learn_offline(args: Args, run: RunFolder) -> Result:
     """A policy and a seed a cell, beside what the data itself earned."""
     env, transitions = _make(args), _load(args)
     _require_same_spaces(args, env, transitions)
+    require_time_limit(env, args.env_id)
     named_termination(args.termination, env)
     env.close()
     data = _of_the_data(transitions)

@@ -21,7 +21,7 @@ from agents.planners.actions import BoxActions
 from agents.planning_agent.checkpoint import read_for_planning
 from envs.known.oracle import Oracle
 from envs.tasks.layers import Env
-from envs.tasks.make import make_env
+from envs.tasks.make import make_env, require_time_limit
 from mbrl_bilevel.base.errors import InvalidInputError
 from mbrl_bilevel.evaluation.statistics import interval
 from mbrl_bilevel.figures.plan import draw_planners
@@ -110,7 +110,7 @@ def _actor(args: Args, key: Row, env: Env) -> tuple[Act, Row]:
     space: Any = env.action_space
     if key["planner"] == "nothing":
         nothing = np.clip(np.zeros_like(space.low), space.low, space.high)
-        return (lambda obs: nothing), {}
+        return (lambda obs: nothing.copy()), {}
     if key["planner"] == "random-actions":
         space.seed(key["seed"])
         return (lambda obs: np.asarray(space.sample())), {}
@@ -183,10 +183,8 @@ def _make(args: Args, env_id: str) -> Env:
 def _checked_space(args: Args, env_id: str) -> gym.Space[Any]:
     """Its actions. What no cell could do is told before the first."""
     env = _make(args, env_id)
-    if args.max_episode_steps is None and (env.spec is None or env.spec.max_episode_steps is None):
-        raise InvalidInputError(
-            f"--env-id {env_id!r}: its episodes may never end; give --max-episode-steps"
-        )
+    if args.max_episode_steps is None:
+        require_time_limit(env, env_id)
     _actor(args, {"planner": args.planners[0], "seed": args.seed}, env)
     env.close()
     return env.action_space

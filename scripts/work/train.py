@@ -19,7 +19,7 @@ from stable_baselines3.common.monitor import Monitor
 from agents.common.rules import RewardChoice, TerminationChoice
 from agents.planning_agent.agent import PlanningAgent
 from envs.datasets.offline import load_minari, require_new_minari, save_minari
-from envs.tasks.make import make_env
+from envs.tasks.make import make_env, require_time_limit
 from mbrl_bilevel.base.errors import CheckpointError, InvalidInputError
 from mbrl_bilevel.evaluation.statistics import interval
 from mbrl_bilevel.figures.returns import draw_returns
@@ -41,7 +41,11 @@ def train(args: Args, run: RunFolder) -> Result:
 def _several(args: Args, run: RunFolder) -> Result:
     # Measured once for all seeds, whatever their processes are doing at the time.
     args = args.settled()
-    keys = [{"seed": seed} for seed in range(args.seed, args.seed + args.seeds)]
+    keys: list[Row] = [
+        # A run that goes on to more steps has rows of its own.
+        {"seed": seed, "env_steps": args.steps}
+        for seed in range(args.seed, args.seed + args.seeds)
+    ]
     cells = Cells(keys, train_seed, ("final_return", "steps", "means"))
     rows = run_cells(run, replace(args, out=run.path), cells, "train", args.jobs)
     curves = [
@@ -89,11 +93,12 @@ def _one(args: Args, run: RunFolder) -> Result:
     own stretch, not since the start; None of a stretch that ended before a stop."""
     started = time.perf_counter()
     env = _make(args)
+    require_time_limit(env, args.env_id)
     built = build(args, env)
     run.note_config("resolved", built.resolved())
     rule = named_termination(args.termination, env)
     if args.save_minari is not None and not _is_written(args):
-        require_new_minari(args.save_minari)
+        require_new_minari(args.save_minari, env)
     shelf = Shelf(run.checkpoints, args.keep_checkpoints)
     agent = _agent(args, built, run, env, rule, chosen_reward(args, built, env), shelf)
     for row in run.rows:
@@ -179,7 +184,8 @@ def _is_written(args: Args) -> bool:
 
 
 def _make(args: Args) -> gym.Env[Any, Any]:
-    return make_env(args.env_id, import_module=args.import_module, timeout=args.env_timeout)
+    more = {} if args.max_episode_steps is None else {"max_episode_steps": args.max_episode_steps}
+    return make_env(args.env_id, import_module=args.import_module, timeout=args.env_timeout, **more)
 
 
 def chosen_reward(args: Args, built: Built, env: gym.Env[Any, Any]) -> RewardChoice:

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import pytest
 import torch
 
+from agents import MBPO, MPC
 from agents.planning_agent.agent import PlanningAgent
 from agents.planning_agent.health import (
     Clock,
@@ -171,3 +172,25 @@ def test_a_doubtful_model_is_warned_of_once(agent: PlanningAgent, model: Dynamic
             look(agent, clock)
     finally:
         agent.model, agent.progress = model, progress
+
+
+@pytest.mark.parametrize("kind", [PlanningAgent, MPC, MBPO])
+def test_every_agent_says_how_its_model_is_and_that_it_was_fitted_too_shortly(kind: Any) -> None:
+    changes: dict[str, Any] = {"method": "mse", "members": 2, "hidden": (16,), "fresh_every": 1}
+    changes |= {"imagination": Imagination(2), "learning_starts": 100, "refit_every": 20}
+    short = Schedule(steps=80, batch_size=64, evaluate_every=10)
+    agent = kind(make_env("Pendulum-v1"), schedule=short, updates_per_step=1, **changes)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        agent.learn(122)
+    told = [str(warning.message) for warning in said]
+    assert sum("still becoming likelier" in text for text in told) == 2, told
+    health = dict(agent.progress.health)
+    since = agent.experience.transitions()[100:120]  # new to the first model, not to the second
+    truth = agent.model.target_values(since)
+    found = agent.model.predict(torch.from_numpy(since.obs), torch.from_numpy(since.action))
+    scale = agent.model.targets.scale
+    seen = float(((found.mean - truth) / scale).square().mean().sqrt())
+    assert 0.5 * seen < health["health/model_rmse"] < 3.0 * seen
+    assert 0.0 < health["health/model_coverage"] <= 1.0
+    assert agent.last_fit.underfitted

@@ -27,7 +27,6 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from torch import Tensor
 
 from agents import MPC, FastSAC, MPCSettings, PlanningAgent, PlanningSettings
-from agents.common.threads import few_threads
 from agents.planners import ICEM, MPPI
 from agents.planning_agent import plans
 from agents.planning_agent.replay import GUESS, PLAN
@@ -189,6 +188,51 @@ def test_the_policy_alone_is_what_the_learner_predicts(learned: PlanningAgent) -
 
 
 NO_PLAN = replace(SMALL, planner=None)
+
+
+@pytest.mark.parametrize("acting", ["plan", "policy", "chance"])
+def test_without_a_state_noise_is_drawn_anew_as_the_seed_decides(
+    learned: PlanningAgent, acting: str, tmp_path: Path
+) -> None:
+    """SB3's quick start, ``action, _ = agent.predict(obs)`` in a loop; nobody else's numbers are used."""
+    path, obs = tmp_path / "agent", np.zeros(1, np.float32)
+    if acting == "chance":
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            agent().learn(10).save(path)
+    else:
+        learned.save(path)
+    plan = acting != "policy"
+
+    def drawn(found: PlanningAgent, count: int = 25) -> Array:
+        return np.concatenate([found.predict(obs, plan=plan)[0] for _ in range(count)])
+
+    one, other = (PlanningAgent.load(path, PointMass()) for _ in range(2))
+    before = torch.get_rng_state()
+    first = drawn(one)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(7)
+    np.testing.assert_array_equal(drawn(other), first)
+    assert len(np.unique(first)) > 20
+    if acting == "plan":
+        best, _ = one.predict(obs, deterministic=True)
+        np.testing.assert_array_equal(best, one.predict(obs, deterministic=True)[0])
+        # Noise of .1 half-ranges around plans that differ by the search's own draws.
+        assert 0.1 * 0.7 < first.std() < 0.3
+        assert abs(float(np.median(first) - best[0])) < 0.15
+    assert not np.array_equal(drawn(one), first)
+
+
+@pytest.mark.filterwarnings("ignore:learn")
+def test_exploring_on_the_way_changes_nothing() -> None:
+    class Exploring(BaseCallback):
+        def _on_step(self) -> bool:
+            for plan in (True, False):
+                self.model.predict(np.zeros(1, np.float32), plan=plan)
+            return True
+
+    assert_same(agent().learn(70, Exploring()), agent().learn(70))
+
 
 REFUSED: list[tuple[Any, str]] = [
     (lambda: agent(replace(SMALL, planner=None)).predict(np.zeros(1), plan=True), "no planner"),
@@ -794,24 +838,6 @@ def test_a_file_of_one_kind_for_another(tmp_path: Path) -> None:
     np.testing.assert_array_equal(
         other.predict(obs, deterministic=True)[0], found.predict(obs, deterministic=True)[0]
     )
-
-
-@pytest.mark.parametrize(("widest", "inside"), [(600, 1), (601, 3)])
-def test_few_threads_are_as_many_as_before_afterwards(widest: int, inside: int) -> None:
-    before = torch.get_num_threads()
-    torch.set_num_threads(3)
-    try:
-        with few_threads(widest):
-            assert torch.get_num_threads() == inside
-            with few_threads(widest):
-                assert torch.get_num_threads() == inside
-            assert torch.get_num_threads() == inside
-        assert torch.get_num_threads() == 3
-        with pytest.raises(KeyError), few_threads(widest):
-            raise KeyError
-        assert torch.get_num_threads() == 3
-    finally:
-        torch.set_num_threads(before)
 
 
 def test_learning_and_acting_leave_the_number_of_threads(learned: PlanningAgent) -> None:

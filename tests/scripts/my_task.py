@@ -49,6 +49,7 @@ class Line(gym.Env[Any, Any]):
 
 
 gym.register("Line-v0", entry_point=Line, max_episode_steps=20)
+gym.register("EndlessLine-v0", entry_point=Line)
 gym.register("SickLine-v0", entry_point=Line, max_episode_steps=20, kwargs={"sick": True})
 gym.register("ChoiceLine-v0", entry_point=Line, max_episode_steps=20, kwargs={"actions": "choice"})
 gym.register("BitsLine-v0", entry_point=Line, max_episode_steps=20, kwargs={"actions": "bits"})

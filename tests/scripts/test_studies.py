@@ -23,11 +23,13 @@ sys.path.append(str(Path(__file__).resolve().parent))  # where my_task.py is
 import collect as collect_script  # noqa: E402
 import compare  # noqa: E402
 import train  # noqa: E402
+import work.train  # noqa: E402
 from work.steps_data import slow_and_fast  # noqa: E402
 
 from mbrl_bilevel.base.errors import DivergedError  # noqa: E402
 from mbrl_bilevel.base.records import Transitions  # noqa: E402
 from mbrl_bilevel.models.dynamics import fit_dynamics  # noqa: E402
+from mbrl_bilevel.studies.cells import Done  # noqa: E402
 from mbrl_bilevel.studies.launching import launch  # noqa: E402
 from mbrl_bilevel.training.methods import METHODS  # noqa: E402
 
@@ -326,22 +328,35 @@ def test_slow_stretches_train_and_fast_ones_test() -> None:
     assert len(slow) == 500
 
 
-@pytest.mark.usefixtures("unsaved")
-def test_a_cell_that_fails_is_told_and_tried_again_and_the_others_go_on(
-    tmp_path: Path, table: Path, capsys: pytest.CaptureFixture[str]
+def test_what_no_cell_could_do_is_refused_before_the_first(
+    tmp_path: Path, table: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    options = ["--quiet", "--csv", str(table), "--target", "y", "--methods", "nll", *NET]
-    options += ["--n-train", "200", "100000", "--seeds", "1", "--train-steps", "60"]
-    out = ["--out", str(tmp_path / "a")]
-    for _ in range(2):
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
+    env = make_env("Line-v0", import_module="my_task")
+    behaviour = RandomBehaviour(env.action_space, np.random.default_rng(0))  # type: ignore[arg-type]
+    save_minari(collect(env, behaviour, 300, seed=0), "lab/short-v0", env)
+    csv, data = (
+        ["--csv", str(table), "--target", "y"],
+        ["--minari", "lab/short-v0", "--n-test", "50"],
+    )
+    planned = [*data, "--import-module", "my_task", "--plan-episodes", "1", "--plan-env"]
+    for options, told in (
+        (
+            [*csv, "--n-train", "200", "100000"],
+            "--n-train: 100000 rows were asked for, but 320 are",
+        ),
+        ([*data, "--n-train", "100", "290"], "--n-train: 290 rows were asked for, but 2"),
+        (
+            [*planned, "Reacher-v5", "--n-train", "100"],
+            "--plan-env 'Reacher-v5' has 10 observation",
+        ),
+        ([*planned, "EndlessLine-v0", "--n-train", "100"], "never end; give --plan-steps"),
+    ):
         with pytest.raises(SystemExit) as stop:
-            launch(compare.Args, compare.main, [*options, *out])
+            launch(compare.Args, compare.main, ["--quiet", *options, "--out", str(tmp_path / "a")])
         assert stop.value.code == 2
-        first, last = capsys.readouterr().err.strip().splitlines()
-        assert first.startswith("failed: nll line 0 100000: --n-train: 100000 rows")
-        assert last.startswith("error: 1 of the runs failed; try them again with --resume")
-        assert [row["n_train"] for row in metrics(tmp_path / "a")["rows"]] == [200]
-        out = ["--out", str(tmp_path / "a"), "--resume"]
+        assert told in capsys.readouterr().err
+        assert not (tmp_path / "a").exists()
 
 
 SHORT = [*TRAIN, "--model", "nll", "--steps", "80"]
@@ -364,6 +379,29 @@ def test_train_repeats_itself_over_seeds_whatever_the_jobs(two_seeds: Path, tmp_
     assert [row["seed"] for row in found["rows"]] == [0, 1]
     assert found["final_return"] == np.mean([row["final_return"] for row in found["rows"]])
     assert (two_seeds / "seed-1" / "checkpoints" / "best.safetensors").exists()
+
+
+@pytest.mark.usefixtures("unsaved")
+def test_several_seeds_go_on_to_more_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each from its own folder, though it has a row of a finished run."""
+    told: list[tuple[int, int, bool]] = []
+
+    def seed_trained(args: Any, key: Any) -> Done:
+        told.append((key["seed"], args.steps, args.resume))
+        means = [float(key["seed"] + step) for step in range(80, args.steps + 1, 80)]
+        steps = list(range(80, args.steps + 1, 80))
+        return Done(
+            {"final_return": means[-1], "steps": steps, "means": means, "wall_seconds": 0.0}
+        )
+
+    monkeypatch.setattr(work.train, "train_seed", seed_trained)
+    for steps in ("80", "240", "240"):
+        options = [*SHORT, "--steps", steps, "--seeds", "2", "--out", str(tmp_path / "a")]
+        launch(train.Args, train.main, [*options, "--resume"])
+    assert told == [(0, 80, True), (1, 80, True), (0, 240, True), (1, 240, True)]
+    found = metrics(tmp_path / "a")
+    assert [point["step"] for point in found["returns"]] == [80, 160, 240]
+    assert (found["final_return"], found["env_steps"]) == (240.5, 480)
 
 
 @pytest.mark.usefixtures("unsaved")
@@ -415,13 +453,9 @@ def test_train_learns_saves_and_goes_on_as_if_never_stopped(trained: Path, tmp_p
     assert [point["step"] for point in found["returns"]] == [80, 160]
     assert found["final_return"] == found["returns"][-1]["mean"]
     assert found["env_steps"] == 160
-    # Stopped right after the first evaluation: the run ends at 80 steps, then is asked for 160.
+    # Finished at 80 steps, then asked for 160.
     launch(train.Args, train.main, [*options, "--steps", "80", "--out", str(cut)])
-    for name in ("metrics.json", "summary.json"):
-        (cut / name).unlink()
-    config = json.loads((cut / "config.json").read_text())
-    config["args"]["steps"] = 160
-    (cut / "config.json").write_text(json.dumps(config))
+    assert metrics(cut)["env_steps"] == 80
     launch(train.Args, train.main, [*options, "--out", str(cut), "--resume"])
     assert metrics(cut) == found
 
@@ -476,6 +510,9 @@ def test_train_takes_discrete_actions(tmp_path: Path) -> None:
         (compare, ["--env-id", "Reecher-v5"], "Reacher-v5"),
         (train, ["--import-module", "my_task", "--env-id", "BitsLine-v0"], "MultiBinary"),
         (train, ["--import-module", "no_such_module"], "no_such_module"),
+        (train, [*OWN[:2], "--env-id", "EndlessLine-v0"], "never end; give --max-episode-steps"),
+        (train, [*OWN[:2], "--env-id", "ChoiceLine-v0", "--save-minari", "a/b-v0"], "got Discrete"),
+        (train, [*OWN[:2], "--env-id", "ChoiceLine-v0", "--agent", "mbpo"], "actions from 0; got"),
         (train, ["--steps", "-5"], "--steps"),
         (train, ["--model", "bilvel"], "--method: unknown method 'bilvel': did you mean 'bilevel'"),
         (train, ["--members", "3", "--particles", "5"], "--particles"),

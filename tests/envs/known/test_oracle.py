@@ -183,6 +183,26 @@ def test_wrappers_on_actions_and_rewards_take_part() -> None:
     assert promised[0, 1].item() == really(env, actions[0, 1].numpy())[0]
 
 
+class Halving(gym.ActionWrapper[Any, Any, Any], gym.utils.RecordConstructorArgs):
+    """Halves the action, in the array that it was given."""
+
+    def __init__(self, env: gym.Env[Any, Any]) -> None:
+        gym.utils.RecordConstructorArgs.__init__(self)
+        gym.ActionWrapper.__init__(self, env)
+
+    def action(self, action: Any) -> Any:
+        action *= 0.5
+        return action
+
+
+def test_plans_are_not_changed_by_what_takes_them() -> None:
+    env = warmed_up(Halving(gym.make("InvertedPendulum-v5")))
+    plans = candidates(env, 3, 5)
+    before = plans.clone()
+    Oracle(env, threads=1).score(plans)
+    assert torch.equal(plans, before)
+
+
 def test_the_state_of_a_wrapper_is_taken_over() -> None:
     """NormalizeReward divides by a running deviation, which the copies have to know."""
     env = warmed_up(gym.wrappers.NormalizeReward(make_env("HalfCheetah-v5")), steps=30)

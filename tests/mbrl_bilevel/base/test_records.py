@@ -168,6 +168,18 @@ def test_logged_arrays_of_any_kind_become_transitions() -> None:
         np.testing.assert_array_equal(column, vars(found)[name], name)
 
 
+@pytest.mark.parametrize("offset", [0.0, 1e9])  # kept in single, and in double precision
+def test_logged_arrays_are_copied(offset: float) -> None:
+    given = {name: columns()[name].astype(float) for name in ("obs", "action", "reward")}
+    given["obs"] += offset
+    found = Transitions.from_arrays(next_obs=given["obs"] + 0.25, truncated=np.ones(5), **given)
+    kept = {name: getattr(found, name).copy() for name in given}
+    for value in given.values():
+        value[:] = 7.0
+    for name, value in kept.items():
+        np.testing.assert_array_equal(getattr(found, name), value)
+
+
 def test_steps_of_environments_side_by_side() -> None:
     """[T, B, …], as vector environments and SB3's buffers have them."""
     given = {name: np.stack([value, value + 0], 1) for name, value in logged().items()}

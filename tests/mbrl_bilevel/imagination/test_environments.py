@@ -14,7 +14,7 @@ import pytest
 import torch
 from gymnasium.utils.env_checker import check_env as check_by_gymnasium
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
-from stable_baselines3 import A2C, PPO, SAC, TD3
+from stable_baselines3 import A2C, DQN, PPO, SAC, TD3
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.env_checker import check_env as check_by_sb3
 from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor
@@ -220,6 +220,13 @@ def test_starts_are_real_states_and_a_state_may_be_asked_for(model: DynamicsMode
     assert found.tolist() == [0.25, -0.75]
 
 
+def test_starts_are_copied(model: DynamicsModel) -> None:
+    start = START.copy()
+    env = ImaginedEnv(model, start, OBS, ACT, horizon=4, branching=STILL)
+    start[:] = 9.0
+    assert env.reset(seed=0)[0].tolist() == START[0].tolist()
+
+
 def test_what_the_model_says_beyond_bounds_is_kept_within(model: DynamicsModel) -> None:
     tight = gym.spaces.Box(-0.75, 0.75, (2,), np.float32)
     env = ImaginedEnv(model, START * 0, tight, ACT, horizon=9, branching=STILL)
@@ -286,6 +293,58 @@ def test_a_wrong_action_is_refused(model: DynamicsModel, action: Array) -> None:
     env.reset(seed=0)
     with pytest.raises(InvalidInputError, match="action"):
         env.step(action)
+
+
+@pytest.fixture
+def choosing(linear_model: LinearModel) -> DynamicsModel:
+    """x += −1, 0 or 2 by the choice, reward 10, 20 or 30; the three choices are one-hot."""
+    weight = torch.tensor([[[0.0, 0.0], [-1.0, 10.0], [0.0, 20.0], [2.0, 30.0]]])
+    return linear_model(weight, torch.zeros(1, 2), torch.full((1, 2), 1e-3), 1)
+
+
+@pytest.mark.parametrize("first", [0, -1])
+def test_choices_are_one_hot_to_the_model(choosing: DynamicsModel, first: int) -> None:
+    line, choices = gym.spaces.Box(-np.inf, np.inf, (1,)), gym.spaces.Discrete(3, start=first)
+    env = ImaginedEnv(choosing, np.zeros((1, 1)), line, choices, horizon=3, branching=STILL)
+    env.reset(seed=0)
+    found = [env.step(choice) for choice in (first, first + 2, np.int64(first + 1))]
+    np.testing.assert_allclose([obs[0] for obs, *_ in found], [-1.0, 1.0, 1.0], atol=1e-6)
+    np.testing.assert_allclose([reward for _, reward, *_ in found], [10, 30, 20], rtol=1e-3)
+    both = ImaginedVectorEnv(
+        choosing, np.zeros((1, 1)), line, choices, num_envs=2, horizon=3, branching=STILL
+    )
+    both.reset(seed=0)
+    assert both.action_space.contains(np.array([first, first + 2]))
+    np.testing.assert_allclose(both.step(np.array([first, first + 2]))[1], [10, 30], rtol=1e-3)
+    for wrong in (first - 1, first + 3, float(first)):
+        with pytest.raises(InvalidInputError, match=r"action must be a choice of Discrete\(3"):
+            env.step(wrong)
+    for other in (gym.spaces.Discrete(2), gym.spaces.MultiDiscrete([3])):
+        with pytest.raises(
+            InvalidInputError, match=r"or be Discrete\(3\) of actions; got .*iscrete"
+        ):
+            ImaginedEnv(choosing, np.zeros((1, 1)), line, other, horizon=3)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", [DQN, PPO])
+def test_algorithms_of_discrete_actions_train_inside(
+    choosing: DynamicsModel, kind: type[BaseAlgorithm]
+) -> None:
+    line = gym.spaces.Box(-np.inf, np.inf, (1,))
+
+    def env(choices: gym.spaces.Discrete) -> ImaginedVecEnv:
+        return ImaginedVecEnv(choosing, np.zeros((1, 1)), line, choices, num_envs=4, horizon=2)
+
+    policy = {"net_arch": [16]}
+    more: dict[str, Any] = {"gamma": 0.5, "learning_rate": 1e-2}
+    more |= {"learning_starts": 50} if kind is DQN else {"n_steps": 32, "batch_size": 32}
+    agent: Any = kind(
+        "MlpPolicy", env(gym.spaces.Discrete(3)), seed=0, policy_kwargs=policy, **more
+    )
+    agent.learn(1500)
+    assert agent.predict(np.zeros((1, 1), np.float32), deterministic=True)[0] == 2  # pays most
+    with pytest.raises(InvalidInputError, match=r"from 0; .* give Discrete\(3\)"):
+        env(gym.spaces.Discrete(3, start=1))
 
 
 def test_observations_of_integers_are_rounded_and_not_cut(linear_model: LinearModel) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -264,6 +265,47 @@ def test_rules_that_cannot_be_called_are_told_before_the_fit() -> None:
     for rules in ({"termination": 5}, {"reward": "known"}):
         with pytest.raises(InvalidInputError, match=f"^{next(iter(rules))} must be a function"):
             fit_dynamics(survivors(episodes=9), METHODS["mse"], generator=seeded(), **rules)
+
+
+def doubling_ended(obs: Tensor, action: Tensor, next_obs: Tensor) -> Tensor:
+    next_obs *= 2.0
+    return next_obs[..., 0] > 1.0
+
+
+def squaring(obs: Tensor, action: Tensor, next_obs: Tensor) -> Tensor:
+    return action.square_()[..., 0]
+
+
+@pytest.mark.parametrize("rules", [{"termination": doubling_ended}, {"reward": squaring}])
+def test_rules_that_write_into_their_arguments_are_told_before_the_fit(rules: Any) -> None:
+    with pytest.raises(InvalidInputError, match=r"writes into its arguments.* not x \*= 2$"):
+        fit_dynamics(survivors(episodes=9), METHODS["mse"], generator=seeded(), **rules)
+
+
+def test_a_fit_that_ends_too_early_says_so() -> None:
+    """Of a line without noise: 100 steps have not found it, 800 have."""
+    draw = np.random.default_rng(0)
+    obs, action = draw.normal(size=(600, 2)), draw.normal(size=(600, 1))
+    data = Transitions.from_arrays(
+        obs, action, obs + action, obs[:, 0] - obs[:, 1], truncated=np.ones(600)
+    )
+
+    def fitted(steps: int) -> FitResult:
+        schedule = Schedule(steps=steps, evaluate_every=10)
+        return fit_dynamics(
+            data, METHODS["mse"], generator=seeded(), members=2, hidden=(16,), schedule=schedule
+        )[1]
+
+    with pytest.warns(UserWarning, match=r"limit of 100 steps while held-out .* more steps"):
+        short = fitted(100)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        long = fitted(800)
+    readings = dict(short.history["held_out"])
+    assert short.late_gain == pytest.approx(readings[50] - readings[100])
+    assert (short.underfitted, long.underfitted) == (True, False)
+    assert np.mean(long.criterion) < 0.1 < np.mean(short.criterion)
+    assert replace(short, stopped_early=True).late_gain == 0.0
 
 
 def test_predict_is_the_mixture_of_members(linear_model: LinearModel) -> None:

@@ -148,6 +148,94 @@ def test_a_run_goes_on_whose_option_had_another_name(
     assert "started with --n-train [1, 2], now it is --n-train [1]" in line
 
 
+@dataclass(frozen=True)
+class Growing(RunArgs):
+    grows: ClassVar[tuple[str, ...]] = ("repeats",)
+
+    repeats: int = 2
+    """How many rows."""
+
+
+def fill(args: Growing, run: RunFolder) -> Result:
+    for n in range(args.repeats):
+        if run.rows.find(n=n) is None:
+            run.rows.append({"n": n, "when": time.perf_counter_ns()})
+    return Result({"rows": list(run.rows)}, {"n": len(run.rows)})
+
+
+def test_a_finished_run_goes_on_to_more(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def ran(*options: str) -> Any:
+        launch(Growing, fill, ["--out", str(tmp_path), *options])
+        assert json.loads(capsys.readouterr().out)["n"] == len(
+            read(tmp_path / "metrics.json")["rows"]
+        )
+        return read(tmp_path / "metrics.json")["rows"]
+
+    first = ran()
+    more = ran("--resume", "--repeats", "4")
+    assert [row["n"] for row in more] == [0, 1, 2, 3]
+    assert more[:2] == first
+    assert ran("--resume", "--repeats", "4") == more
+    assert read(tmp_path / "config.json")["args"]["repeats"] == 4
+    less = ["--out", str(tmp_path), "--resume", "--repeats", "3"]
+    line = failure(capsys, lambda: launch(Growing, fill, less))
+    assert "was started with --repeats 4, now it is --repeats 3" in line
+
+
+def test_going_on_to_more_may_be_stopped_anywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--out", str(tmp_path), "--resume", "--repeats"]
+    launch(Growing, fill, [*options, "1"])
+
+    def killed(*args: Any) -> None:
+        raise KeyboardInterrupt
+
+    for name in ("write_json", "finish"):  # before the new options are written, and after
+        with monkeypatch.context() as patch:
+            patch.setattr(RunFolder, name, killed)
+            with pytest.raises(SystemExit):
+                launch(Growing, fill, [*options, "3"])
+        assert not (tmp_path / "metrics.json").exists()
+    launch(Growing, fill, [*options, "3"])
+    assert len(read(tmp_path / "metrics.json")["rows"]) == 3
+
+
+@dataclass(frozen=True)
+class Wide(RunArgs):
+    hidden: tuple[int, ...] = (200, 200)
+    """Widths."""
+
+
+@pytest.mark.parametrize(
+    ("options", "inside"),
+    [
+        ([], 1),
+        (["--hidden", "601"], 3),
+        (["--threads", "2"], 2),
+        (["--threads", "2", "--hidden", "601"], 2),
+    ],
+)
+def test_threads_are_as_many_as_the_layers_are_worth(
+    tmp_path: Path, options: list[str], inside: int
+) -> None:
+    import torch
+
+    seen = []
+
+    def look(args: Wide, run: RunFolder) -> Result:
+        seen.append(torch.get_num_threads())
+        return Result({})
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        launch(Wide, look, ["--out", str(tmp_path), *options])
+    finally:
+        torch.set_num_threads(before)
+    assert seen == [inside]
+
+
 def test_resume_of_another_script_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
