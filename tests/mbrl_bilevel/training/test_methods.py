@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from mbrl_bilevel.base.errors import InvalidInputError
+from mbrl_bilevel.base.records import Step
 from mbrl_bilevel.data.splits import Chain, FitData, cross_fit
 from mbrl_bilevel.inner.losses import NLL, PolicyGradient
 from mbrl_bilevel.outer.held_out_spread import SharedSpread
@@ -30,7 +31,7 @@ def test_the_methods_are_these() -> None:
             "mse",
         ),
         *("mse-network", "beta-nll", "beta-nll-1", "faithful", "k-step", "bilevel-k-step"),
-        *("paper", "paper-exponential"),
+        *("bilevel-return", "paper", "paper-exponential"),
     )
 
 
@@ -76,7 +77,13 @@ def test_every_method_trains(name: str) -> None:
     y = torch.stack([x[:, 0] - x[:, 1], 0.5 * x[:, 0]], 1) + 0.3 * torch.randn(600, 2, generator=g)
     folds = cross_fit(torch.arange(600).numpy() // 10, 2, np.random.default_rng(0))
     # Rows that follow each other but move no state: looking ahead is then squared error again.
-    chain = Chain(torch.arange(1, 601) % 600, torch.zeros(2, 0), torch.zeros(0), method.horizon)
+    chain = Chain(
+        torch.arange(1, 601) % 600,
+        torch.zeros(2, 0),
+        torch.zeros(0),
+        method.horizon,
+        outcome=lambda x, y: Step(x, y[..., 0], torch.zeros_like(y[..., 0])),
+    )
     data = FitData(x, y, folds, chain)
     policy = method.make_policy(2, 2, generator=g, members=2, hidden=(16,))
     schedule = Schedule(steps=400, learning_rate=1e-2, batch_size=64)
