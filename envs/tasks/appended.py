@@ -125,7 +125,7 @@ class Appended(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
         self.observation_space = gym.spaces.Box(
             np.concatenate([space.low, other.low.ravel()]).astype(space.dtype),
             np.concatenate([space.high, other.high.ravel()]).astype(space.dtype),
-            dtype=space.dtype,  # type: ignore[arg-type]
+            dtype=space.dtype,
         )
         self._random = np.random.default_rng()
 

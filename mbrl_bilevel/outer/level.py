@@ -22,6 +22,7 @@ from mbrl_bilevel.outer.implicit import FisherImplicit
 from mbrl_bilevel.outer.objectives import Objective, OneStepNLL
 from mbrl_bilevel.outer.problem import (
     DirectSolver,
+    GradientSolver,
     Problem,
     Report,
     Solver,
@@ -121,26 +122,30 @@ class Outer:
         Raises DivergedError if a gradient is not finite; φ is then as before.
         """
         if isinstance(self.solver, DirectSolver):
-            report = self.solver.step(problem.with_lent())
-            return OuterState(None, state.warm, state.updates + 1), self._judged(report)
+            set_by_solver = self.solver.step(problem.with_lent())
+            return OuterState(None, state.warm, state.updates + 1), self._judged(set_by_solver)
         report: Report = {}
         if resting:
             weights = weights_in(problem.loss)
             if weights is not None:
                 weights.apart = None
         else:
-            state, report = self._stepped(problem, state, generator)
+            state, report = self._stepped(self.solver, problem, state, generator)
         if self.alongside is not None and state.updates % self.alongside_every == 0:
             report = {**report, **self.alongside.step(problem.with_lent())}
         return replace(state, updates=state.updates + 1), self._judged(report)
 
     def _stepped(
-        self, problem: Problem, state: OuterState, generator: torch.Generator
+        self,
+        solver: GradientSolver,
+        problem: Problem,
+        state: OuterState,
+        generator: torch.Generator,
     ) -> tuple[OuterState, Report]:
         """A step of the optimiser along the hypergradient."""
-        name = type(self.solver).__name__
+        name = type(solver).__name__
         phi = outer_parameters(reward_loss(problem, name), name)
-        result = self.solver.hypergradient(problem, state.warm, generator)
+        result = solver.hypergradient(problem, state.warm, generator)
         norm = torch.stack([g.norm() for g in result.gradient]).norm()
         if not bool(norm.isfinite()):
             raise DivergedError(

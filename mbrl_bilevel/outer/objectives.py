@@ -95,8 +95,9 @@ class _Return:
     """A return as it adds up, each tensor [E, B]."""
 
     def __init__(self, objective: OpenLoopReturn) -> None:
-        self._objective, self._rewards, self._counts = objective, 0.0, 1.0
-        self.total: Tensor
+        self._objective = objective
+        self._rewards, self._counts = torch.zeros(()), torch.ones(())
+        self.total = self._rewards
 
     def add(self, step: Step) -> None:
         """One step more."""
