@@ -161,7 +161,7 @@ METHODS: dict[str, Method] = {
         outer=Outer(
             LookAhead(),
             OpenLoopReturn(),
-            partial(Adam, lr=0.2),
+            partial(Adam, lr=0.1),
             every=50,
             warmup=200,
             batch_size=512,
