@@ -74,9 +74,10 @@ def test_the_gradient_solvers_have_the_sign_and_some_the_size() -> None:
     assert truth[0] < -1e-3 < 0 < truth[2]  # more of the first target, less of the others
     assert truth.sum().abs() < 1e-6  # the gauge
     assert relative_error(gradient(ExactImplicit(), problem), truth) < 1e-4
-    assert relative_error(gradient(Unrolled(steps=300), problem), truth) < 0.2
+    assert relative_error(gradient(Unrolled(steps=30), problem), truth) < 1e-4
     ahead = gradient(LookAhead(), problem)
-    assert torch.cosine_similarity(ahead, truth, dim=0) > 0.8
+    assert torch.cosine_similarity(ahead, truth, dim=0) > 0.99
+    assert relative_error(ahead, truth) < 0.3  # in size it is right by luck of the curvature here
 
 
 def test_the_populations_gradient_is_that_of_the_solved_inner_problem() -> None:
