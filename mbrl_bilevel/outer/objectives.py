@@ -25,6 +25,9 @@ from mbrl_bilevel.policies.distributions import (
 )
 from mbrl_bilevel.policies.policies import Policy
 
+#: What a state is worth, through which gradients pass: raw observations [..., O] -> [...].
+Value = Callable[[Tensor], Tensor]
+
 
 class Objective(Protocol):
     """``objective(policy, batch) -> [E]``, to be minimised."""
@@ -59,7 +62,7 @@ class OpenLoopReturn:
 
     The squared error of the return after h steps, in units of its variance over the rows of all members,
     averaged over h = 1 … k, k the length of the segments. A reward counts as far as the episode
-    has not ended before it, and with a ``value`` (of raw observations [..., O] -> [...]) so does the value of
+    has not ended before it, and with a ``value`` so does the value of
     the h-th state. Rewards and endings are what the segment's ``outcome`` says, of the truth too. Each member
     follows its own mean, and the gradient passes through the whole rollout.
 
@@ -67,7 +70,7 @@ class OpenLoopReturn:
     """
 
     discount: float = 1.0
-    value: Callable[[Tensor], Tensor] | None = None
+    value: Value | None = None
 
     def __post_init__(self) -> None:
         if not 0.0 < self.discount <= 1.0:

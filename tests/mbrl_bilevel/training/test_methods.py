@@ -14,6 +14,7 @@ from mbrl_bilevel.base.records import Step
 from mbrl_bilevel.data.splits import Chain, FitData, cross_fit
 from mbrl_bilevel.inner.losses import NLL, PolicyGradient
 from mbrl_bilevel.outer.held_out_spread import SharedSpread
+from mbrl_bilevel.outer.objectives import OpenLoopReturn
 from mbrl_bilevel.policies.policies import GaussianPolicy
 from mbrl_bilevel.training.method import WarmUp
 from mbrl_bilevel.training.methods import METHODS, get_method
@@ -100,6 +101,17 @@ def test_every_method_trains(name: str) -> None:
         # The truth has log(.3 √(2πe)) = 0.215 nats a dimension, the marginal 1.0.
         assert nll < 0.35
     assert all(math.isfinite(value) for value in result.criterion)
+
+
+def test_returns_end_with_a_value_where_a_method_is_about_returns() -> None:
+    def value(obs: torch.Tensor) -> torch.Tensor:
+        return obs[..., 0]
+
+    assert METHODS["bilevel"].valuing(value, 0.9) is METHODS["bilevel"]
+    assert METHODS["nll"].valuing(value, 0.9) is METHODS["nll"]
+    outer = METHODS["bilevel-return"].valuing(value, 0.9).outer
+    assert outer is not None
+    assert outer.objective == OpenLoopReturn(0.9, value)
 
 
 def test_a_warm_up_takes_its_part_of_the_steps() -> None:
