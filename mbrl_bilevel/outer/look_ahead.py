@@ -22,13 +22,18 @@ from mbrl_bilevel.outer.problem import (
 )
 
 
+#: Below this a gradient is taken to be zero.
+_LEAST = 1e-12
+
+
 @dataclass(frozen=True)
 class LookAhead:
-    """One step of gradient descent ahead, of unit length: the implicit formula with the identity in the place of
-    the inverse curvature.
+    """One step of gradient descent ahead: the implicit formula with the identity in the place of the inverse
+    curvature.
 
-    Its size means nothing, its direction is what matters: take an optimiser that does not see sizes, such
-    as Adam. Held-out rows are compared with training rows, so it needs no inner optimum. ``samples`` as for
+    Its size means nothing, its direction is what matters. So ∇_θF has unit length for each member, lest one whose
+    rollouts run away decide alone, and what comes out has a root mean square of one: early in training both
+    are large, and an optimiser that remembers sizes (Adam) would hardly move later. Held-out rows are compared with training rows, so it needs no inner optimum. ``samples`` as for
     FisherImplicit.
     """
 
@@ -46,6 +51,8 @@ class LookAhead:
         loss = reward_loss(problem, "LookAhead")
         phi, theta = outer_parameters(loss, "LookAhead"), Theta.of(problem.policy)
         ahead = objective_gradient(problem, theta)
+        ahead = ahead / ahead.norm(dim=1, keepdim=True).clamp(min=_LEAST)
         cross, gradient = cross_term(problem, theta, phi, ahead, self.samples, generator)
+        size = torch.cat([c.flatten() for c in cross]).square().mean().sqrt().clamp(min=_LEAST)
         report = {"inner_gradient_norm": worst_norm(gradient)}
-        return Hypergradient(tuple(-c for c in cross), report)
+        return Hypergradient(tuple(-c / size for c in cross), report)

@@ -77,7 +77,7 @@ def test_the_gradient_solvers_have_the_sign_and_some_the_size() -> None:
     assert relative_error(gradient(Unrolled(steps=30), problem), truth) < 1e-4
     ahead = gradient(LookAhead(), problem)
     assert torch.cosine_similarity(ahead, truth, dim=0) > 0.99
-    assert relative_error(ahead, truth) < 0.3  # in size it is right by luck of the curvature here
+    assert ahead.square().mean().item() == pytest.approx(1.0)  # its size means nothing
 
 
 def test_the_populations_gradient_is_that_of_the_solved_inner_problem() -> None:
