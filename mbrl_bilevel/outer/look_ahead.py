@@ -21,7 +21,6 @@ from mbrl_bilevel.outer.problem import (
     worst_norm,
 )
 
-
 #: Below this a gradient is taken to be zero.
 _LEAST = 1e-12
 
