@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from envs.known.rewards import reward_rule as reward_rule
     from envs.known.rules import known_rules as known_rules
     from envs.known.true_model import TrueModel as TrueModel
+    from envs.tasks.appended import Appended as Appended
+    from envs.tasks.appended import task_dims as task_dims
     from envs.tasks.class_sequences import CLASS_SEQUENCES as CLASS_SEQUENCES
     from envs.tasks.class_sequences import ClassSequence as ClassSequence
     from envs.tasks.guard import Guard as Guard
@@ -47,6 +49,7 @@ else:
             "envs.known.rewards": ("approximate_reward_rule", "reward_rule"),
             "envs.known.rules": ("known_rules",),
             "envs.known.true_model": ("TrueModel",),
+            "envs.tasks.appended": ("Appended", "task_dims"),
             "envs.tasks.class_sequences": ("CLASS_SEQUENCES", "ClassSequence"),
             "envs.tasks.guard": ("Guard",),
             "envs.tasks.make": ("make_env",),

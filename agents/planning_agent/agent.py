@@ -271,6 +271,8 @@ class PlanningAgent(AgentParts):
             self.generator,
             termination=self.termination,
             reward=self.reward,
+            # One that has learned nothing yet would be noise at the end of each return.
+            critic=self.held if self.held.exists and self.algorithm._n_updates else None,
         )
         elites = settings.elites
         self.model = model if elites is None else model.elites(result.criterion, elites)

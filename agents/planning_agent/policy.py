@@ -51,6 +51,10 @@ class HeldPolicy:
     @torch.inference_mode()
     def value(self, obs: Tensor) -> Tensor:
         """What obs [..., O] are worth, [...]: min over critics of Q(s, π(s)), or max over a of Q(s, a)."""
+        return self.worth(obs)
+
+    def worth(self, obs: Tensor) -> Tensor:
+        """``value``, through which gradients pass."""
         policy = self._evaluating()
         seen = self.seen(obs.reshape(-1, obs.shape[-1]))
         if hasattr(policy, "q_net"):

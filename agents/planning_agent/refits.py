@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from agents.common.saved import Spaces, read_model
+from agents.planning_agent.policy import HeldPolicy
 from agents.planning_agent.settings import PlanningSettings
 from mbrl_bilevel.base.checkpoint import Checkpoint
 from mbrl_bilevel.base.errors import CheckpointError, InvalidInputError
@@ -41,9 +42,14 @@ def fit_model(
     *,
     termination: Rule | None,
     reward: Rule | None,
+    critic: HeldPolicy | None = None,
 ) -> tuple[DynamicsModel, FitResult, FitStart | None]:
     """A model of all members, what its fit did, and from where the next one may go on: None where each is
-    from scratch. Raises as ``fit_dynamics``."""
+    from scratch. A method that is about returns ends them with what the ``critic`` says. Raises as
+    ``fit_dynamics``."""
+    method = get_method(settings.method)
+    if critic is not None:
+        method = method.valuing(critic.worth, critic.discount)
     more: dict[str, Any] = {}
     if settings.fresh_every > 1:
         random = np.random.default_rng(draw_seed(generator))
@@ -57,7 +63,7 @@ def fit_model(
         more = {"folds": folds, "start": model, "warm_start": settings.warm_start}
     model, result = fit_dynamics(
         experience,
-        get_method(settings.method),
+        method,
         generator=generator,
         members=settings.members,
         hidden=settings.hidden,

@@ -96,8 +96,8 @@ class PlanningSettings:
     """
 
     method: str = "bilevel"
-    """How the model is trained: bilevel, bilevel-constant, bilevel-k-step, bilevel-mixture, nll, mse,
-    mse-network, beta-nll, beta-nll-1, faithful, nll-mixture, k-step, paper, paper-exponential, or one that is
+    """How the model is trained: bilevel, bilevel-constant, bilevel-k-step, bilevel-mixture, bilevel-return,
+    nll, mse, mse-network, beta-nll, beta-nll-1, faithful, nll-mixture, k-step, paper, paper-exponential, or one that is
     registered."""
     members: int = 5
     """Ensemble members of the model."""

@@ -27,6 +27,7 @@ from gymnasium.envs.mujoco.swimmer_v5 import SwimmerEnv
 from gymnasium.envs.mujoco.walker2d_v5 import Walker2dEnv
 from torch import Tensor
 
+from envs.tasks.appended import for_own_dims
 from envs.tasks.layers import Env, acting_layers
 from envs.tasks.user_module import import_user_module
 from mbrl_bilevel.base.checks import require_entries
@@ -59,6 +60,7 @@ SHOWN_VELOCITY = 10.0
 _UNREACHED_VELOCITY = 50.0
 
 
+@for_own_dims
 def termination_rule(env: Env) -> Rule | None:
     """When ``env`` terminates, as a function of the observation; None where that is not known.
 

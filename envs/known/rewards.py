@@ -21,10 +21,12 @@ from gymnasium.envs.mujoco.walker2d_v5 import Walker2dEnv
 from torch import Tensor
 
 from envs.known.endings import double_pendulum_tip, termination_rule
+from envs.tasks.appended import for_own_dims
 from envs.tasks.layers import Env, acting_layers
 from mbrl_bilevel.base.records import Rule
 
 
+@for_own_dims
 def reward_rule(env: Env) -> Rule | None:
     """The reward of ``env`` as a function of (obs, action, next_obs); None where it is not shown.
 
@@ -42,6 +44,7 @@ def reward_rule(env: Env) -> Rule | None:
     return None if wrappers or build is None else build(base)
 
 
+@for_own_dims
 def approximate_reward_rule(env: Env) -> Rule | None:
     """Nearly the reward of ``env``, from what its observation shows; None where not even that is known.
 

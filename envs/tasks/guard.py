@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import gymnasium as gym
 import numpy as np
+from gymnasium.utils import RecordConstructorArgs
 
 from mbrl_bilevel.base.errors import BilevelError, EnvironmentFailedError, InvalidInputError
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class Guard(gym.Wrapper[Any, Any, Any, Any]):
+class Guard(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
     """Raises EnvironmentFailedError where the environment raises, returns an observation of another
     shape than its space, a reward that is no number, or takes longer than ``timeout`` seconds for
     one call (None: no limit). NaN is let through: who records experience refuses it there.
@@ -34,7 +35,8 @@ class Guard(gym.Wrapper[Any, Any, Any, Any]):
     """
 
     def __init__(self, env: gym.Env[Any, Any], timeout: float | None = None) -> None:
-        super().__init__(env)
+        RecordConstructorArgs.__init__(self, timeout=timeout)
+        gym.Wrapper.__init__(self, env)
         if timeout is not None and not 0.0 < timeout < math.inf:
             raise InvalidInputError(f"timeout must be a positive number of seconds; got {timeout}")
         if timeout is not None and not hasattr(signal, "setitimer"):

@@ -14,6 +14,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
+from envs.tasks.appended import Appended
 from envs.tasks.guard import Guard
 from envs.tasks.layers import Env
 from envs.tasks.user_module import import_user_module
@@ -25,6 +26,7 @@ def make_env(
     *,
     import_module: str | None = None,
     timeout: float | None = None,
+    distractor: str | None = None,
     **kwargs: Any,
 ) -> Env:
     """The registered environment ``env_id``, guarded, with the spaces this project works on.
@@ -34,6 +36,9 @@ def make_env(
     [O], the action space a 1-D Box [A] with finite bounds, or Discrete. Where it raises, answers nonsense or
     takes more than ``timeout`` seconds for one call, that is an EnvironmentFailedError (``Guard``).
     What is known of its ending and its reward goes with it (``Guard.known_rules``): agents ask for it.
+
+    ``distractor`` appends observations that are not the task's (``envs.tasks.appended``): those of another
+    environment by its id, or "noise:8", "background:8" for 8 channels.
 
     Raises ``InvalidInputError``: the module cannot be imported, the environment is unknown or
     cannot be made, or one of its spaces is of another kind.
@@ -66,6 +71,8 @@ def make_env(
     if problem is not None:
         env.close()
         raise InvalidInputError(f"--env-id {env_id!r}: {problem}")
+    if distractor is not None:
+        env = Appended(env, distractor, _bare)
     return Guard(env, timeout)
 
 
@@ -78,6 +85,14 @@ def require_time_limit(env: Env, env_id: str, remedy: str = "give --max-episode-
             return
         layer = layer.env
     raise InvalidInputError(f"--env-id {env_id!r}: its episodes may never end; {remedy}")
+
+
+def _bare(env_id: str) -> Env:
+    """The environment ``env_id`` as a distractor."""
+    try:
+        return make_env(env_id)
+    except InvalidInputError as error:
+        raise InvalidInputError(str(error).replace("--env-id", "--distractor", 1)) from error
 
 
 @contextmanager

@@ -33,6 +33,10 @@ _COLUMN_TYPES = {
 }
 
 
+#: What a step leads to, in raw units: normalised input x [..., X] and target y [..., D] -> Step [...].
+Outcome = Callable[[Tensor, Tensor], "Step"]
+
+
 @dataclass(frozen=True)
 class Segment:
     """What followed each row of a batch in its episode: H rows from the row itself on.
@@ -40,7 +44,8 @@ class Segment:
     ``x`` [H, E, B, X] and ``y`` [H, E, B, D] as in Batch; ``there`` [H, E, B] is one until the episode
     (or its part of the split) ends and zero from then on. The first O inputs are a state, which a
     target y moves by ``y @ gain + drift`` ([D, O] and [O]), or which is that afterwards where targets are
-    ``direct``; the others are given: actions.
+    ``direct``; the others are given: actions. ``outcome`` says what a step pays and whether it ends the
+    episode; None where nobody can say.
     """
 
     x: Tensor
@@ -49,6 +54,7 @@ class Segment:
     gain: Tensor
     drift: Tensor
     direct: bool = False
+    outcome: Outcome | None = None
 
     @property
     def horizon(self) -> int:

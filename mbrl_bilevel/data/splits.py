@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from mbrl_bilevel.base.errors import InvalidInputError
-from mbrl_bilevel.base.records import Batch, Segment, Transitions
+from mbrl_bilevel.base.records import Batch, Outcome, Segment, Transitions
 
 IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
@@ -59,7 +59,8 @@ class Chain:
     """How rows follow each other in time: ``successor`` [N] is the row of the next step, −1 for none.
 
     The first O inputs are a state, which a target y moves by ``y @ gain + drift`` ([D, O] and [O]); a
-    ``direct`` target is the next state itself. Every batch then comes with segments of ``horizon`` rows.
+    ``direct`` target is the next state itself. Every batch then comes with segments of ``horizon`` rows, which
+    hand ``outcome`` on.
     """
 
     successor: Tensor
@@ -67,6 +68,7 @@ class Chain:
     drift: Tensor
     horizon: int
     direct: bool = False
+    outcome: Outcome | None = None
 
     def segment(self, x: Tensor, y: Tensor, index: Tensor) -> Segment:
         """What follows the rows ``index`` [E, B] of x [N, X] and y [N, D]."""
@@ -77,7 +79,7 @@ class Chain:
             there.append(there[-1] * (following >= 0))
             rows.append(torch.where(following >= 0, following, rows[-1]))
         stacked = torch.stack(rows)
-        moves = (self.gain, self.drift, self.direct)
+        moves = (self.gain, self.drift, self.direct, self.outcome)
         return Segment(x[stacked], y[stacked], torch.stack(there), *moves)
 
 

@@ -43,6 +43,9 @@ class PolicyGradient(nn.Module):
     Raises InvalidInputError for a reward that cannot be called.
     """
 
+    #: It never looks at what followed a row, so its minibatches need no segments.
+    looks_ahead = False
+
     def __init__(
         self,
         reward: Reward,

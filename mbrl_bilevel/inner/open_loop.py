@@ -19,9 +19,10 @@ from mbrl_bilevel.policies.policies import Policy
 
 @dataclass(frozen=True)
 class Ahead:
-    """One step of a rollout: the prediction at the imagined input, the ``target`` [E, B, D] that would
-    lead from there to the true next state, and each row's ``weight`` [E, B]."""
+    """One step of a rollout: the prediction at the imagined input ``x`` [E, B, X], the ``target`` [E, B, D] that
+    would lead from there to the true next state, and each row's ``weight`` [E, B]."""
 
+    x: Tensor
     dist: DiagonalGaussian | FullGaussian
     target: Tensor
     weight: Tensor
@@ -49,7 +50,7 @@ def open_loop(policy: Policy, batch: Batch) -> Iterator[Ahead]:
             raise UnsupportedCombinationError(
                 f"open-loop rollouts follow a Gaussian policy's mean; got a {type(dist).__name__}"
             )
-        yield Ahead(dist, segment.target_from(x, t), batch.weights * segment.there[t])
+        yield Ahead(x, dist, segment.target_from(x, t), batch.weights * segment.there[t])
         if t + 1 < segment.horizon:
             x = segment.moved(x, dist.mean, t)
 

@@ -160,20 +160,8 @@ class DynamicsModel:
         active = dist.marginals()[0] if noise is None else dist.drawn(noise)
         scale, shift, _ = self.regression.active_units
         target = self.regression.with_constants(torch.addcmul(shift, active, scale))
-        said = target[..., : self.obs_dim]
-        next_obs = said if self.direct else obs + said
-        obs, action = (v.expand(*next_obs.shape[:-1], -1) for v in (obs, action))
-        if self.termination is None:
-            terminated = torch.zeros_like(next_obs[..., 0])
-        else:
-            terminated = _judged("termination", self.termination, obs, action, next_obs)
-        if self.reward is None:
-            reward = target[..., self.obs_dim]
-            if self.terminal_jump != 0.0:
-                reward = reward + self.terminal_jump * terminated
-        else:
-            reward = _judged("reward", self.reward, obs, action, next_obs)
-        return Step(next_obs, reward, terminated)
+        rules = _Rules(self.obs_dim, self.termination, self.reward, self.terminal_jump, self.direct)
+        return rules.led_to(obs, action, target)
 
     @torch.inference_mode()
     def predict(self, obs: Tensor, action: Tensor, coverage: float = 0.9) -> Prediction:
@@ -240,6 +228,38 @@ class DynamicsModel:
     def _inputs(self, obs: Tensor, action: Tensor) -> Tensor:
         require_rows(obs, action, self.obs_dim, self.action_dim)
         return torch.cat([obs, action], dim=-1)
+
+
+@dataclass(frozen=True)
+class _Rules:
+    """What makes a step of a predicted target; fields as of DynamicsModel."""
+
+    obs_dim: int
+    termination: Termination | None
+    reward: Rule | None
+    terminal_jump: float
+    direct: bool
+
+    def led_to(self, obs: Tensor, action: Tensor, target: Tensor) -> Step:
+        """Where ``target`` [..., D] leads from ``obs``, all in raw units."""
+        said = target[..., : self.obs_dim]
+        next_obs = said if self.direct else obs + said
+        obs, action = (v.expand(*next_obs.shape[:-1], -1) for v in (obs, action))
+        if self.termination is None:
+            terminated = torch.zeros_like(next_obs[..., 0])
+        else:
+            terminated = _judged("termination", self.termination, obs, action, next_obs)
+        if self.reward is None:
+            reward = target[..., self.obs_dim]
+            if self.terminal_jump != 0.0:
+                reward = reward + self.terminal_jump * terminated
+        else:
+            reward = _judged("reward", self.reward, obs, action, next_obs)
+        return Step(next_obs, reward, terminated)
+
+    def outcome(self, x: Tensor, target: Tensor) -> Step:
+        """The same, from a raw input."""
+        return self.led_to(x[..., : self.obs_dim], x[..., self.obs_dim :], target)
 
 
 def _judged(name: str, rule: Rule, obs: Tensor, action: Tensor, next_obs: Tensor) -> Tensor:
@@ -319,6 +339,7 @@ def fit_dynamics(
     x, y = regression_rows(transitions, reward=reward is None, jump=jump, direct=direct)
     if not direct:
         _still_rounding(y, transitions.obs)
+    obs_dim = transitions.obs.shape[1]
     fitted, result = fit_regression(
         x,
         y,
@@ -331,12 +352,13 @@ def fit_dynamics(
         progress=progress,
         log=log,
         successor=successors(transitions.episode, transitions.t, groups),
-        state=transitions.obs.shape[1],
+        state=obs_dim,
         outer_only=outer_only,
         direct=direct,
         folds=None if folds is None else folds.folds(transitions.episode, transitions.t),
         start=None if start is None else start.regression,
         how=warm_start,
+        outcome=_Rules(obs_dim, termination, reward, jump, direct).outcome,
     )
     if result.underfitted:
         warnings.warn(
@@ -348,7 +370,6 @@ def fit_dynamics(
     known: Termination | None = termination
     if known is None and transitions.terminated.any():
         known = fit_termination(transitions, members, generator)
-    obs_dim = transitions.obs.shape[1]
     return DynamicsModel(fitted, obs_dim, known, reward, jump, direct), result
 
 
@@ -368,6 +389,20 @@ def _try_rules(transitions: Transitions, **rules: Rule | None) -> None:
                     f"{name}: the rule writes into its arguments, and the model goes on with them; let it make "
                     "tensors of its own: x = 2 * x, not x *= 2"
                 )
+
+
+def weights_by_name(result: FitResult, names: Sequence[str]) -> dict[str, float]:
+    """How much each target counts in the inferred reward, by name: the observation's dimensions in order and, where
+    it is learned, "reward", in ``names``; those that never varied in training are left out. Empty for a method
+    that infers no weights.
+
+    ``FitResult.outer`` has them under the names weight/0, weight/1 ….
+    """
+    return {
+        names[int(key.removeprefix("weight/"))]: value
+        for key, value in result.outer.items()
+        if key.startswith("weight/")
+    }
 
 
 def _require_going_on(

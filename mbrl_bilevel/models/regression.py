@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from mbrl_bilevel.base.errors import InvalidInputError
-from mbrl_bilevel.base.records import FitResult
+from mbrl_bilevel.base.records import FitResult, Outcome, Step
 from mbrl_bilevel.data.normaliser import Normaliser
 from mbrl_bilevel.data.splits import BoolArray, Chain, FitData, Folds, IntArray, cross_fit
 from mbrl_bilevel.policies.distributions import DiagonalGaussian
@@ -151,6 +151,7 @@ def fit_regression(
     folds: Folds | None = None,
     start: Regression | None = None,
     how: WarmStart | None = None,
+    outcome: Outcome | None = None,
 ) -> tuple[Regression, FitResult]:
     """Fit x [N, X] to y [N, D], both raw; rows of one of the ``groups`` [N] are never parted.
 
@@ -161,7 +162,8 @@ def fit_regression(
     Rows that are independent are each a group of their own: ``numpy.arange(N)``. A method without an
     outer level gets the outer sample for training. Methods that look ahead need each row's
     ``successor`` [N] (``splits.successors``), and the first ``state`` columns of y to be the changes of
-    those of x, or what they are next where ``direct``. ``outer_only`` as for ``cross_fit``, ``weight`` [N] as
+    those of x, or what they are next where ``direct``; those that look at rewards need ``outcome``, what a raw
+    x and y lead to. ``outer_only`` as for ``cross_fit``, ``weight`` [N] as
     for ``FitData``; ``folds`` take the place of those that are made of the groups.
 
     The parameters go on from ``start``, a fit by this method, as ``how`` says, where its targets are of use
@@ -184,7 +186,8 @@ def fit_regression(
                 "this method looks several steps ahead, and rows of a table do not follow each other: "
                 "choose a method of one step"
             )
-        chain = _chain(inputs, targets, successor, state, method.horizon, direct)
+        moves = _chain(inputs, targets, successor, state, method.horizon, direct)
+        chain = moves if outcome is None else replace(moves, outcome=_raw(inputs, targets, outcome))
     splits = np.random.default_rng(draw_seed(generator))
     if folds is None:
         folds = cross_fit(groups, members, splits, outer_only)
@@ -214,7 +217,23 @@ def fit_regression(
     result = method.fit(
         policy, data, generator=generator, schedule=schedule, progress=progress, log=log
     )
-    return Regression(policy, inputs, targets), result
+    return Regression(policy, inputs, targets), _of_all_targets(result, active)
+
+
+def _of_all_targets(result: FitResult, active: Tensor) -> FitResult:
+    """The weights in the outer level's report under the numbers of their columns, of which not all are
+    ``active``."""
+    place = active.nonzero().squeeze(1).tolist()
+
+    def named(name: str) -> str:
+        before, weight, number = name.partition("weight/")
+        return f"{before}{weight}{place[int(number)]}" if weight else name
+
+    return replace(
+        result,
+        outer={named(name): value for name, value in result.outer.items()},
+        history={named(name): points for name, points in result.history.items()},
+    )
 
 
 def _require_widths(start: Regression, x: Tensor, y: Tensor) -> None:
@@ -243,6 +262,18 @@ def _chain(
         drift = drift - inputs.shift[:state] / inputs.scale[:state]
     dtype = torch.get_default_dtype()
     return Chain(torch.from_numpy(successor), gain.to(dtype), drift.to(dtype), horizon, direct)
+
+
+def _raw(inputs: Normaliser, targets: Normaliser, outcome: Outcome) -> Outcome:
+    """``outcome`` of normalised inputs, and of those targets that vary."""
+    active = ~targets.constant
+
+    def found(x: Tensor, y: Tensor) -> Step:
+        values = targets.shift.to(y).expand(*y.shape[:-1], -1).clone()
+        values[..., active] = y * targets.scale[active].to(y) + targets.shift[active].to(y)
+        return outcome(inputs.denormalise(x), values)
+
+    return found
 
 
 def draw_seed(generator: torch.Generator) -> int:

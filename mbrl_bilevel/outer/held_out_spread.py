@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from mbrl_bilevel.base.errors import InvalidInputError, UnsupportedCombinationError
+from mbrl_bilevel.inner.dimension_weights import DimensionWeights
 from mbrl_bilevel.outer.closed_form import held_out_second_moment
 from mbrl_bilevel.outer.held_out_rows import CrossFitted, Recollection, bound_scale
 from mbrl_bilevel.outer.problem import Problem, Report
@@ -37,14 +38,22 @@ class SharedSpread(nn.Module):
     be right everywhere is pulled by u(x): a = 0 is squared error, a = 1 likelihood; in between,
     the gradient of the mean is that of β-NLL at β = 1 − a (Seitzer 2022, eq. 5), with the held-out σ
     for the fitted one. σ is data here: no gradient flows through it.
+
+    ``weights`` w multiply both, reward and temperature, dimension by dimension: a gauge as well, which says how
+    hard each dimension pulls on what the network shares.
     """
 
-    def __init__(self, policy: GaussianPolicy, share: float = 0.5) -> None:
+    def __init__(
+        self,
+        policy: GaussianPolicy,
+        share: float = 0.5,
+        weights: DimensionWeights | None = None,
+    ) -> None:
         super().__init__()
         if not 0.0 <= share <= 1.0:
             raise InvalidInputError(f"share must lie between 0 and 1; got {share}")
         # In a tuple, so that θ is not among this module's own parameters, which are φ.
-        self._policy, self.share = (policy,), share
+        self._policy, self.share, self.weights = (policy,), share, weights
 
     def forward(self, y_hat: Tensor, y: Tensor, x: Tensor) -> Tensor:
         weight = self.weight(self._policy[0].dist(x).log_std)
@@ -60,13 +69,14 @@ class SharedSpread(nn.Module):
         square = (dist.mean - y).square() + dist.std.square()
         return -(self.weight(dist.log_std) * square).sum(-1)
 
-    @torch.no_grad()
     def weight(self, log_std: Tensor) -> Tensor:
-        """u_d(x) for log σ_d(x), [E, B, D]."""
+        """w_d·u_d(x) for log σ_d(x), [E, B, D]."""
         policy = self._policy[0]
-        constant = policy.bounded_log_std(policy.raw_scale)
-        near = constant + (log_std - constant).clamp(-_REACH, _REACH)
-        return 0.5 * torch.exp(-2.0 * self.share * near)
+        with torch.no_grad():
+            constant = policy.bounded_log_std(policy.raw_scale)
+            near = constant + (log_std - constant).clamp(-_REACH, _REACH)
+            u = 0.5 * torch.exp(-2.0 * self.share * near)
+        return u if self.weights is None else self.weights() * u
 
 
 @dataclass(frozen=True)

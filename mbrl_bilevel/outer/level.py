@@ -8,19 +8,21 @@ max_φ F(φ) = E_{(x,y)~held out}[log p_{θ*(φ)}(y|x)] (arXiv 2510.07624).
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
 from torch import nn
 
 from mbrl_bilevel.base.errors import DivergedError, InvalidInputError
+from mbrl_bilevel.inner.dimension_weights import weights_in
 from mbrl_bilevel.inner.losses import PolicyGradient
 from mbrl_bilevel.inner.regularisers import KL
 from mbrl_bilevel.outer.implicit import FisherImplicit
 from mbrl_bilevel.outer.objectives import Objective, OneStepNLL
 from mbrl_bilevel.outer.problem import (
     DirectSolver,
+    GradientSolver,
     Problem,
     Report,
     Solver,
@@ -56,9 +58,10 @@ class Outer:
     solver that starts from its last linear solution (on HalfCheetah it then takes a fifth fewer
     iterations; on rows drawn each time the old solution saves none). The report says
     ``inner_converged`` where every member's inner gradient norm is at most ``tol``. ``alongside`` is a
-    solver that knows its optimum, runs after each update and has the last word on the policy that is kept:
-    on its scale, where φ is of something else. ``with_stop``: the rows of early stopping are scored as well,
-    which is for solvers that set nothing they stop: σ alone.
+    solver that knows its optimum, runs after each update, or every ``alongside_every`` updates, and has the last word
+    on the policy that is kept: on its scale, where φ is of something else. φ is inferred in the first part ``until``
+    of the steps; then it rests, and members whose rewards were apart are drawn together. ``with_stop``: the rows of early stopping are scored as well
+    by what runs alongside, or by a solver that sets φ itself: these must set nothing they stop, σ alone.
 
     Raises InvalidInputError for numbers out of range.
     """
@@ -73,9 +76,11 @@ class Outer:
     refresh: int = 8
     alongside: DirectSolver | None = None
     with_stop: bool = False
+    alongside_every: int = 1
+    until: float = 1.0
 
     def __post_init__(self) -> None:
-        least = {"every": 1, "warmup": 0, "batch_size": 1, "refresh": 1}
+        least = {"every": 1, "warmup": 0, "batch_size": 1, "refresh": 1, "alongside_every": 1}
         for name, low in least.items():
             if getattr(self, name) < low:
                 raise InvalidInputError(
@@ -83,6 +88,10 @@ class Outer:
                 )
         if not self.tol > 0.0:
             raise InvalidInputError(f"Outer: tol must be positive; got {self.tol}")
+        if not 0.0 < self.until <= 1.0:
+            raise InvalidInputError(
+                f"Outer: until must lie above 0, at most 1, a part of the steps; got {self.until}"
+            )
 
     def due(self, step: int) -> bool:
         """Whether the outer level runs before inner step ``step``."""
@@ -99,20 +108,44 @@ class Outer:
         return OuterState(self.optimiser(outer_parameters(reward_loss(problem, name), name)))
 
     def update(
-        self, problem: Problem, state: OuterState, generator: torch.Generator
+        self,
+        problem: Problem,
+        state: OuterState,
+        generator: torch.Generator,
+        *,
+        resting: bool = False,
     ) -> tuple[OuterState, Report]:
         """One step on φ of ``problem``, in place; the next state and a report of named numbers. Draws are made by
-        ``generator``.
+        ``generator``. Where φ is ``resting``, only what runs alongside has its turn.
 
         The optimiser in ``state`` is the same object in the next one, moved on by a step.
         Raises DivergedError if a gradient is not finite; φ is then as before.
         """
         if isinstance(self.solver, DirectSolver):
-            report = self.solver.step(problem)
-            return OuterState(None, state.warm, state.updates + 1), self._judged(report)
-        name = type(self.solver).__name__
+            set_by_solver = self.solver.step(problem.with_lent())
+            return OuterState(None, state.warm, state.updates + 1), self._judged(set_by_solver)
+        report: Report = {}
+        if resting:
+            weights = weights_in(problem.loss)
+            if weights is not None:
+                weights.apart = None
+        else:
+            state, report = self._stepped(self.solver, problem, state, generator)
+        if self.alongside is not None and state.updates % self.alongside_every == 0:
+            report = {**report, **self.alongside.step(problem.with_lent())}
+        return replace(state, updates=state.updates + 1), self._judged(report)
+
+    def _stepped(
+        self,
+        solver: GradientSolver,
+        problem: Problem,
+        state: OuterState,
+        generator: torch.Generator,
+    ) -> tuple[OuterState, Report]:
+        """A step of the optimiser along the hypergradient."""
+        name = type(solver).__name__
         phi = outer_parameters(reward_loss(problem, name), name)
-        result = self.solver.hypergradient(problem, state.warm, generator)
+        result = solver.hypergradient(problem, state.warm, generator)
         norm = torch.stack([g.norm() for g in result.gradient]).norm()
         if not bool(norm.isfinite()):
             raise DivergedError(
@@ -124,22 +157,27 @@ class Outer:
             parameter.grad = gradient
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
-        report = {"hypergradient_norm": norm.item(), **result.report}
-        if self.alongside is not None:
-            report = {**report, **self.alongside.step(problem)}
-        return OuterState(optimiser, result.warm, state.updates + 1), self._judged(report)
+        report = {"hypergradient_norm": norm.item(), **result.report, **_weights(problem)}
+        return OuterState(optimiser, result.warm, state.updates), report
 
     def finish(self, problem: Problem) -> Report:
         """Bring what the solver sets by itself up to date with the policy that is kept."""
-        report = self.solver.finish(problem) if isinstance(self.solver, DirectSolver) else {}
+        lent = problem.with_lent()
+        report = self.solver.finish(lent) if isinstance(self.solver, DirectSolver) else {}
         if self.alongside is not None:
-            report = {**report, **self.alongside.finish(problem)}
-        return {**report, **_strengths(problem)}
+            report = {**report, **self.alongside.finish(lent)}
+        return {**report, **_strengths(problem), **_weights(problem)}
 
     def _judged(self, report: Report) -> Report:
         if "inner_gradient_norm" not in report:
             return report
         return {**report, "inner_converged": float(report["inner_gradient_norm"] <= self.tol)}
+
+
+def _weights(problem: Problem) -> Report:
+    """w_d of a reward with DimensionWeights, under the names weight/0, weight/1 …"""
+    found = weights_in(problem.loss)
+    return {} if found is None else found.report()
 
 
 def _strengths(problem: Problem) -> Report:

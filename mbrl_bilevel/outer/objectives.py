@@ -7,6 +7,7 @@ form is one, since the solvers need its gradient in θ only.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -14,8 +15,8 @@ import torch
 from torch import Tensor
 
 from mbrl_bilevel.base.errors import InvalidInputError, UnsupportedCombinationError
-from mbrl_bilevel.base.records import Batch
-from mbrl_bilevel.inner.open_loop import k_step_mse
+from mbrl_bilevel.base.records import Batch, Step
+from mbrl_bilevel.inner.open_loop import k_step_mse, open_loop
 from mbrl_bilevel.policies.distributions import (
     Categorical,
     DiagonalGaussian,
@@ -23,6 +24,9 @@ from mbrl_bilevel.policies.distributions import (
     FullGaussian,
 )
 from mbrl_bilevel.policies.policies import Policy
+
+#: What a state is worth, through which gradients pass: raw observations [..., O] -> [...].
+Value = Callable[[Tensor], Tensor]
 
 
 class Objective(Protocol):
@@ -50,6 +54,68 @@ class KStepMSE:
 
     def __call__(self, policy: Policy, batch: Batch) -> Tensor:
         return k_step_mse(policy, batch)
+
+
+@dataclass(frozen=True)
+class OpenLoopReturn:
+    """How well the returns of held-out segments are predicted in open loop, under their own actions.
+
+    The squared error of the return after h steps, in units of its variance over the rows of all members,
+    averaged over h = 1 … k, k the length of the segments. A reward counts as far as the episode
+    has not ended before it, and with a ``value`` so does the value of
+    the h-th state. Rewards and endings are what the segment's ``outcome`` says, of the truth too. Each member
+    follows its own mean, and the gradient passes through the whole rollout.
+
+    Raises InvalidInputError for a ``discount`` outside (0, 1], or a batch without segments or outcome.
+    """
+
+    discount: float = 1.0
+    value: Value | None = None
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.discount <= 1.0:
+            raise InvalidInputError(f"discount must lie above 0, at most 1; got {self.discount}")
+
+    def __call__(self, policy: Policy, batch: Batch) -> Tensor:
+        segment = batch.segment
+        if segment is None or segment.outcome is None:
+            raise InvalidInputError(
+                "OpenLoopReturn needs segments whose steps have rewards: fit a dynamics model by a method "
+                "with a horizon above 1, or take OneStepNLL for tables"
+            )
+        said, true = _Return(self), _Return(self)
+        errors = []
+        for t, ahead in enumerate(open_loop(policy, batch)):
+            said.add(segment.outcome(ahead.x, ahead.dist.mean))
+            with torch.no_grad():
+                true.add(segment.outcome(segment.x[t], segment.y[t]))
+                variance = _variance(true.total, ahead.weight)
+            errors.append(ahead.mean((said.total - true.total).square()) / variance)
+        return torch.stack(errors).mean(0)
+
+
+class _Return:
+    """A return as it adds up, each tensor [E, B]."""
+
+    def __init__(self, objective: OpenLoopReturn) -> None:
+        self._objective = objective
+        self._rewards, self._counts = torch.zeros(()), torch.ones(())
+        self.total = self._rewards
+
+    def add(self, step: Step) -> None:
+        """One step more."""
+        self._rewards = self._rewards + self._counts * step.reward
+        self._counts = self._objective.discount * self._counts * (1.0 - step.terminated)
+        self.total = self._rewards
+        if self._objective.value is not None:
+            self.total = self.total + self._counts * self._objective.value(step.next_obs)
+
+
+def _variance(values: Tensor, weight: Tensor) -> Tensor:
+    """Of ``values`` [E, B] over all rows; above zero also where they are all alike."""
+    share = weight / weight.sum().clamp(min=1e-8)
+    mean = (share * values).sum()
+    return (share * (values - mean).square()).sum() + 1e-8 * (1.0 + mean.square())
 
 
 @dataclass(frozen=True)

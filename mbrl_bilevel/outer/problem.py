@@ -7,7 +7,7 @@ max_φ F(φ) = E_{(x,y)~held out}[log p_{θ*(φ)}(y|x)] with θ*(φ) = argmax_θ
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -26,13 +26,19 @@ Report = Mapping[str, float]
 @dataclass(frozen=True)
 class Problem:
     """The inner policy (θ) and loss (it holds φ), a ``train`` sample of the inner rows, the
-    ``held_out`` rows of the outer level, and its ``objective`` (to be minimised)."""
+    ``held_out`` rows of the outer level, and its ``objective`` (to be minimised). ``lent`` are the held-out
+    rows with those of early stopping, for what sets nothing that they stop; None: the same rows."""
 
     policy: Policy
     loss: Loss
     train: Batch
     held_out: Batch
     objective: Objective = field(default_factory=OneStepNLL)
+    lent: Batch | None = None
+
+    def with_lent(self) -> Problem:
+        """The same, with the rows of early stopping among those held out."""
+        return self if self.lent is None else replace(self, held_out=self.lent, lent=None)
 
 
 @dataclass(frozen=True)

@@ -123,6 +123,10 @@ class DiagonalGaussian:
         """The distribution of y·scale + shift, for positive ``scale`` [D] and ``shift`` [D]."""
         return type(self)(self.mean * scale + shift, self.log_std + scale.log())
 
+    def only(self, dims: Tensor) -> Self:
+        """That of the dimensions ``dims`` alone, a mask [D]."""
+        return type(self)(self.mean[..., dims], self.log_std[..., dims])
+
     def drawn(self, noise: Tensor) -> Tensor:
         """The draw [E, B, D] that standard normal ``noise`` (broadcastable to [E, B, D]) makes."""
         return torch.addcmul(self.mean, self.std, noise)

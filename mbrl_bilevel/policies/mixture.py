@@ -86,6 +86,10 @@ class GaussianMixture:
         """The distribution of y·scale + shift, for positive ``scale`` [D] and ``shift`` [D]."""
         return type(self)(self.log_weights, self.mean * scale + shift, self.log_std + scale.log())
 
+    def only(self, dims: Tensor) -> Self:
+        """That of the dimensions ``dims`` alone, a mask [D]."""
+        return type(self)(self.log_weights, self.mean[..., dims], self.log_std[..., dims])
+
     def drawn(self, noise: Tensor) -> Tensor:
         """The draw [E, B, D] that standard normal ``noise`` (broadcastable to [E, B, D + 1]) makes: its
         last entry chooses the component, by the quantile that it is of a normal."""

@@ -10,7 +10,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -69,7 +69,7 @@ def fit(
             if (step + 1) % schedule.evaluate_every == 0 or last:
                 loop.evaluate(step + 1)
                 bar.set_postfix(held_out=f"{loop.best.criterion.mean().item():.3f}", refresh=False)
-                if loop.best.stale >= schedule.patience and not last:
+                if loop.best.stale >= schedule.patience and not last and loop.may_stop(step + 1):
                     break
     finally:
         bar.close()
@@ -103,6 +103,10 @@ class _Best:
         for name, parameter in policy.named_parameters():
             self.state[name][improved] = parameter[improved]
 
+    def forget(self) -> None:
+        """Let any state be better than those so far, which were trained for another reward."""
+        self.criterion, self.stale = torch.full_like(self.criterion, math.inf), 0
+
     @torch.no_grad()
     def restore(self, policy: nn.Module) -> None:
         for name, parameter in policy.named_parameters():
@@ -122,28 +126,32 @@ class _OuterLoop:
     policy: Policy
     loss: Loss
     held_out: Batch
+    lent: Batch | None
     batches: Minibatches
     generator: torch.Generator
     steps: int
     report: Report = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self.last = self.outer.until * self.steps
         # Checked on a generator of its own: a refusal comes before the first draw of training.
         first = self.batches.draw(torch.Generator().manual_seed(0))
         self.state: OuterState = self.outer.start(self._problem(first))
         self.train = first
-        updates = max(1, math.ceil((self.steps - self.outer.warmup) / self.outer.every))
+        updates = max(1, math.ceil((self.last - self.outer.warmup) / self.outer.every))
         self.cosine = self.state.optimiser and torch.optim.lr_scheduler.CosineAnnealingLR(
             self.state.optimiser, updates
         )
 
-    def step(self) -> None:
+    def step(self, at: int) -> None:
+        """The update before inner step ``at``."""
+        resting = at >= self.last
         if self.state.warm.solution is None or self.state.updates % self.outer.refresh == 0:
             self.train = self.batches.draw(self.generator)
         self.state, self.report = self.outer.update(
-            self._problem(self.train), self.state, self.generator
+            self._problem(self.train), self.state, self.generator, resting=resting
         )
-        if self.cosine is not None:
+        if self.cosine is not None and not resting:
             self.cosine.step()
 
     def finish(self) -> None:
@@ -151,7 +159,8 @@ class _OuterLoop:
         self.report = {**self.report, **finished, "updates": float(self.state.updates)}
 
     def _problem(self, train: Batch) -> Problem:
-        return Problem(self.policy, self.loss, train, self.held_out, self.outer.objective)
+        objective = self.outer.objective
+        return Problem(self.policy, self.loss, train, self.held_out, objective, self.lent)
 
 
 @contextmanager
@@ -194,7 +203,9 @@ class _Loop:
                 "the outer level needs held-out rows for every member, but a member's outer sample "
                 "is empty: give folds with an outer part"
             )
-        self.batches = Minibatches(self.data, schedule.batch_size)
+        ahead = getattr(self.loss, "looks_ahead", True)
+        rows = self.data if ahead else replace(self.data, chain=None)
+        self.batches = Minibatches(rows, schedule.batch_size)
         self.stop_sample = self.data.sample(folds.stop, HELD_OUT_ROWS)
         self.parameters = [p for p in self.policy.parameters() if p.requires_grad]
         self.optimiser = torch.optim.AdamW(
@@ -208,21 +219,27 @@ class _Loop:
         self.steps_run = 0
         self.level: _OuterLoop | None = None
         if self.outer is not None:
-            scored = (folds.with_stop_as_outer() if self.outer.with_stop else folds).outer
+            held_out = self.data.sample(folds.outer, HELD_OUT_ROWS)
+            lent = None
+            if self.outer.with_stop:
+                lent = self.data.sample(folds.with_stop_as_outer().outer, HELD_OUT_ROWS)
             self.level = _OuterLoop(
                 self.outer,
                 self.policy,
                 self.loss,
-                self.data.sample(scored, HELD_OUT_ROWS),
-                Minibatches(self.data, self.outer.batch_size),
+                held_out,
+                lent,
+                Minibatches(rows, self.outer.batch_size),
                 self.generator,
                 schedule.steps,
             )
 
     def train_step(self, step: int) -> None:
+        if self.level is not None and step == math.ceil(self.level.last):
+            self.best.forget()
         if self.level is not None and self.level.outer.due(step):
             with _told_as_divergence(step):
-                self.level.step()
+                self.level.step(step)
         batch = self.batches.draw(self.generator)
         value, _ = self.loss(self.policy, batch, self.generator)
         # autograd.grad, not backward(): φ inside the loss must not gather a gradient here.
@@ -236,6 +253,10 @@ class _Loop:
             self._record("loss", value.mean().item(), step + 1)
             norm = torch.linalg.vector_norm(torch.stack([g.norm() for g in gradients]))
             self._record("inner_gradient_norm", norm.item(), step + 1)
+
+    def may_stop(self, step: int) -> bool:
+        """Whether the reward is what it will be."""
+        return self.level is None or self.level.outer.until == 1.0 or step > self.level.last
 
     def evaluate(self, step: int) -> None:
         with torch.no_grad():

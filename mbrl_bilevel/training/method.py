@@ -19,7 +19,7 @@ from mbrl_bilevel.data.splits import FitData, Folds
 from mbrl_bilevel.inner.losses import Loss
 from mbrl_bilevel.outer.class_objectives import OwnLoss
 from mbrl_bilevel.outer.level import Outer
-from mbrl_bilevel.outer.objectives import Objective, OneStepNLL
+from mbrl_bilevel.outer.objectives import Objective, OneStepNLL, OpenLoopReturn, Value
 from mbrl_bilevel.policies.policies import CategoricalPolicy, Policy
 from mbrl_bilevel.training.fit import Log, fit
 from mbrl_bilevel.training.settings import Schedule
@@ -89,6 +89,13 @@ class Method:
         """The same with ``wrap`` put around the loss, once that is made: a penalty, say."""
         inner = self.make_loss
         return replace(self, make_loss=lambda policy, data: wrap(inner(policy, data)))
+
+    def valuing(self, value: Value, discount: float) -> Method:
+        """The same, whose returns are discounted and end with the ``value`` of the last state; itself, if its outer
+        level is not about returns."""
+        if self.outer is None or not isinstance(self.outer.objective, OpenLoopReturn):
+            return self
+        return replace(self, outer=replace(self.outer, objective=OpenLoopReturn(discount, value)))
 
     def sketch(self) -> tuple[Policy, Loss]:
         """A policy of one input and two outputs, and its loss: to be asked, not to be trained."""

@@ -22,6 +22,9 @@ class Args(EnvironmentArgs, RepeatedArgs, FitArgs, TableArgs):
 
     env_id: tuple[str, ...] = ("HalfCheetah-v5",)
     """Gymnasium environments with Box observations and actions; their data are collected."""
+    distractor: str | None = None
+    """Append observations that are not the task's to those of --env-id: another environment, whose actions
+    are random and not seen, or noise:8 or background:8 for 8 channels."""
     minari: tuple[str, ...] = ()
     """Minari data sets to take the steps from, instead of --env-id."""
     npz: tuple[Path, ...] = ()
@@ -45,7 +48,7 @@ class Args(EnvironmentArgs, RepeatedArgs, FitArgs, TableArgs):
     """metrics.json of tune: each method is trained with the best settings found there."""
     methods: tuple[str, ...] = ("bilevel", "nll", "mse")
     """How the models are trained: bilevel, bilevel-constant,
-    bilevel-k-step, bilevel-mixture, nll,
+    bilevel-k-step, bilevel-mixture, bilevel-return, nll,
     mse, mse-network, beta-nll, beta-nll-1, faithful, nll-mixture, k-step, paper, paper-exponential."""
     n_train: tuple[int, ...] = (1000,)
     """Numbers of training transitions, each at least 50."""
@@ -55,6 +58,8 @@ class Args(EnvironmentArgs, RepeatedArgs, FitArgs, TableArgs):
     """Test transitions at most, from whole episodes of their own; at most a fifth of a table."""
     horizons: tuple[int, ...] = (1, 5, 20, 50)
     """Steps ahead of the open-loop test; null where no test episode is long enough."""
+    return_steps: int = 10
+    """Steps of the open-loop return that return_error is of; fewer where test episodes are shorter."""
     plan_episodes: int = 0
     """Episodes to plan with each model; their mean is the row's return."""
     plan_env: str | None = None
@@ -64,7 +69,7 @@ class Args(EnvironmentArgs, RepeatedArgs, FitArgs, TableArgs):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.require_at_least(1, "segment", "n_test")
+        self.require_at_least(1, "segment", "n_test", "return_steps")
         self.require_at_least(1, "horizons", most=100_000)
         self.require_at_least(0, "plan_episodes", most=100_000)
         for name in ("methods", "n_train", "horizons", "hidden"):
@@ -79,6 +84,8 @@ class Args(EnvironmentArgs, RepeatedArgs, FitArgs, TableArgs):
     def _check_sources(self) -> None:
         if bool(self.csv) + bool(self.minari) + bool(self.npz) > 1:
             raise InvalidInputError("--csv, --minari and --npz: give one kind of data")
+        if self.distractor is not None and (self.csv or self.minari or self.npz):
+            raise InvalidInputError("--distractor is for environments: use it with --env-id")
         if not self.csv and (self.text, self.missing) != ("refuse", "refuse"):
             raise InvalidInputError("--text and --missing are for tables: give --csv")
         if bool(self.csv) != bool(self.target):
@@ -145,7 +152,8 @@ class Args(EnvironmentArgs, RepeatedArgs, FitArgs, TableArgs):
         found = [Source(path.stem, npz=path, speed=self.shift == "speed") for path in self.npz]
         found = found or [
             Source(
-                name,
+                name if self.distractor is None else f"{name}+{self.distractor}",
+                distractor=self.distractor,
                 minari=name if self.minari else None,
                 env_id=None if self.minari else name,
                 speed=self.shift == "speed",

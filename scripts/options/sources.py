@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Source:
     """Where the rows of the data set ``name`` come from: one of an environment's id, a Minari id, an npz of
-    logged steps or a table; and what is done to them."""
+    logged steps or a table; and what is done to them. ``distractor``: what is appended to the environment."""
 
     name: str
     env_id: str | None = None
@@ -24,6 +24,7 @@ class Source:
     text: Text = "refuse"
     missing: Missing = "refuse"
     npz: Path | None = None
+    distractor: str | None = None
     noise: Noise = "none"
     speed: bool = False
     test_minari: str | None = None

@@ -16,6 +16,8 @@ from options.sources import Source
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from envs.known.endings import termination_rule
+from envs.known.names import observation_names
+from envs.tasks.appended import task_dims
 from envs.tasks.make import require_time_limit
 from mbrl_bilevel.base.errors import InvalidInputError
 from mbrl_bilevel.base.records import FitResult, Rule, Transitions
@@ -26,6 +28,7 @@ from mbrl_bilevel.evaluation.dynamics import (
     evaluate_one_step,
     evaluate_open_loop,
     evaluate_regression,
+    evaluate_returns,
     rollout_band,
 )
 from mbrl_bilevel.figures.models import (
@@ -35,7 +38,8 @@ from mbrl_bilevel.figures.models import (
     draw_pooled,
     draw_rollout,
 )
-from mbrl_bilevel.models.dynamics import DynamicsModel, fit_dynamics
+from mbrl_bilevel.imagination.settings import Imagination
+from mbrl_bilevel.models.dynamics import DynamicsModel, fit_dynamics, weights_by_name
 from mbrl_bilevel.models.regression import fit_regression
 from mbrl_bilevel.studies.cells import Cells, Done, run_cells
 from mbrl_bilevel.studies.launching import Result
@@ -60,10 +64,12 @@ def compare(args: Args, run: RunFolder) -> Result:
         for method in args.methods
     ]
     ahead = () if args.csv else ("k", "k_nrmse", "k_nll", "k_coverage_90")
-    cells = Cells(keys, fit_cell, (*METRICS, "coverage", *ahead))
+    task = ("task_rmse", "task_nll") if args.distractor else ()
+    extra = () if args.csv else ("return_error", *task)
+    cells = Cells(keys, fit_cell, (*METRICS, "coverage", *ahead, *extra))
     rows = run_cells(run, args, cells, "compare", args.jobs)
     returns = ("return",) if args.plan_episodes else ()
-    summary = list(summarise(rows, args.methods, METRICS + returns))
+    summary = list(summarise(rows, args.methods, METRICS + extra + returns))
     figures = [
         draw_errors(run.figures, rows, args.methods),
         draw_calibration(run.figures, rows, args.methods),
@@ -77,13 +83,14 @@ def compare(args: Args, run: RunFolder) -> Result:
     metrics = {
         "rows": [{k: v for k, v in row.items() if k != "rollout"} for row in rows],
         "summary": summary,
-        "paired": list(paired(rows, args.methods, PAIRED + returns)),
+        "paired": list(paired(rows, args.methods, PAIRED + extra + returns)),
         "pooled": against,
         "levels": LEVELS,
     }
     short = {
         f"{line['method']}@{line['dataset']}@{line['n_train']}": {
-            name: _rounded(line[name]["mean"]) for name in ("nrmse", "nll", "coverage_90", *returns)
+            name: _rounded(line[name]["mean"])
+            for name in ("nrmse", "nll", "coverage_90", *extra, *returns)
         }
         for line in summary
     }
@@ -103,7 +110,7 @@ def _check(args: Args, source: Source) -> None:
     env_id = source.env_id or args.plan_env
     if env_id is None:
         return
-    env = open_env(args, env_id)
+    env = open_env(args, env_id, source.distractor)
     if args.plan_episodes and args.plan_steps is None:
         require_time_limit(env, env_id, "give --plan-steps")
     if args.plan_episodes and pool is not None:
@@ -193,6 +200,14 @@ def _dynamics_cell(args: Args, key: Row) -> Done:
         row["noise_nll"] = split.noise_nll
         row["truth_nrmse"] = evaluate_one_step(model, split.clean).nrmse
     row |= _open_loop(args, model, split.clean, key["seed"])
+    row["return_error"] = _return_error(args, model, split.clean, key["seed"])
+    if args.distractor is not None:
+        assert env_id is not None
+        env = open_env(args, env_id, args.distractor)
+        own = evaluate_one_step(model, split.test, observations=task_dims(env))
+        row |= {"task_rmse": own.nrmse, "task_nll": own.nll}
+        row["weights"] = weights_by_name(fitted, (*observation_names(env), "reward"))
+        env.close()
     if key["seed"] == args.seed and key["n_train"] == max(args.n_train):
         row["rollout"] = _rollout(model, split.clean)
     if args.plan_episodes:
@@ -236,10 +251,16 @@ def _one_step_row(found: OneStep, fitted: FitResult, seconds: float) -> dict[str
 
 def _rule(args: Args, env_id: str) -> Rule | None:
     """The known termination of the environment."""
-    env = open_env(args, env_id)
+    env = open_env(args, env_id, args.distractor)
     rule = termination_rule(env)
     env.close()
     return rule
+
+
+def _return_error(args: Args, model: DynamicsModel, test: Transitions, seed: int) -> float:
+    """Of as many steps as the test episodes allow."""
+    steps = min(args.return_steps, int(np.bincount(test.episode).max()))
+    return evaluate_returns(model, test, generator=torch.Generator().manual_seed(seed), steps=steps)
 
 
 def _open_loop(args: Args, model: DynamicsModel, test: Transitions, seed: int) -> dict[str, Any]:
@@ -262,7 +283,9 @@ def _open_loop(args: Args, model: DynamicsModel, test: Transitions, seed: int) -
 def _returns(args: Args, env_id: str, model: DynamicsModel, seed: int) -> dict[str, Any]:
     """Episodes side by side, planned in one batch; their starts are the same for every method."""
     rule = _rule(args, env_id)
-    envs = DummyVecEnv([lambda: _cut(args, open_env(args, env_id))] * args.plan_episodes)
+    envs = DummyVecEnv(
+        [lambda: _cut(args, open_env(args, env_id, args.distractor))] * args.plan_episodes
+    )
     returns = planned_returns(model, rule, envs, args.plan_episodes, seed)
     envs.close()
     return {"return": float(np.mean(returns)), "returns": returns}

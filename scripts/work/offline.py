@@ -93,7 +93,9 @@ def learn(args: Args, key: Row) -> Done:
 
 
 def _make(args: Args) -> Env:
-    more = {} if args.max_episode_steps is None else {"max_episode_steps": args.max_episode_steps}
+    more: dict[str, Any] = (
+        {} if args.max_episode_steps is None else {"max_episode_steps": args.max_episode_steps}
+    )
     return make_env(args.env_id, import_module=args.import_module, timeout=args.env_timeout, **more)
 
 

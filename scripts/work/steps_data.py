@@ -32,9 +32,16 @@ from mbrl_bilevel.data.splits import stretch_means
 _SLOW, _FAST = 0.5, 0.75
 
 
-def open_env(args: EnvironmentArgs, env_id: str) -> gym.Env[Any, Any]:
-    """The environment of that name, with the run's own module and time limit."""
-    return make_env(env_id, import_module=args.import_module, timeout=args.env_timeout)
+def open_env(
+    args: EnvironmentArgs, env_id: str, distractor: str | None = None
+) -> gym.Env[Any, Any]:
+    """The environment of that name, with the run's own module and time limit, and a ``distractor``."""
+    return make_env(
+        env_id,
+        import_module=args.import_module,
+        timeout=args.env_timeout,
+        distractor=distractor,
+    )
 
 
 def never(obs: Tensor, action: Tensor, next_obs: Tensor) -> Tensor:
@@ -65,7 +72,7 @@ def steps_split(
         everything = _steps(source.npz)
     else:
         assert source.env_id is not None
-        env = open_env(args, source.env_id)
+        env = open_env(args, source.env_id, source.distractor)
         behaviour = RandomBehaviour(env.action_space, random)  # type: ignore[arg-type]
         everything = collect(env, behaviour, max(2 * largest, 10_000) + 2 * n_test, seed=seed)
         env.close()

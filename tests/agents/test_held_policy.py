@@ -234,3 +234,14 @@ def test_learners_of_sb3_contrib(name: str) -> None:
     least = q.mean((1, 2)) if name == "TQC" else torch.cat(q, 1).min(1).values
     torch.testing.assert_close(worth, 3.0 * least, rtol=1e-4, atol=1e-5)
     assert worth.std() > 0.01
+
+
+@pytest.mark.parametrize("kind", [*BOXES, DQN])
+def test_gradients_pass_through_what_a_state_is_worth(kind: type[OffPolicyAlgorithm]) -> None:
+    policy, *_ = held(kind)
+    obs = torch.tensor([[0.3, -0.4], [1.0, 2.0]], requires_grad=True)
+    worth = policy.worth(obs)
+    torch.testing.assert_close(worth.detach(), policy.value(obs.detach()))
+    (slope,) = torch.autograd.grad(worth.sum(), obs)
+    assert slope.isfinite().all()
+    assert (slope != 0.0).any()

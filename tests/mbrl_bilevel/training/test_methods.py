@@ -10,9 +10,11 @@ import pytest
 import torch
 
 from mbrl_bilevel.base.errors import InvalidInputError
+from mbrl_bilevel.base.records import Step
 from mbrl_bilevel.data.splits import Chain, FitData, cross_fit
 from mbrl_bilevel.inner.losses import NLL, PolicyGradient
 from mbrl_bilevel.outer.held_out_spread import SharedSpread
+from mbrl_bilevel.outer.objectives import OpenLoopReturn
 from mbrl_bilevel.policies.policies import GaussianPolicy
 from mbrl_bilevel.training.method import WarmUp
 from mbrl_bilevel.training.methods import METHODS, get_method
@@ -30,7 +32,7 @@ def test_the_methods_are_these() -> None:
             "mse",
         ),
         *("mse-network", "beta-nll", "beta-nll-1", "faithful", "k-step", "bilevel-k-step"),
-        *("paper", "paper-exponential"),
+        *("bilevel-return", "paper", "paper-exponential"),
     )
 
 
@@ -76,7 +78,13 @@ def test_every_method_trains(name: str) -> None:
     y = torch.stack([x[:, 0] - x[:, 1], 0.5 * x[:, 0]], 1) + 0.3 * torch.randn(600, 2, generator=g)
     folds = cross_fit(torch.arange(600).numpy() // 10, 2, np.random.default_rng(0))
     # Rows that follow each other but move no state: looking ahead is then squared error again.
-    chain = Chain(torch.arange(1, 601) % 600, torch.zeros(2, 0), torch.zeros(0), method.horizon)
+    chain = Chain(
+        torch.arange(1, 601) % 600,
+        torch.zeros(2, 0),
+        torch.zeros(0),
+        method.horizon,
+        outcome=lambda x, y: Step(x, y[..., 0], torch.zeros_like(y[..., 0])),
+    )
     data = FitData(x, y, folds, chain)
     policy = method.make_policy(2, 2, generator=g, members=2, hidden=(16,))
     schedule = Schedule(steps=400, learning_rate=1e-2, batch_size=64)
@@ -93,6 +101,17 @@ def test_every_method_trains(name: str) -> None:
         # The truth has log(.3 √(2πe)) = 0.215 nats a dimension, the marginal 1.0.
         assert nll < 0.35
     assert all(math.isfinite(value) for value in result.criterion)
+
+
+def test_returns_end_with_a_value_where_a_method_is_about_returns() -> None:
+    def value(obs: torch.Tensor) -> torch.Tensor:
+        return obs[..., 0]
+
+    assert METHODS["bilevel"].valuing(value, 0.9) is METHODS["bilevel"]
+    assert METHODS["nll"].valuing(value, 0.9) is METHODS["nll"]
+    outer = METHODS["bilevel-return"].valuing(value, 0.9).outer
+    assert outer is not None
+    assert outer.objective == OpenLoopReturn(0.9, value)
 
 
 def test_a_warm_up_takes_its_part_of_the_steps() -> None:
