@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from mbrl_bilevel.evaluation.dynamics import LEVELS
+from mbrl_bilevel.evaluation.levels import LEVELS
 from mbrl_bilevel.evaluation.statistics import interval
 from mbrl_bilevel.figures.style import Row, colour, draw_band, save, subplots
 

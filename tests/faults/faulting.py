@@ -86,10 +86,14 @@ POOLS: dict[str, list[str]] = {
 _FREE = ("train_seconds", "wall_seconds", "cpu_seconds", "peak_memory_mb")
 
 
+#: No bar, no table and no page.
+QUIET = ("--quiet", "--no-report")
+
+
 def start(script: str, *options: str, cwd: Path, **more: Any) -> subprocess.Popen[str]:
     """The script as a process of its own."""
     return subprocess.Popen(
-        [sys.executable, str(ROOT / "scripts" / f"{script}.py"), "--quiet", *options],
+        [sys.executable, str(ROOT / "scripts" / f"{script}.py"), *QUIET, *options],
         cwd=cwd,
         env={**os.environ, "PYTHONPATH": f"{TASKS}:{ROOT}", "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,

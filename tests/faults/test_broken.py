@@ -27,7 +27,11 @@ def go(name: str, out: Path, *more: str, figures: bool = False) -> int:
         if not figures:
             patch.setattr(Figure, "savefig", lambda figure, *args, **kwargs: None)
         try:
-            launch(module.Args, module.main, [*options, "--quiet", "--out", str(out), *more])
+            launch(
+                module.Args,
+                module.main,
+                [*options, "--quiet", "--no-report", "--out", str(out), *more],
+            )
         except SystemExit as stop:
             return int(str(stop.code))
     return 0

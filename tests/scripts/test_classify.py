@@ -18,7 +18,10 @@ import classify  # noqa: E402
 
 from mbrl_bilevel.studies.launching import launch  # noqa: E402
 
-SMALL = ["--quiet", "--members", "2", "--hidden", "8", "--train-steps", "40", "--seeds", "2"]
+#: No bar, no table and no page.
+QUIET = ["--quiet", "--no-report"]
+
+SMALL = [*QUIET, "--members", "2", "--hidden", "8", "--train-steps", "40", "--seeds", "2"]
 
 
 def run(out: Path, *options: str) -> Any:

@@ -25,9 +25,12 @@ import continual  # noqa: E402
 from mbrl_bilevel.studies.continual_summaries import against, removed, summarise, transfers  # noqa: E402
 from mbrl_bilevel.studies.launching import launch  # noqa: E402
 
+#: No bar, no table and no page.
+QUIET = ["--quiet", "--no-report"]
+
 METHODS = ["bilevel+kl", "nll", "nll+alone"]
 TINY = [
-    *["--quiet", "--sequences", "two", "--methods", *METHODS, "--seeds", "2", "--members", "2"],
+    *[*QUIET, "--sequences", "two", "--methods", *METHODS, "--seeds", "2", "--members", "2"],
     *["--n-train", "200", "--n-test", "100", "--hidden", "8", "--horizon", "3"],
     *["--train-steps", "60", "--learning-rate", "1e-2"],
 ]
@@ -189,7 +192,7 @@ def test_bad_options_are_one_line(
 
 
 CLASSES = [
-    *["--quiet", "--sequences", "pairs", "--methods", "bilevel+kl", "nll+replay", "nll"],
+    *[*QUIET, "--sequences", "pairs", "--methods", "bilevel+kl", "nll+replay", "nll"],
     *["--seeds", "1", "--members", "2", "--hidden", "8", "--train-steps", "30", "--memory", "20"],
     *["--learning-rate", "3e-2"],
 ]

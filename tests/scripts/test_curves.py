@@ -18,6 +18,9 @@ import curves
 from mbrl_bilevel.figures import curves as pictures
 from mbrl_bilevel.studies.launching import launch
 
+#: No bar, no table and no page.
+QUIET = ["--quiet", "--no-report"]
+
 _save = pictures.save
 
 
@@ -51,7 +54,7 @@ def write(folder: Path, script: str, options: dict[str, Any], rows: list[dict[st
 
 def metrics(tmp_path: Path, *runs: object) -> Any:
     out = tmp_path / "out"
-    options = ["--runs", *map(str, runs), "--out", str(out), "--quiet"]
+    options = ["--runs", *map(str, runs), "--out", str(out), *QUIET]
     launch(curves.Args, curves.main, options)
     assert (out / "figures" / "returns.png").stat().st_size > 1000
     return json.loads((out / "metrics.json").read_text())

@@ -12,6 +12,9 @@ from typing import Any
 
 import pytest
 
+#: No bar, no table and no page.
+QUIET = ["--quiet", "--no-report"]
+
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 SCRIPTS = ROOT / "scripts"
@@ -28,7 +31,7 @@ COMPARE = [
     "200",
     "--jobs",
     "2",
-    "--quiet",
+    *QUIET,
 ]
 
 

@@ -27,7 +27,10 @@ from mbrl_bilevel.studies.launching import launch  # noqa: E402
 from mbrl_bilevel.studies.run_folder import RunFolder  # noqa: E402
 from mbrl_bilevel.training.settings import Schedule  # noqa: E402
 
-SHORT = ["--plans", "24", "--horizon", "6", "--max-episode-steps", "12", "--quiet"]
+#: No bar, no table and no page.
+QUIET = ["--quiet", "--no-report"]
+
+SHORT = ["--plans", "24", "--horizon", "6", "--max-episode-steps", "12", *QUIET]
 ORACLE = [*SHORT, "--env-id", "InvertedPendulum-v5", "Reacher-v5", "--seeds", "2"]
 
 
@@ -186,7 +189,7 @@ def test_bad_options_are_told_in_one_line(
     options: list[str], what: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as stop:
-        launch(plan.Args, plan.main, ["--quiet", *options, "--out", str(tmp_path / "a")])
+        launch(plan.Args, plan.main, [*QUIET, *options, "--out", str(tmp_path / "a")])
     assert stop.value.code == 2
     error = capsys.readouterr().err
     assert what in error

@@ -31,7 +31,10 @@ from mbrl_bilevel.models.dynamics import fit_dynamics  # noqa: E402
 from mbrl_bilevel.studies.launching import launch  # noqa: E402
 from mbrl_bilevel.training.methods import METHODS  # noqa: E402
 
-OWN = ["--import-module", "my_task", "--env-id", "Line-v0", "--quiet"]
+#: No bar, no table and no page.
+QUIET = ["--quiet", "--no-report"]
+
+OWN = ["--import-module", "my_task", "--env-id", "Line-v0", *QUIET]
 NET = ["--members", "2", "--hidden", "16"]
 COMPARE = [*OWN, *NET, "--n-train", "200", "--seeds", "2", "--train-steps", "60", "--n-test", "200"]
 TRAIN = [
@@ -135,7 +138,7 @@ def table(tmp_path: Path) -> Path:
 @pytest.mark.usefixtures("unsaved")
 def test_compare_fits_a_table(tmp_path: Path, table: Path) -> None:
     options = [
-        *["--quiet", "--csv", str(table), "--target", "y", "--methods", "beta-nll", "mse-network"],
+        *[*QUIET, "--csv", str(table), "--target", "y", "--methods", "beta-nll", "mse-network"],
         *[
             *NET,
             "--n-train",
@@ -168,7 +171,7 @@ def test_compare_takes_a_minari_data_set(tmp_path: Path, monkeypatch: pytest.Mon
     save_minari(collect(env, behaviour, 800, seed=0), "lab/line-v0", env)
     options = [*NET, "--n-train", "200", "--seeds", "1", "--train-steps", "60", "--n-test", "200"]
     source = [
-        "--quiet",
+        *QUIET,
         "--minari",
         "lab/line-v0",
         "--methods",
@@ -201,7 +204,7 @@ def test_compare_takes_logged_steps(tmp_path: Path) -> None:
         compare.main,
         [
             *(
-                "--quiet",
+                *QUIET,
                 "--npz",
                 str(tmp_path / "log.npz"),
                 "--methods",
@@ -262,7 +265,7 @@ def test_compare_takes_several_data_sets_with_noise(
 ) -> None:
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(lab))
     options = [*NET, "--n-train", "200", "--seeds", "2", "--train-steps", "60", "--n-test", "200"]
-    source = ["--quiet", "--minari", "lab/mixed-v0", "lab/policy-v0", "--noise", "none", "two-mode"]
+    source = [*QUIET, "--minari", "lab/mixed-v0", "lab/policy-v0", "--noise", "none", "two-mode"]
     out = ["--methods", "mse", "nll", "--horizons", "1", "5", "--out", str(tmp_path / "a")]
     launch(compare.Args, compare.main, [*source, *options, *out])
     found = metrics(tmp_path / "a")
@@ -296,7 +299,7 @@ def test_compare_under_shift(
     options: list[str], tmp_path: Path, lab: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(lab))
-    base = ["--quiet", "--minari", "lab/mixed-v0", "--methods", "bilevel-constant", *NET]
+    base = [*QUIET, "--minari", "lab/mixed-v0", "--methods", "bilevel-constant", *NET]
     base += ["--n-train", "200", "--seeds", "1", "--train-steps", "60", "--segment", "10"]
     values = {}
     for name, more in (("plain", ["--n-test", options[-1]]), ("shifted", options)):
@@ -327,7 +330,7 @@ def test_slow_stretches_train_and_fast_ones_test() -> None:
 def test_a_cell_that_fails_is_told_and_tried_again_and_the_others_go_on(
     tmp_path: Path, table: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    options = ["--quiet", "--csv", str(table), "--target", "y", "--methods", "nll", *NET]
+    options = [*QUIET, "--csv", str(table), "--target", "y", "--methods", "nll", *NET]
     options += ["--n-train", "200", "100000", "--seeds", "1", "--train-steps", "60"]
     out = ["--out", str(tmp_path / "a")]
     for _ in range(2):
@@ -515,7 +518,7 @@ def test_bad_input_is_one_line_and_exit_code_2(
     if script is train and "--members" in options and "--hidden" in options:
         options = [*options, "--particles", "2"]
     with pytest.raises(SystemExit) as stop:
-        launch(script.Args, script.main, [*options, "--quiet", "--out", str(out)])
+        launch(script.Args, script.main, [*options, *QUIET, "--out", str(out)])
     err = capsys.readouterr().err.strip()
     assert stop.value.code == 2
     assert "\n" not in err
@@ -528,7 +531,7 @@ def test_an_unwritable_out_is_one_line_and_exit_code_2(
 ) -> None:
     (tmp_path / "file").write_text("kept")
     with pytest.raises(SystemExit) as stop:
-        launch(train.Args, train.main, ["--quiet", "--out", str(tmp_path / "file" / "run")])
+        launch(train.Args, train.main, [*QUIET, "--out", str(tmp_path / "file" / "run")])
     assert stop.value.code == 2
     assert "\n" not in capsys.readouterr().err.strip()
     assert (tmp_path / "file").read_text() == "kept"
