@@ -11,6 +11,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -81,7 +82,8 @@ def _show(args: RunArgs, run: RunFolder) -> None:
         from mbrl_bilevel.pages.page import write_page
         from mbrl_bilevel.pages.terminal import summary
 
-        table = "" if args.quiet else summary([run.path])
+        width = shutil.get_terminal_size((200, 24)).columns
+        table = "" if args.quiet else summary([run.path], width=width)
         if not args.no_report:
             write_page([run.path], page)
     except Exception as error:

@@ -22,6 +22,7 @@ sys.path.append(str(SCRIPTS))
 
 import continual  # noqa: E402
 
+from mbrl_bilevel.pages.page import write_page  # noqa: E402
 from mbrl_bilevel.studies.continual_summaries import against, removed, summarise, transfers  # noqa: E402
 from mbrl_bilevel.studies.launching import launch  # noqa: E402
 
@@ -61,6 +62,7 @@ def test_a_run_has_a_row_for_each_method_and_ends_the_same_after_a_stop(
     assert [(r["seed"], r["method"]) for r in found["rows"]] == [
         (seed, method) for seed in (0, 1) for method in METHODS
     ]
+    assert write_page([tmp_path / "a"], tmp_path / "page.html").plots >= 2
     for row, matrices in zip(found["rows"], found["matrices"], strict=True):
         assert all(row[name] == matrices[name] for name in ("method", "sequence", "seed"))
         for metric in ("rmse", "nll", "k_rmse", "return"):

@@ -22,6 +22,7 @@ from agents.mpc import MPC, MPCSettings  # noqa: E402
 from agents.planners import RandomShooting  # noqa: E402
 from envs.tasks.make import make_env  # noqa: E402
 from mbrl_bilevel.imagination.settings import Imagination  # noqa: E402
+from mbrl_bilevel.pages.page import write_page  # noqa: E402
 from mbrl_bilevel.studies.arguments import RunArgs  # noqa: E402
 from mbrl_bilevel.studies.launching import launch  # noqa: E402
 from mbrl_bilevel.studies.run_folder import RunFolder  # noqa: E402
@@ -48,6 +49,7 @@ def test_the_oracle_is_above_its_baselines_and_a_cut_run_goes_on(tmp_path: Path)
     found = metrics(whole)
     mean = {(s["env_id"], s["planner"]): s["return"]["mean"] for s in found["summary"]}
     assert len(mean) == 10
+    assert write_page([whole], tmp_path / "page.html").plots >= 2
     for planner in ("icem", "cem", "random"):
         # Upright all the while; doing nothing and random actions drop it.
         assert mean["InvertedPendulum-v5", planner] == 12.0

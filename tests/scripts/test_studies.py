@@ -28,6 +28,7 @@ from work.steps_data import slow_and_fast  # noqa: E402
 from mbrl_bilevel.base.errors import DivergedError  # noqa: E402
 from mbrl_bilevel.base.records import Transitions  # noqa: E402
 from mbrl_bilevel.models.dynamics import fit_dynamics  # noqa: E402
+from mbrl_bilevel.pages.page import write_page  # noqa: E402
 from mbrl_bilevel.studies.launching import launch  # noqa: E402
 from mbrl_bilevel.training.methods import METHODS  # noqa: E402
 
@@ -85,6 +86,10 @@ def test_compare_fills_a_row_for_each(compared: Path) -> None:
         assert line["nll"]["low"] <= line["nll"]["mean"] <= line["nll"]["high"]
     for figure in ("errors", "open_loop", "calibration"):
         assert (compared / "figures" / f"{figure}.png").stat().st_size > 5_000
+
+
+def test_the_page_shows_what_compare_found(compared: Path, tmp_path: Path) -> None:
+    assert write_page([compared], tmp_path / "page.html").plots >= 4
 
 
 @pytest.mark.usefixtures("unsaved")
@@ -364,6 +369,7 @@ def test_train_repeats_itself_over_seeds_whatever_the_jobs(two_seeds: Path, tmp_
     assert [row["seed"] for row in found["rows"]] == [0, 1]
     assert found["final_return"] == np.mean([row["final_return"] for row in found["rows"]])
     assert (two_seeds / "seed-1" / "checkpoints" / "best.safetensors").exists()
+    assert write_page([two_seeds], tmp_path / "page.html").plots == 1
 
 
 @pytest.mark.usefixtures("unsaved")

@@ -20,6 +20,7 @@ from work.tuned_settings import read_settings  # noqa: E402
 
 from mbrl_bilevel.base.errors import DivergedError, InvalidInputError  # noqa: E402
 from mbrl_bilevel.models.dynamics import fit_dynamics  # noqa: E402
+from mbrl_bilevel.pages.page import write_page  # noqa: E402
 from mbrl_bilevel.studies.launching import launch  # noqa: E402
 from mbrl_bilevel.training.methods import get_method  # noqa: E402
 
@@ -42,6 +43,7 @@ def tuned(out: Path, *options: str) -> dict[str, Any]:
 def test_every_method_gets_the_same_trials_and_the_best_is_the_lowest(tmp_path: Path) -> None:
     found = tuned(tmp_path / "a")
     assert len(found["trials"]) == 12
+    assert write_page([tmp_path / "a"], tmp_path / "page.html").plots >= 1
     by_method = {
         method: [row for row in found["trials"] if row["method"] == method]
         for method in ("nll", "mse")
