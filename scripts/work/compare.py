@@ -20,13 +20,13 @@ from mbrl_bilevel.base.errors import InvalidInputError
 from mbrl_bilevel.base.records import FitResult, Rule, Transitions
 from mbrl_bilevel.data.splits import sample_segments
 from mbrl_bilevel.evaluation.dynamics import (
-    LEVELS,
     OneStep,
     evaluate_one_step,
     evaluate_open_loop,
     evaluate_regression,
     rollout_band,
 )
+from mbrl_bilevel.evaluation.levels import LEVELS
 from mbrl_bilevel.figures.models import (
     draw_calibration,
     draw_errors,
