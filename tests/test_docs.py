@@ -66,7 +66,7 @@ def test_the_declared_study_is_one(tmp_path: Path) -> None:
     (block,) = blocks(ROOT / "docs" / "tutorial" / "sweep.md", "toml")
     assert tomllib.loads(block)
     (tmp_path / "grid.toml").write_text(block)
-    assert len(read_grid(tmp_path / "grid.toml").cells()) == 6
+    assert len(list(read_grid(tmp_path / "grid.toml").cells())) == 6
 
 
 def test_every_script_has_its_how_to() -> None:

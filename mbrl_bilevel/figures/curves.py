@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
-from itertools import cycle
 from pathlib import Path
+from typing import Any
 
 from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
@@ -18,6 +18,7 @@ _STYLES = (":", "--", "-.", (0, (1, 4)))
 def draw_curves(path: Path, points: Sequence[Row], references: Sequence[Row]) -> Path:
     """Mean return with its 95 % interval against real steps, on a logarithmic axis."""
     names = list(dict.fromkeys(point["env_id"] for point in points))
+    names_of_lines = list(dict.fromkeys(line["label"] for line in references))
     labels = list(dict.fromkeys(point["label"] for point in points))
     columns = min(3, len(names))
     shape = (math.ceil(len(names) / columns), columns)
@@ -39,22 +40,61 @@ def draw_curves(path: Path, points: Sequence[Row], references: Sequence[Row]) ->
             low, high = ([_bound(p, end) for p in mine] for end in ("low", "high"))
             axis.fill_between(steps, low, high, color=tint, alpha=0.2, linewidth=0)
         lines = [line for line in references if line["env_id"] == name]
-        for style, line in zip(cycle(_STYLES), lines, strict=False):
-            name_of = _shown(line["label"])
-            axis.axhline(line["mean"], color="0.3", linewidth=1, linestyle=style, label=name_of)
+        _draw_references(axis, lines, names_of_lines)
         axis.set_xscale("log")
         axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
         axis.xaxis.set_minor_locator(NullLocator())
         axis.set_title(_shown(name), fontsize=10)
         axis.grid(alpha=0.3)
-        axis.legend(framealpha=0.8, edgecolor="none", fontsize=7)
         axis.set_xlabel("real environment steps (log)")
-    axes[0, 0].set_ylabel("return")
+    for axis in axes[:, 0]:
+        axis.set_ylabel("return (higher is better)")
+    _one_legend(figure, axes)
     with warnings.catch_warnings():
         # A letter that the font lacks is drawn as a box.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         return save(figure, path)
+
+
+def _draw_references(axis: Any, lines: Sequence[Row], order: Sequence[str]) -> None:
+    """Lines within reach of the curves; one that would flatten them is told at the frame instead."""
+    low, high = axis.get_ylim()
+    room = high - low
+    for line in lines:
+        value, style = line["mean"], _STYLES[order.index(line["label"]) % len(_STYLES)]
+        if low - room <= value <= high + room:
+            axis.axhline(
+                value, color="0.3", linewidth=1, linestyle=style, label=_shown(line["label"])
+            )
+            continue
+        above = value > high
+        axis.annotate(
+            f"{_shown(line['label'])}: {value:,.0f} {'↑' if above else '↓'}",
+            xy=(0.98, 0.97 if above else 0.03),
+            xycoords="axes fraction",
+            ha="right",
+            va="top" if above else "bottom",
+            fontsize=7,
+            color="0.3",
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
+        )
+
+
+def _one_legend(figure: Any, axes: Any) -> None:
+    """Of all panels together, above them: a panel's own hides its lines."""
+    found: dict[str, Any] = {}
+    for axis in axes.flat:
+        for handle, name in zip(*axis.get_legend_handles_labels(), strict=True):
+            found.setdefault(name, handle)
+    figure.legend(
+        found.values(),
+        found.keys(),
+        loc="outside upper center",
+        ncols=min(2 * axes.shape[1], len(found)),
+        frameon=False,
+        fontsize=8,
+    )
 
 
 def _shown(name: str) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mbrl_bilevel.evaluation.statistics import interval
+from mbrl_bilevel.pages.looks import OWN, PALETTE, method_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -17,23 +18,15 @@ if TYPE_CHECKING:
 #: A row as ``rows.jsonl`` keeps it.
 Row = Mapping[str, Any]
 
-# Baselines of one family share a hue; apart also for the colour-blind, with a marker of their own.
-_COLOURS = {
-    "bilevel": "#1b6ca8",
-    "bilevel-constant": "#7fb3d5",
-    "nll": "#d1495b",
-    "mse": "#edae49",
-    "mse-network": "#a67c00",
-    "beta-nll": "#7b2d8b",
-    "beta-nll-1": "#c39bd3",
-    "faithful": "#2e8b57",
-    "sac": "#555555",
-}
+#: What has no colour on the pages of runs; as far from those and each other as is left.
+_OTHERS = ("#111111", "#8a5a44", "#d66fb4", "#5f7a12", "#9a9a9a", "#2b8f86")
 
 
 def colour(method: str, index: int) -> str:
-    """A method's own colour, the same in every figure, and for each agent with it ("mpc, nll")."""
-    return _COLOURS.get(method.rpartition(", ")[2], f"C{index + 3}")
+    """A method's own colour, the same in every figure and on every page, and for each agent with it ("mpc, nll").
+    ``index``: its place among the methods of the figure, for those that have no colour of their own."""
+    place = OWN.get(method_of(method))
+    return _OTHERS[index % len(_OTHERS)] if place is None else PALETTE[place][0]
 
 
 def subplots(rows: int = 1, columns: int = 1, **options: Any) -> tuple[Figure, Any]:

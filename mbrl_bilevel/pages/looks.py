@@ -19,7 +19,7 @@ DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 MARKERS = ("circle", "square", "diamond", "triangle-up", "x", "cross")
 
 #: Methods that come most often keep their place from page to page; the others take what is free.
-_OWN = {
+OWN = {
     **{"bilevel": 0, "nll": 1, "mse": 2, "beta-nll": 3, "faithful": 4, "bilevel-mixture": 5},
     "sac": 6,
 }
@@ -43,12 +43,12 @@ class Looks:
         beside = _beside(groups)
         colours: dict[str, int] = {}
         for key in sorted(
-            beside, key=lambda key: key not in _OWN
+            beside, key=lambda key: key not in OWN
         ):  # stable: else as they first come
             taken = {colours[other] for other in beside[key] if other in colours}
             used = list(colours.values())
             # A colour that none beside it has; of these one that is free on the whole page.
-            colours[key] = _OWN.get(
+            colours[key] = OWN.get(
                 key, min(range(len(PALETTE) - 1), key=lambda c: (c in taken, used.count(c)))
             )
         self._looks: dict[str, Look] = {}

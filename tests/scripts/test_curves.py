@@ -262,7 +262,8 @@ def test_every_line_is_in_the_legend_as_it_was_typed(
     def look(figure: Any, path: Path) -> Path:
         figure.canvas.draw()
         (axis,) = figure.axes
-        for line, text in zip(axis.get_lines(), axis.get_legend().get_texts(), strict=True):
+        (legend,) = figure.legends  # one for all panels
+        for line, text in zip(axis.get_lines(), legend.get_texts(), strict=True):
             shown, is_mathematics = text._preprocess_math(text.get_text())
             assert not is_mathematics
             drawn[shown.strip()] = line.get_linestyle()
@@ -276,6 +277,18 @@ def test_every_line_is_in_the_legend_as_it_was_typed(
         warnings.simplefilter("error")
         metrics(tmp_path, *runs, planned(tmp_path / "plan", planners))
     assert list(drawn) == [*names, *(f"{planner}, true simulator" for planner in planners)]
+
+
+def test_a_reference_that_would_flatten_the_curves_is_told_at_the_frame(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr(pictures, "save", lambda figure, path: seen.append(figure) or path)
+    run = trained(tmp_path / "run", [1.0, 2.0])
+    metrics(tmp_path, run, planned(tmp_path / "plan", {"icem": [2.0], "random-actions": [-900.0]}))
+    (axis,) = seen[0].axes
+    assert [text.get_text() for text in axis.texts] == ["random actions: -900 ↓"]
+    assert axis.get_ylim()[0] > -10.0
 
 
 def refused(capsys: pytest.CaptureFixture[str], tmp_path: Path, *runs: object) -> str:
