@@ -10,9 +10,7 @@ from typing import Any
 
 from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
-from mbrl_bilevel.figures.style import Row, colour, save, subplots
-
-_STYLES = (":", "--", "-.", (0, (1, 4)))
+from mbrl_bilevel.figures.style import Row, colour, draw_references, plain, save, subplots
 
 
 def draw_curves(path: Path, points: Sequence[Row], references: Sequence[Row]) -> Path:
@@ -35,17 +33,17 @@ def draw_curves(path: Path, points: Sequence[Row], references: Sequence[Row]) ->
             means = [p["mean"] for p in mine]
             dashes = "--" if label.startswith("mbpo") else "-"
             axis.plot(
-                steps, means, dashes, marker="o", markersize=3, color=tint, label=_shown(label)
+                steps, means, dashes, marker="o", markersize=3, color=tint, label=plain(label)
             )
             low, high = ([_bound(p, end) for p in mine] for end in ("low", "high"))
             axis.fill_between(steps, low, high, color=tint, alpha=0.2, linewidth=0)
         lines = [line for line in references if line["env_id"] == name]
-        _draw_references(axis, lines, names_of_lines)
+        draw_references(axis, lines, names_of_lines)
         axis.set_xscale("log")
         axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
         axis.xaxis.set_minor_locator(NullLocator())
-        axis.set_title(_shown(name), fontsize=10)
+        axis.set_title(plain(name), fontsize=10)
         axis.grid(alpha=0.3)
         axis.set_xlabel("real environment steps (log)")
     for axis in axes[:, 0]:
@@ -55,30 +53,6 @@ def draw_curves(path: Path, points: Sequence[Row], references: Sequence[Row]) ->
         # A letter that the font lacks is drawn as a box.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         return save(figure, path)
-
-
-def _draw_references(axis: Any, lines: Sequence[Row], order: Sequence[str]) -> None:
-    """Lines within reach of the curves; one that would flatten them is told at the frame instead."""
-    low, high = axis.get_ylim()
-    room = high - low
-    for line in lines:
-        value, style = line["mean"], _STYLES[order.index(line["label"]) % len(_STYLES)]
-        if low - room <= value <= high + room:
-            axis.axhline(
-                value, color="0.3", linewidth=1, linestyle=style, label=_shown(line["label"])
-            )
-            continue
-        above = value > high
-        axis.annotate(
-            f"{_shown(line['label'])}: {value:,.0f} {'↑' if above else '↓'}",
-            xy=(0.98, 0.97 if above else 0.03),
-            xycoords="axes fraction",
-            ha="right",
-            va="top" if above else "bottom",
-            fontsize=7,
-            color="0.3",
-            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
-        )
 
 
 def _one_legend(figure: Any, axes: Any) -> None:
@@ -95,12 +69,6 @@ def _one_legend(figure: Any, axes: Any) -> None:
         frameon=False,
         fontsize=8,
     )
-
-
-def _shown(name: str) -> str:
-    """As it was typed: matplotlib reads dollars as mathematics, and hides what begins with ``_``."""
-    text = name.replace("$", r"\$")
-    return f" {text}" if text.startswith("_") else text
 
 
 def _bound(point: Row, end: str) -> float:

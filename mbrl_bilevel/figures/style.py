@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 #: A row as ``rows.jsonl`` keeps it.
 Row = Mapping[str, Any]
 
+#: How reference lines are told apart.
+_DASHES = (":", "--", "-.", (0, (1, 4)))
 #: What has no colour on the pages of runs; as far from those and each other as is left.
 _OTHERS = ("#111111", "#8a5a44", "#d66fb4", "#5f7a12", "#9a9a9a", "#2b8f86")
 
@@ -56,6 +58,38 @@ def draw_band(
     if len(values) > 1:
         low, high = ([f[end] for f in found] for end in ("low", "high"))
         axis.fill_between(x, low, high, color=tint, alpha=0.2, linewidth=0)
+
+
+def draw_references(axis: Any, lines: Sequence[Row], order: Sequence[str]) -> None:
+    """Lines within reach of the curves; one that would flatten them is told at the frame instead."""
+    low, high = axis.get_ylim()
+    room = high - low
+    for line in lines:
+        value, style = line["mean"], _DASHES[order.index(line["label"]) % len(_DASHES)]
+        if low - room <= value <= high + room:
+            axis.axhline(
+                value, color="0.3", linewidth=1, linestyle=style, label=plain(line["label"])
+            )
+            low, high = min(low, value - 0.05 * room), max(high, value + 0.05 * room)
+            axis.set_ylim(low, high)
+            continue
+        above, told = value > high, "" if ":" in line["label"] else f": {value:,.0f}"
+        axis.annotate(
+            f"{plain(line['label'])}{told} {'↑' if above else '↓'}",
+            xy=(0.98, 0.97 if above else 0.03),
+            xycoords="axes fraction",
+            ha="right",
+            va="top" if above else "bottom",
+            fontsize=7,
+            color="0.3",
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
+        )
+
+
+def plain(name: str) -> str:
+    """As it was typed: matplotlib reads dollars as mathematics, and hides what begins with ``_``."""
+    text = name.replace("$", r"\$")
+    return f" {text}" if text.startswith("_") else text
 
 
 def save(figure: Figure, path: Path, dpi: int = 130) -> Path:

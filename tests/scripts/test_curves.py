@@ -283,7 +283,12 @@ def test_a_reference_that_would_flatten_the_curves_is_told_at_the_frame(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[Any] = []
-    monkeypatch.setattr(pictures, "save", lambda figure, path: seen.append(figure) or path)
+
+    def look(figure: Any, path: Path) -> Path:
+        seen.append(figure)
+        return _save(figure, path)
+
+    monkeypatch.setattr(pictures, "save", look)
     run = trained(tmp_path / "run", [1.0, 2.0])
     metrics(tmp_path, run, planned(tmp_path / "plan", {"icem": [2.0], "random-actions": [-900.0]}))
     (axis,) = seen[0].axes
