@@ -14,17 +14,18 @@ import numpy as np
 
 from mbrl_bilevel.evaluation.levels import LEVELS
 from mbrl_bilevel.evaluation.statistics import interval
-from mbrl_bilevel.figures.style import Row, colour, draw_band, save, subplots
+from mbrl_bilevel.figures.style import Row, colour, draw_band, most_telling, save, subplots
 
 
 def draw_errors(folder: Path, rows: Sequence[Row], methods: Sequence[str]) -> Path:
     """One-step error, likelihood and coverage against the number of training rows, a column a data
     set."""
     panels = (
-        ("nrmse", "one-step RMSE (target std)"),
-        ("nll", "test NLL (nats per dimension)"),
+        ("nrmse", "RMSE (target std), lower is better"),
+        ("nll", "NLL (nats), lower is better"),
         ("coverage_90", "coverage of the 90 % interval"),
     )
+    methods = most_telling(methods)
     names = list(dict.fromkeys(row["dataset"] for row in rows))
     figure, axes = subplots(
         len(panels),
@@ -92,12 +93,13 @@ def _clip_catastrophes(axis: Any) -> None:
 def draw_open_loop(folder: Path, rows: Sequence[Row], methods: Sequence[str]) -> Path:
     """Open-loop error, likelihood and coverage against the number of steps, at the largest data size;
     a row a data set."""
+    methods = most_telling(methods)
     largest = max(row["n_train"] for row in rows)
     names = list(dict.fromkeys(row["dataset"] for row in rows))
     figure, axes = subplots(len(names), 3, figsize=(11.5, 3.3 * len(names)), squeeze=False)
     panels = (
-        ("k_nrmse", "open-loop error (state std)"),
-        ("k_nll", "NLL (nats per dimension)"),
+        ("k_nrmse", "open-loop error (state std), lower is better"),
+        ("k_nll", "NLL (nats per dimension), lower is better"),
         ("k_coverage_90", "coverage of the particles' 90 % interval"),
     )
     for line, dataset in zip(axes, names, strict=True):
@@ -202,6 +204,7 @@ def draw_pooled(folder: Path, against: Sequence[Row]) -> Path:
 def draw_calibration(folder: Path, rows: Sequence[Row], methods: Sequence[str]) -> Path:
     """What the central intervals cover against what they should, at the smallest and the largest data
     size, over all data sets."""
+    methods = most_telling(methods)
     sizes = sorted({row["n_train"] for row in rows})
     ends = list(dict.fromkeys((sizes[0], sizes[-1])))
     figure, axes = subplots(1, len(ends), figsize=(4.4 * len(ends), 4.0), squeeze=False)

@@ -20,15 +20,31 @@ Row = Mapping[str, Any]
 
 #: How reference lines are told apart.
 _DASHES = (":", "--", "-.", (0, (1, 4)))
-#: What has no colour on the pages of runs; as far from those and each other as is left.
+#: Of methods that have no place of their own on the pages of runs; as far from those and each other as is left.
 _OTHERS = ("#111111", "#8a5a44", "#d66fb4", "#5f7a12", "#9a9a9a", "#2b8f86")
+_ALSO = {
+    **{"mse-network": "#5f7a12", "beta-nll-1": "#2b8f86", "nll-mixture": "#8a5a44"},
+    **{"bilevel-constant": "#111111", "learner alone": "#777777"},
+}
+#: Lines of a panel at most.
+MOST_LINES = 6
 
 
 def colour(method: str, index: int) -> str:
     """A method's own colour, the same in every figure and on every page, and for each agent with it ("mpc, nll").
     ``index``: its place among the methods of the figure, for those that have no colour of their own."""
-    place = OWN.get(method_of(method))
-    return _OTHERS[index % len(_OTHERS)] if place is None else PALETTE[place][0]
+    name = method_of(method)
+    place = OWN.get(name)
+    return _ALSO.get(name, _OTHERS[index % len(_OTHERS)]) if place is None else PALETTE[place][0]
+
+
+def most_telling(methods: Sequence[str]) -> list[str]:
+    """At most MOST_LINES of the methods, in their order: variants give way to those that have a colour of their own
+    on the pages of runs. The tables have all."""
+    ranked = sorted(
+        methods, key=lambda method: (method_of(method) not in OWN, methods.index(method))
+    )
+    return [method for method in methods if method in ranked[:MOST_LINES]]
 
 
 def subplots(rows: int = 1, columns: int = 1, **options: Any) -> tuple[Figure, Any]:
