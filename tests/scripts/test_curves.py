@@ -279,6 +279,15 @@ def test_every_line_is_in_the_legend_as_it_was_typed(
     assert list(drawn) == [*names, *(f"{planner}, true simulator" for planner in planners)]
 
 
+def test_the_agents_of_a_demo_are_drawn(tmp_path: Path) -> None:
+    demo = tmp_path / "demo"
+    for name, agent in (("train-bilevel", "planning"), ("train-alone", "sac")):
+        trained(demo / name, [1.0, 2.0], agent=agent)
+    (demo / "config.json").write_text(json.dumps({"script": "demo", "args": {}}))
+    found = metrics(tmp_path, demo)
+    assert {p["label"] for p in found["points"]} == {"planning, nll", "sac"}
+
+
 def test_a_reference_that_would_flatten_the_curves_is_told_at_the_frame(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
