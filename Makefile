@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help demo test faults peers lint format install clean
+.PHONY: help demo test faults peers lint docs format install clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/ —/'
@@ -14,16 +14,19 @@ install: $(STAMP)  ## make the virtual environment and install the pinned versio
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch numpy
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[scripts,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[scripts,dev,docs]'
 	touch $(STAMP)
 
 demo: $(STAMP)  ## the main job: the planning agent with bilevel and NLL models, its learner alone (Reacher-v5)
 	$(BIN)/python scripts/demo.py --out runs/demo --resume
 
-lint: $(STAMP)  ## ruff and mypy
+lint: docs  ## ruff and mypy, and the site without a warning
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: $(STAMP)  ## the site, in build/docs; a link that leads nowhere is an error
+	$(BIN)/python -m sphinx -q -W --keep-going -d build/doctrees docs build/docs
 
 format: $(STAMP)  ## rewrite the code in the house style
 	$(BIN)/ruff check --fix .

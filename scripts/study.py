@@ -90,7 +90,15 @@ def _run(args: Args, left: Iterable[Cell], total: int) -> int:
 
 
 def _start(args: Args, cell: Cell) -> subprocess.Popen[bytes]:
-    own = ["--out", str(args.out / cell.name), "--resume", "--quiet", "--threads", "1"]
+    own = [
+        "--out",
+        str(args.out / cell.name),
+        "--threads",
+        "1",
+        "--resume",
+        "--quiet",
+        "--no-report",
+    ]
     _log(args, cell).parent.mkdir(parents=True, exist_ok=True)
     with _log(args, cell).open("wb") as log:
         return subprocess.Popen(

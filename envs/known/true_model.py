@@ -28,7 +28,7 @@ from mbrl_bilevel.base.errors import InvalidInputError
 from mbrl_bilevel.base.records import Step
 
 #: ``state_of(obs [N, O]) -> (qpos [N, nq], qvel [N, nv])``
-_StateOf = Callable[[Array], tuple[Array, Array]]
+StateOf = Callable[[Array], tuple[Array, Array]]
 #: ``advance(qpos [N, nq], qvel [N, nv], action [N, A]) -> (next_obs [N, O], reward [N], terminated [N])``
 _Advance = Callable[[Array, Array, Array], tuple[Array, Array, Array]]
 
@@ -63,18 +63,18 @@ class TrueModel:
         ``threads`` of ``mujoco.rollout``: None takes one a core, at most 4; results do not depend on
         it. Raises ``InvalidInputError`` for any other environment, or less than one thread.
         """
-        base: Any
-        *wrappers, base = acting_layers(env)
-        if wrappers or type(base) not in _STATES:
+        found = told_state(env)
+        if found is None:
+            *wrappers, base = acting_layers(env)
             layers = " under ".join(type(layer).__name__ for layer in (base, *wrappers[::-1]))
             raise InvalidInputError(
                 f"TrueModel: env must be {', '.join(kind.__name__ for kind in _STATES)} (v5), no "
                 "subclass, without wrappers that act: of others the observation does not tell the "
                 f"state; got {layers}. envs.known.oracle.Oracle scores plans in any MuJoCo task"
             )
+        base, self._state_of = found
         rollouts, judge = Rollouts(threads), judge_of(base)
         self.obs_dim, self.action_dim = base.observation_space.shape[0], base.model.nu
-        self._state_of = _STATES[type(base)](base)
         self._advance = _stepped(base) if judge is None else _rolled_out(base, judge, rollouts)
 
     def frozen(
@@ -109,9 +109,15 @@ class TrueModel:
         return Step(*(part.reshape(*lead, *part.shape[1:]) for part in parts))
 
 
+def told_state(env: Env) -> tuple[Any, StateOf] | None:
+    """The bare task of ``env``, and what reads its state off an observation; None where that does not tell it."""
+    *wrappers, base = acting_layers(env)
+    return None if wrappers or type(base) not in _STATES else (base, _STATES[type(base)](base))
+
+
 def _rolled_out(base: Any, judge: Judge, rollouts: Rollouts) -> _Advance:
     """All rows at once; the observation is positions but for the hidden ones, and velocities."""
-    model, hidden = base.model, _hidden(base)
+    model, hidden = base.model, hidden_positions(base)
     limit = SHOWN_VELOCITY if isinstance(base, HopperEnv | Walker2dEnv) else np.inf
 
     def advance(qpos: Array, qvel: Array, actions: Array) -> tuple[Array, Array, Array]:
@@ -146,15 +152,15 @@ def _stepped(base: Any) -> _Advance:
     return advance
 
 
-def _hidden(base: Any) -> int:
+def hidden_positions(base: Any) -> int:
     """How many positions the observation leaves out: the first ones, which say where the robot is."""
     hidden: int = base.model.nq + base.model.nv - base.observation_space.shape[0]
     return hidden
 
 
-def _shown(base: Any) -> _StateOf:
+def _shown(base: Any) -> StateOf:
     """Positions and velocities as they are, hidden positions 0."""
-    hidden, positions = _hidden(base), base.model.nq
+    hidden, positions = hidden_positions(base), base.model.nq
 
     def state_of(obs: Array) -> tuple[Array, Array]:
         whole = np.pad(obs, ((0, 0), (hidden, 0)))
@@ -163,7 +169,7 @@ def _shown(base: Any) -> _StateOf:
     return state_of
 
 
-def _double_pendulum(base: Any) -> _StateOf:
+def _double_pendulum(base: Any) -> StateOf:
     """From x, the sines and cosines of two angles, three velocities and a force."""
 
     def state_of(obs: Array) -> tuple[Array, Array]:
@@ -173,7 +179,7 @@ def _double_pendulum(base: Any) -> _StateOf:
     return state_of
 
 
-def _reacher(base: Any) -> _StateOf:
+def _reacher(base: Any) -> StateOf:
     """From the cosines and sines of two angles, the target, which stays, and two velocities."""
 
     def state_of(obs: Array) -> tuple[Array, Array]:
@@ -183,7 +189,7 @@ def _reacher(base: Any) -> _StateOf:
     return state_of
 
 
-_STATES: dict[type, Callable[[Any], _StateOf]] = {
+_STATES: dict[type, Callable[[Any], StateOf]] = {
     HalfCheetahEnv: _shown,
     HopperEnv: _shown,
     InvertedDoublePendulumEnv: _double_pendulum,

@@ -18,6 +18,7 @@ from torch import Tensor
 from mbrl_bilevel.base.errors import InvalidInputError
 from mbrl_bilevel.base.records import Transitions
 from mbrl_bilevel.data.normaliser import Normaliser
+from mbrl_bilevel.evaluation.levels import LEVELS
 from mbrl_bilevel.evaluation.mixture_scores import Normals
 from mbrl_bilevel.imagination.particles import imagined_trajectories
 from mbrl_bilevel.imagination.settings import Imagination
@@ -28,9 +29,6 @@ from mbrl_bilevel.policies.mixture import GaussianMixture
 
 #: Least standard deviation of particles, in units of the observations' own.
 _LEAST_WIDTH = 1e-4
-
-#: Central intervals at which calibration is read.
-LEVELS: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,7 @@ def draw_differences(folder: Path, rows: Sequence[Row], methods: Sequence[str]) 
         len(_PANELS),
         figsize=(11, 1.0 + (0.7 + 0.26 * len(others)) * len(sizes)),
         squeeze=False,
+        sharex="col",  # sizes are compared
     )
     for line, n in zip(axes, sizes, strict=True):
         here = [row for row in rows if row["n_train"] == n and row["learning_rate"] == rates[0]]
@@ -75,8 +76,15 @@ def draw_reliability(folder: Path, rows: Sequence[Row], methods: Sequence[str]) 
     """
     sizes = sorted({row["n_train"] for row in rows})
     rates = sorted({row["learning_rate"] for row in rows})
-    figure, axes = subplots(1, len(sizes), figsize=(4.6 * len(sizes), 4.2), squeeze=False)
-    for axis, n in zip(axes[0], sizes, strict=True):
+    figure, axes = subplots(
+        2,
+        len(sizes),
+        figsize=(4.6 * len(sizes), 5.0),
+        squeeze=False,
+        height_ratios=(4, 1),
+        sharex=True,
+    )
+    for axis, below, n in zip(*axes, sizes, strict=True):
         axis.plot([0, 1], [0, 1], color="black", linestyle=":", linewidth=1)
         for i, method in enumerate(methods[:_MOST]):
             mine = [
@@ -101,10 +109,15 @@ def draw_reliability(folder: Path, rows: Sequence[Row], methods: Sequence[str]) 
                 color=colour(method, i),
                 label=method,
             )
-        axis.set_xlabel("confidence")
+            middles = (np.arange(len(total)) + 0.5) / len(total)
+            below.plot(middles, total, marker="o", markersize=2, color=colour(method, i))
+        below.set_xlabel("confidence")
+        below.set_yscale("log")
+        below.grid(alpha=0.3)
         axis.set_title(f"n = {n}" if n else "four fifths of the table", fontsize=10)
         axis.grid(alpha=0.3)
-    axes[0][0].set_ylabel("accuracy")
+    axes[0][0].set_ylabel("accuracy (on the diagonal: calibrated)")
+    axes[1][0].set_ylabel("test rows")
     axes[0][0].legend(frameon=False, fontsize=8)
     return save(figure, folder / "reliability.png")
 
@@ -125,21 +138,25 @@ def draw_rewards(folder: Path, rows: Sequence[Row]) -> Path | None:
     figure, axes = subplots(lines, columns, figsize=(3.6 * columns, 3.5 * lines), squeeze=False)
     for axis in axes.flat[len(names) :]:
         axis.set_axis_off()
-    for axis, name in zip(axes.flat, names, strict=False):
+    found = {name: _centred([r for r in kept if r["dataset"] == name]) for name in names}
+    edge = max(np.abs(matrix).max() for matrix in found.values())  # one scale: they are compared
+    for axis, (name, matrix) in zip(axes.flat, found.items(), strict=False):
         mine = [row for row in kept if row["dataset"] == name]
-        matrix = np.mean([row["reward_matrix"] for row in mine], axis=0)
-        matrix = matrix - matrix.mean(0)
-        edge = np.abs(matrix).max()
         image = axis.imshow(matrix, cmap="RdBu_r", vmin=-edge, vmax=edge)
         labels = mine[0]["labels"]
         axis.set_xticks(range(len(labels)), labels, rotation=45, ha="right", fontsize=7)
         axis.set_yticks(range(len(labels)), labels, fontsize=7)
         axis.set_xlabel("true class")
         axis.set_title(name, fontsize=10)
-        figure.colorbar(image, ax=axis, shrink=0.7)
+    figure.colorbar(image, ax=axes, shrink=0.6, label="reward, a column's mean taken off")
     for line in axes:
         line[0].set_ylabel("answer")
     return save(figure, folder / "reward_matrices.png")
+
+
+def _centred(rows: Sequence[Row]) -> Any:
+    matrix = np.mean([row["reward_matrix"] for row in rows], axis=0)
+    return matrix - matrix.mean(0)
 
 
 def draw_learning_rates(folder: Path, rows: Sequence[Row], methods: Sequence[str]) -> Path | None:

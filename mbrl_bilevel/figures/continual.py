@@ -11,16 +11,17 @@ from typing import Any
 import numpy as np
 
 from mbrl_bilevel.evaluation.statistics import interval
-from mbrl_bilevel.figures.style import colour, save, subplots
+from mbrl_bilevel.figures.style import save, subplots
+from mbrl_bilevel.pages.looks import PALETTE
 from mbrl_bilevel.studies.continual_summaries import HIGHER, sequences
 from mbrl_bilevel.studies.rows import Row
 
 #: Matrices side by side.
 _ABREAST = 6
-#: How a way of keeping looks; the way of training is the colour.
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">", "h", "p")
-#: With more curves than this, bands of their 95 % intervals would hide each other.
-_BANDS = 6
+#: Methods with a colour and a name; the others are grey.
+_MOST = 6
+_GREY = "#c4c4c4"
 _TITLES = {
     "rmse": "RMSE (std of the first task's targets)",
     "nll": "NLL (nats per dimension)",
@@ -100,6 +101,7 @@ def draw_seen(
 ) -> Path:
     """The mean of each metric over the tasks seen so far, against their number."""
     names = sequences(rows)
+    looks = _looks(rows, methods, metrics)
     figure, axes = subplots(
         len(metrics),
         len(names),
@@ -111,14 +113,14 @@ def draw_seen(
             for method in methods:
                 repeats = [_seen(row[metric]) for row in _mine(rows, method, sequence)]
                 if repeats:
-                    _curve(axis, np.array(repeats), method, methods)
+                    _curve(axis, np.array(repeats), method, looks.get(method))
             axis.set_title(sequence, fontsize=9)
             axis.set_xlabel("tasks learned")
             axis.locator_params(axis="x", integer=True)
             axis.grid(alpha=0.3)
             _show_most(axis, "y", metric in HIGHER)
-        line[0].set_ylabel(_TITLES[metric], fontsize=8)
-    _legend(figure, axes)
+        line[0].set_ylabel(_said(metric), fontsize=8)
+    _legend(figure, axes, len(methods) > len(looks))
     return save(figure, folder / "seen.png")
 
 
@@ -129,6 +131,7 @@ def draw_pareto(
     to the left for errors."""
     names = list(dict.fromkeys(line["sequence"] for line in summary))
     metrics = metrics[:2]
+    looks = _looks(summary, methods, metrics)
     figure, axes = subplots(
         len(metrics),
         len(names),
@@ -144,22 +147,23 @@ def draw_pareto(
             ]
             for one in here:
                 x, y = one[metric]["learning"], one[metric]["backward"]
-                axis.plot(
-                    x["mean"], -y["mean"], label=one["method"], **_look(one["method"], methods)
-                )
+                look = looks.get(one["method"])
+                named = {"label": one["method"]} if look else {"zorder": 1}
+                axis.plot(x["mean"], -y["mean"], **named, **(look or _UNNAMED))
             axis.locator_params(axis="x", nbins=4)
             _show_most(axis, "x", metric in HIGHER)
             _show_most(axis, "y")
             axis.autoscale_view()
             axis.autoscale(False)
             for one in here:
-                _cross(axis, one[metric], _look(one["method"], methods)["color"])
+                if one["method"] in looks:
+                    _cross(axis, one[metric], looks[one["method"]]["color"])
             axis.axhline(0.0, color="black", linewidth=0.8, linestyle=":")
             axis.set_title(sequence, fontsize=9)
-            axis.set_xlabel(f"{_TITLES[metric]}, just learned", fontsize=8)
+            axis.set_xlabel(f"just learned: {_said(metric)}", fontsize=8)
             axis.grid(alpha=0.3)
-        line[0].set_ylabel("forgotten since (−backward transfer)", fontsize=8)
-    _legend(figure, axes)
+        line[0].set_ylabel("forgotten since (lower is better)", fontsize=8)
+    _legend(figure, axes, len(methods) > len(looks))
     return save(figure, folder / "pareto.png")
 
 
@@ -172,21 +176,16 @@ def _cross(axis: Any, found: Row, tint: Any) -> None:
         axis.plot([x["low"], x["high"]], [-y["mean"]] * 2, **bars)
 
 
-def _curve(axis: Any, repeats: Any, method: str, methods: Sequence[str]) -> None:
+def _curve(axis: Any, repeats: Any, method: str, look: dict[str, Any] | None) -> None:
     x = np.arange(1, repeats.shape[1] + 1)
-    axis.plot(
-        x,
-        repeats.mean(0),
-        label=method,
-        linewidth=1,
-        **(_look(method, methods) | {"linestyle": "-"}),
-    )
-    if len(methods) <= _BANDS and len(repeats) > 1 and np.isfinite(repeats).all():
+    if look is None:
+        axis.plot(x, repeats.mean(0), color=_GREY, linewidth=0.8, zorder=1)
+        return
+    axis.plot(x, repeats.mean(0), label=method, linewidth=1.4, **(look | {"linestyle": "-"}))
+    if len(repeats) > 1 and np.isfinite(repeats).all():
         found = [interval(column) for column in repeats.T]
         low, high = ([f[end] for f in found] for end in ("low", "high"))
-        axis.fill_between(
-            x, low, high, color=_look(method, methods)["color"], alpha=0.12, linewidth=0
-        )
+        axis.fill_between(x, low, high, color=look["color"], alpha=0.12, linewidth=0)
 
 
 def _show_most(axis: Any, along: str, higher: bool = False) -> None:
@@ -208,25 +207,55 @@ def _show_most(axis: Any, along: str, higher: bool = False) -> None:
     axis.annotate("(cut)", place, xycoords="axes fraction", fontsize=7)
 
 
-def _look(method: str, methods: Sequence[str]) -> dict[str, Any]:
-    """Colour by the way of training, marker by what is kept."""
-    trained = list(dict.fromkeys(name.partition("+")[0] for name in methods))
-    kept = list(dict.fromkeys(name.partition("+")[2] or "none" for name in methods))
-    base, _, keep = method.partition("+")
-    place = kept.index(keep or "none")
+#: How a method without a name looks.
+_UNNAMED: dict[str, Any] = {"color": _GREY, "marker": "o", "linestyle": "", "markersize": 4}
+
+
+def _looks(
+    rows: Sequence[Row], methods: Sequence[str], metrics: Sequence[str]
+) -> dict[str, dict[str, Any]]:
+    """The methods that have a name, and how they look: the first, learning on with nothing kept, and of each way of
+    training the one that ends best in the first metric."""
+    final = {method: _final(rows, method, metrics[0]) for method in methods}
+    sign = -1.0 if metrics[0] in HIGHER else 1.0
+    ranked = sorted(methods, key=lambda method: (math.isnan(final[method]), sign * final[method]))
+    plain = [method for method in methods if "+" not in method]
+    best = {method.partition("+")[0]: method for method in reversed(ranked)}
+    ways = dict.fromkeys(method.partition("+")[0] for method in methods)
+    named = list(dict.fromkeys([methods[0], *plain[:1], *(best[w] for w in ways), *ranked]))[:_MOST]
+    shown = [method for method in methods if method in named]
     return {
-        "color": colour(base, trained.index(base)),
-        "marker": _MARKERS[place % len(_MARKERS)],
-        "linestyle": "",
-        "markersize": 5,
+        method: {
+            "color": PALETTE[place][0],
+            "marker": _MARKERS[place],
+            "linestyle": "",
+            "markersize": 5,
+        }
+        for place, method in enumerate(shown)
     }
 
 
-def _legend(figure: Any, axes: Any) -> None:
+def _final(rows: Sequence[Row], method: str, metric: str) -> float:
+    """The mean after the last task, of rows and of summaries alike; NaN where there is none."""
+    found = []
+    for row in rows:
+        if row["method"] == method:
+            value = row[metric]
+            found.append(value["final"]["mean"] if "final" in value else np.mean(value[-1]))
+    return float(np.mean(found)) if found else math.nan
+
+
+def _said(metric: str) -> str:
+    return f"{_TITLES[metric]}\n({'higher' if metric in HIGHER else 'lower'} is better)"
+
+
+def _legend(figure: Any, axes: Any, others: bool) -> None:
     found: dict[str, Any] = {}
     for axis in axes.flat:
         for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
             found.setdefault(label, handle)
+    if others:
+        found["all other methods"] = axes[0, 0].plot([], [], **_UNNAMED)[0]
     figure.legend(
         found.values(),
         found.keys(),

@@ -12,19 +12,20 @@ from typing import Any
 
 import numpy as np
 
-from mbrl_bilevel.evaluation.dynamics import LEVELS
+from mbrl_bilevel.evaluation.levels import LEVELS
 from mbrl_bilevel.evaluation.statistics import interval
-from mbrl_bilevel.figures.style import Row, colour, draw_band, save, subplots
+from mbrl_bilevel.figures.style import Row, colour, draw_band, most_telling, save, subplots
 
 
 def draw_errors(folder: Path, rows: Sequence[Row], methods: Sequence[str]) -> Path:
     """One-step error, likelihood and coverage against the number of training rows, a column a data
     set."""
     panels = (
-        ("nrmse", "one-step RMSE (target std)"),
-        ("nll", "test NLL (nats per dimension)"),
+        ("nrmse", "RMSE (target std), lower is better"),
+        ("nll", "NLL (nats), lower is better"),
         ("coverage_90", "coverage of the 90 % interval"),
     )
+    methods = most_telling(methods)
     names = list(dict.fromkeys(row["dataset"] for row in rows))
     figure, axes = subplots(
         len(panels),
@@ -92,12 +93,13 @@ def _clip_catastrophes(axis: Any) -> None:
 def draw_open_loop(folder: Path, rows: Sequence[Row], methods: Sequence[str]) -> Path:
     """Open-loop error, likelihood and coverage against the number of steps, at the largest data size;
     a row a data set."""
+    methods = most_telling(methods)
     largest = max(row["n_train"] for row in rows)
     names = list(dict.fromkeys(row["dataset"] for row in rows))
     figure, axes = subplots(len(names), 3, figsize=(11.5, 3.3 * len(names)), squeeze=False)
     panels = (
-        ("k_nrmse", "open-loop error (state std)"),
-        ("k_nll", "NLL (nats per dimension)"),
+        ("k_nrmse", "open-loop error (state std), lower is better"),
+        ("k_nll", "NLL (nats per dimension), lower is better"),
         ("k_coverage_90", "coverage of the particles' 90 % interval"),
     )
     for line, dataset in zip(axes, names, strict=True):
@@ -174,7 +176,7 @@ def draw_pooled(folder: Path, against: Sequence[Row]) -> Path:
         ("nll", "NLL, interquartile mean difference (nats)", 0.0),
         ("calibration_error", "calibration error, difference", 0.0),
     )
-    figure, axes = subplots(1, len(panels), figsize=(14, 1.2 + 0.45 * len(against)), sharey=True)
+    figure, axes = subplots(1, len(panels), figsize=(14, 1.6 + 0.45 * len(against)), sharey=True)
     for axis, (name, title, even) in zip(axes, panels, strict=True):
         for place, line in enumerate(against):
             for shift, key in ((-0.12, name), (0.12, f"member_{name}")):
@@ -193,13 +195,16 @@ def draw_pooled(folder: Path, against: Sequence[Row]) -> Path:
         axis.grid(alpha=0.3, axis="x")
     axes[0].set_yticks(range(len(against)), [line["against"] for line in against])
     axes[0].invert_yaxis()
-    figure.suptitle(f"{against[0]['method']} against (filled: ensembles, hollow: single models)")
+    figure.suptitle(
+        f"{against[0]['method']} against others: left of the line it is better (filled: ensembles, hollow: single models)"
+    )
     return save(figure, folder / "pooled.png")
 
 
 def draw_calibration(folder: Path, rows: Sequence[Row], methods: Sequence[str]) -> Path:
     """What the central intervals cover against what they should, at the smallest and the largest data
     size, over all data sets."""
+    methods = most_telling(methods)
     sizes = sorted({row["n_train"] for row in rows})
     ends = list(dict.fromkeys((sizes[0], sizes[-1])))
     figure, axes = subplots(1, len(ends), figsize=(4.4 * len(ends), 4.0), squeeze=False)
@@ -246,15 +251,20 @@ def draw_trials(folder: Path, rows: Sequence[Row], methods: Sequence[str]) -> Pa
 def draw_overview(path: Path, rows: Sequence[Row], methods: Sequence[str]) -> Path:
     """One-step error, k-step error and coverage of the 90 % interval, side by side."""
     figure, axes = subplots(1, 4, figsize=(14, 3.4))
-    bars = (("nrmse", "one-step RMSE (in target std)"), ("coverage_90", "coverage, one step"))
-    for axis, (name, title) in zip(axes[[0, 2]], bars, strict=True):
+    dots = (
+        ("nrmse", "one-step RMSE (target std), lower is better"),
+        ("coverage_90", "coverage, one step"),
+    )
+    for axis, (name, title) in zip(axes[[0, 2]], dots, strict=True):
         for i, method in enumerate(methods):
-            values = [r[name] for r in rows if r["method"] == method]
-            axis.bar(i, np.mean(values), color=colour(method, i), alpha=0.6)
-            axis.plot([i] * len(values), values, "k.", markersize=5)
+            _dot(axis, i, [r[name] for r in rows if r["method"] == method], colour(method, i))
         axis.set_xticks(range(len(methods)), methods)
+        axis.set_xlim(-0.5, len(methods) - 0.5)
         axis.set_title(title, fontsize=10)
-    lines = (("k_nrmse", "open-loop error (in state std)"), ("k_coverage_90", "coverage, k steps"))
+    lines = (
+        ("k_nrmse", "open-loop error (state std), lower is better"),
+        ("k_coverage_90", "coverage, k steps"),
+    )
     for axis, (name, title) in zip(axes[[1, 3]], lines, strict=True):
         for i, method in enumerate(methods):
             mine = [r for r in rows if r["method"] == method]
@@ -263,12 +273,20 @@ def draw_overview(path: Path, rows: Sequence[Row], methods: Sequence[str]) -> Pa
         axis.set_xlabel("steps ahead")
         axis.set_title(title, fontsize=10)
     for axis in axes[2:]:
-        axis.axhline(0.9, color="black", linestyle=":", linewidth=1)
-        axis.set_ylim(0.0, 1.02)
+        axis.axhline(0.9, color="black", linestyle=":", linewidth=1, label="as it should be")
     for axis in axes:
         axis.grid(alpha=0.3)
     axes[1].legend(frameon=False, fontsize=8)
     return save(figure, path)
+
+
+def _dot(axis: Any, place: float, values: Sequence[float], tint: str) -> None:
+    """Each repeat faint, their mean and its 95 % interval."""
+    axis.plot([place] * len(values), values, "o", color=tint, alpha=0.35, markersize=4)
+    found = interval(values)
+    axis.plot([place], [found["mean"]], "o", color=tint, markersize=7)
+    if found["low"] is not None:
+        axis.plot([place] * 2, [found["low"], found["high"]], color=tint, linewidth=2)
 
 
 def _interval(rows: Sequence[Row], method: str, n: int, name: str) -> Mapping[str, Any]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mbrl_bilevel.evaluation.statistics import interval
+from mbrl_bilevel.pages.looks import OWN, PALETTE, method_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -17,32 +18,33 @@ if TYPE_CHECKING:
 #: A row as ``rows.jsonl`` keeps it.
 Row = Mapping[str, Any]
 
-#: The colours of figures and pages, (on light, on dark): blue, vermilion, green, violet, ochre, sky; grey for what
-#: has no model. They are at least 0.09 apart in OKLab for normal, protan, deutan and tritan eyes (Machado et al.
-#: 2009, severity 1), and have a contrast of 3 : 1 on a page's background; a test computes both.
-PALETTE = (
-    *(("#1860cc", "#6ca8fc"), ("#cc420c", "#fc6c3c"), ("#004a14", "#a8fcd8")),
-    *(("#6c0088", "#b84cfc"), ("#b88c50", "#fce454"), ("#0c98de", "#4090b4")),
-    ("#777777", "#bcbcbc"),
-)
-#: The place in PALETTE of the methods that come most often, the same in every figure and on every page.
-OWN = {
-    **{"bilevel": 0, "nll": 1, "mse": 2, "beta-nll": 3, "faithful": 4, "bilevel-mixture": 5},
-    **{"label-smoothing": 2, "sac": 6},
+#: How reference lines are told apart.
+_DASHES = (":", "--", "-.", (0, (1, 4)))
+#: Of methods that have no place of their own on the pages of runs; as far from those and each other as is left.
+_OTHERS = ("#111111", "#8a5a44", "#d66fb4", "#5f7a12", "#9a9a9a", "#2b8f86")
+_ALSO = {
+    **{"mse-network": "#5f7a12", "beta-nll-1": "#2b8f86", "nll-mixture": "#8a5a44"},
+    **{"bilevel-constant": "#111111", "learner alone": "#777777"},
 }
-#: Of one family with one of these: its hue, paler.
-_KIN = {"bilevel-constant": "#8db8ee", "mse-network": "#6f9f7f", "beta-nll-1": "#c39bd3"}
-#: What is left to all others.
-_OTHERS = ("#2a9d8f", "#e377c2", "#8c564b", "#a7c957", "#222222", "#d4a017", "#9b5de5")
+#: Lines of a panel at most.
+MOST_LINES = 6
 
 
 def colour(method: str, index: int) -> str:
-    """A method's own colour, the same in every figure, and for each agent with it ("mpc, nll"); of one that has
-    none, the one at ``index``."""
-    name = method.rpartition(", ")[2]
-    if name in OWN:
-        return PALETTE[OWN[name]][0]
-    return _KIN.get(name, _OTHERS[index % len(_OTHERS)])
+    """A method's own colour, the same in every figure and on every page, and for each agent with it ("mpc, nll").
+    ``index``: its place among the methods of the figure, for those that have no colour of their own."""
+    name = method_of(method)
+    place = OWN.get(name)
+    return _ALSO.get(name, _OTHERS[index % len(_OTHERS)]) if place is None else PALETTE[place][0]
+
+
+def most_telling(methods: Sequence[str]) -> list[str]:
+    """At most MOST_LINES of the methods, in their order: variants give way to those that have a colour of their own
+    on the pages of runs. The tables have all."""
+    ranked = sorted(
+        methods, key=lambda method: (method_of(method) not in OWN, methods.index(method))
+    )
+    return [method for method in methods if method in ranked[:MOST_LINES]]
 
 
 def subplots(rows: int = 1, columns: int = 1, **options: Any) -> tuple[Figure, Any]:
@@ -72,6 +74,38 @@ def draw_band(
     if len(values) > 1:
         low, high = ([f[end] for f in found] for end in ("low", "high"))
         axis.fill_between(x, low, high, color=tint, alpha=0.2, linewidth=0)
+
+
+def draw_references(axis: Any, lines: Sequence[Row], order: Sequence[str]) -> None:
+    """Lines within reach of the curves; one that would flatten them is told at the frame instead."""
+    low, high = axis.get_ylim()
+    room = high - low
+    for line in lines:
+        value, style = line["mean"], _DASHES[order.index(line["label"]) % len(_DASHES)]
+        if low - room <= value <= high + room:
+            axis.axhline(
+                value, color="0.3", linewidth=1, linestyle=style, label=plain(line["label"])
+            )
+            low, high = min(low, value - 0.05 * room), max(high, value + 0.05 * room)
+            axis.set_ylim(low, high)
+            continue
+        above, told = value > high, "" if ":" in line["label"] else f": {value:,.0f}"
+        axis.annotate(
+            f"{plain(line['label'])}{told} {'↑' if above else '↓'}",
+            xy=(0.98, 0.97 if above else 0.03),
+            xycoords="axes fraction",
+            ha="right",
+            va="top" if above else "bottom",
+            fontsize=7,
+            color="0.3",
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
+        )
+
+
+def plain(name: str) -> str:
+    """As it was typed: matplotlib reads dollars as mathematics, and hides what begins with ``_``."""
+    text = name.replace("$", r"\$")
+    return f" {text}" if text.startswith("_") else text
 
 
 def save(figure: Figure, path: Path, dpi: int = 130) -> Path:

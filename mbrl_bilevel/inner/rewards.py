@@ -113,7 +113,7 @@ class RBF(QuadraticForm):
         return torch.exp(-0.5 * self.quadratic(y_hat - y, x))
 
     def expected(self, dist: Distribution, y: Tensor, x: Tensor) -> Tensor:
-        """Σ_m w_m |I + A S_m|^(−½) exp(−½ (μ_m − y)ᵀ (A⁻¹ + S_m)⁻¹ (μ_m − y)), [E, B].
+        """``Σ_m w_m |I + A S_m|^(−½) exp(−½ (μ_m − y)ᵀ (A⁻¹ + S_m)⁻¹ (μ_m − y))``, [E, B].
 
         The product of two Gaussians integrated (Petersen & Pedersen 2012, section 8.1.8). Raises
         UnsupportedCombinationError for a policy that is neither Gaussian nor a mixture of them.

@@ -11,7 +11,7 @@ from typing import Any
 from mbrl_bilevel.pages.folders import Run
 
 #: Options that are no part of what a run is.
-_LEFT_OUT = ("quiet", "resume")
+_LEFT_OUT = ("quiet", "resume", "no_report")
 
 
 @dataclass(frozen=True)

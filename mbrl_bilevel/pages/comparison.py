@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import pandas as pd
 
-from mbrl_bilevel.evaluation.dynamics import LEVELS
+from mbrl_bilevel.evaluation.levels import LEVELS
 from mbrl_bilevel.evaluation.statistics import mean, stratified_interval
 from mbrl_bilevel.pages.blocks import Block, Cell, Column, Line, Plot, Section, Table
 from mbrl_bilevel.pages.folders import Run

@@ -1,6 +1,7 @@
 """A colour, a dash and a marker for each method, the same on the whole page and apart for the colour-blind.
 
-The colours are those of the figures (``mbrl_bilevel.figures.style``).
+They are at least 0.09 apart in OKLab for normal, protan, deutan and tritan eyes (Machado et
+al. 2009, severity 1), and have a contrast of 3 : 1 on the page's background; a test computes both.
 """
 
 from __future__ import annotations
@@ -8,10 +9,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mbrl_bilevel.figures.style import OWN, PALETTE
-
+#: (on light, on dark): blue, vermilion, green, violet, ochre, sky; grey for what has no model.
+PALETTE = (
+    *(("#1860cc", "#6ca8fc"), ("#cc420c", "#fc6c3c"), ("#004a14", "#a8fcd8")),
+    *(("#6c0088", "#b84cfc"), ("#b88c50", "#fce454"), ("#0c98de", "#4090b4")),
+    ("#777777", "#bcbcbc"),
+)
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 MARKERS = ("circle", "square", "diamond", "triangle-up", "x", "cross")
+
+#: Methods that come most often keep their place from page to page; the others take what is free.
+OWN = {
+    **{"bilevel": 0, "nll": 1, "mse": 2, "beta-nll": 3, "faithful": 4, "bilevel-mixture": 5},
+    **{"label-smoothing": 2, "sac": 6},
+}
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,6 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from mbrl_bilevel.base.atomic import write_atomically
-from mbrl_bilevel.figures.style import PALETTE
 from mbrl_bilevel.pages.about import about
 from mbrl_bilevel.pages.blocks import Block, Line, Matrix, Plot, Section, Table
 from mbrl_bilevel.pages.classes import classes
@@ -24,7 +23,7 @@ from mbrl_bilevel.pages.comparison import comparison
 from mbrl_bilevel.pages.folders import Run, read_runs
 from mbrl_bilevel.pages.forgetting import forgetting
 from mbrl_bilevel.pages.health import by_policy, model_health
-from mbrl_bilevel.pages.looks import Looks
+from mbrl_bilevel.pages.looks import PALETTE, Looks
 from mbrl_bilevel.pages.means import said
 from mbrl_bilevel.pages.others import benched, plain_rows, recovered, tuned
 from mbrl_bilevel.pages.returns import learning, offline, planning

@@ -14,21 +14,31 @@ _MOST_ROWS, _WIDEST = 40, 40
 _ARROWS = {"lower": " ↓", "higher": " ↑", "level": "", None: ""}
 
 
-def summary(runs: Sequence[Path | str], tables: int = 1) -> str:
+def summary(runs: Sequence[Path | str], tables: int = 1, width: int = 200) -> str:
     """The first ``tables`` tables of these run folders, each with its title; the best of each group is starred.
+
+    A table that would be wider than ``width`` characters leaves its intervals out.
 
     Empty where nothing is finished yet. Raises InvalidInputError as ``write_page`` does.
     """
     sections = sections_of(read_runs([Path(run) for run in runs]))
     found = [block for section in sections for block in section.blocks if isinstance(block, Table)]
-    return "\n\n".join("\n".join(_lines(table)) for table in found[:tables])
+    return "\n\n".join("\n".join(_fitting(table, width)) for table in found[:tables])
 
 
-def _lines(table: Table) -> Iterator[str]:
-    head = [f"{column.title}{_ARROWS[column.better]}" for column in table.columns]
-    rows = [[_text(cell) for cell in row] for row in table.rows[:_MOST_ROWS]]
+def _fitting(table: Table, width: int) -> list[str]:
+    """With its intervals, where these have room."""
+    whole = list(_lines(table, True))
+    return whole if max(map(len, whole)) <= width else list(_lines(table, False))
+
+
+def _lines(table: Table, intervals: bool) -> Iterator[str]:
+    head = [
+        f"{_titled(column.title, intervals)}{_ARROWS[column.better]}" for column in table.columns
+    ]
+    rows = [[_text(cell, intervals) for cell in row] for row in table.rows[:_MOST_ROWS]]
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-    yield table.title
+    yield _titled(table.title, intervals)
     yield _padded(head, widths)
     yield _padded(["-" * width for width in widths], widths)
     yield from (_padded(row, widths) for row in rows)
@@ -36,9 +46,14 @@ def _lines(table: Table) -> Iterator[str]:
         yield f"… {len(table.rows) - _MOST_ROWS} more rows are on the page"
 
 
-def _text(cell: Cell) -> str:
+def _titled(title: str, intervals: bool) -> str:
+    return title if intervals else title.replace(" [95 % interval]", "")
+
+
+def _text(cell: Cell, interval: bool) -> str:
     """On one line, and without what would move the cursor: a name may hold anything."""
-    text = " ".join(f"{cell.text} {cell.interval}{' *' if cell.best else ''}".split())
+    ends = f" {cell.interval}" if interval else ""
+    text = " ".join(f"{cell.text}{ends}{' *' if cell.best else ''}".split())
     text = "".join(c if c.isprintable() else "?" for c in text)
     return text if len(text) <= _WIDEST else f"{text[: _WIDEST - 1]}…"
 

@@ -12,7 +12,7 @@ from mbrl_bilevel.pages.looks import SEPARATOR
 #: Options in which runs may differ and still be put together: they are in the rows, or change no number.
 FREE = frozenset(
     (
-        *("out", "resume", "quiet", "threads", "jobs", "seed", "seeds", "save_minari"),
+        *("out", "resume", "quiet", "no_report", "threads", "jobs", "seed", "seeds", "save_minari"),
         *("keep_checkpoints", "methods", "env_id", "minari", "csv", "data", "n_train"),
         *("sequences", "planners", "policies", "only"),
     )

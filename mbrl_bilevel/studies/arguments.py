@@ -34,7 +34,9 @@ class RunArgs:
     seed: int = 0
     """Seed of every random draw, 0 or more."""
     quiet: bool = False
-    """No progress bars on stderr."""
+    """No progress bars and no table on stderr."""
+    no_report: bool = False
+    """Write no report.html, the page of the run, at its end."""
     resume: bool = False
     """Go on with the run in --out: its finished rows are kept. A finished one goes on to more --seeds, of
     train to more --steps."""

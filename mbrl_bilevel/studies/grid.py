@@ -19,7 +19,7 @@ RANDOM = "random actions"
 #: Options of train that are not a column's: they are said elsewhere in the study, or are study's own.
 _TAKEN = (
     *("--seed", "--seeds", "--steps", "--env-id", "--eval-every", "--eval-episodes"),
-    *("--out", "--resume", "--jobs", "--threads", "--quiet"),
+    *("--out", "--resume", "--jobs", "--threads", "--quiet", "--no-report"),
 )
 
 

@@ -1,4 +1,4 @@
-"""What the scripts share: arguments in, a run folder, one JSON line out, and the exit codes.
+"""What the scripts share: arguments in, a run folder and its page, one JSON line out, and the exit codes.
 
 0 done, 2 a bad input or an unwritable disk (one line on stderr), 130 stopped, 1 a bug (traceback).
 """
@@ -10,6 +10,8 @@ import inspect
 import json
 import os
 import re
+import shlex
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -45,6 +47,9 @@ def launch(
     work in the folder ``run``; the name of the run is that of the file ``main`` is in, whose docstring heads
     --help. ``argv``: the options, None takes those of the command line.
 
+    At the end the page of the run (``mbrl_bilevel.pages``) is written beside its rows, unless ``--no-report``,
+    and its first table is printed on stderr, unless ``--quiet``.
+
     A finished run under --resume is not run again: its summary is printed as it was. To save more than rows
     when stopped, ``main`` catches KeyboardInterrupt, saves, and raises it again. Raises SystemExit with the
     exit code unless all went well: 2 for a mistake or an unwritable disk (one line on stderr), 130 for
@@ -52,15 +57,44 @@ def launch(
     """
     with _exit_codes():
         args = parse(args_type, argv, _help(main))
-        with RunFolder(Path(inspect.getfile(main)).stem, args) as run:
+        script = Path(inspect.getfile(main))
+        typed = shlex.join(["python", *(sys.argv if argv is None else [script.name, *argv])])
+        with RunFolder(script.stem, args, typed) as run:
             summary = run.summary
             if summary is None:
                 summary = _run(main, args, run)
+        _show(args, run)
         print(json.dumps(summary, allow_nan=False), flush=True)
         if run.failed:
             raise BilevelError(
                 f"{run.failed} of the runs failed; try them again with --resume --out {run.path}"
             )
+
+
+def _show(args: RunArgs, run: RunFolder) -> None:
+    """The page of the run and, on stderr, its first table. The run is finished: whatever is wrong with its page
+    is told, and does not undo that."""
+    page = run.path / "report.html"
+    if args.no_report and args.quiet:
+        return
+    try:
+        # Here: they bring in pandas and SciPy, if the run has not done so.
+        from mbrl_bilevel.pages.page import write_page
+        from mbrl_bilevel.pages.terminal import summary
+
+        width = shutil.get_terminal_size((200, 24)).columns
+        table = "" if args.quiet else summary([run.path], width=width)
+        if not args.no_report:
+            write_page([run.path], page)
+    except Exception as error:
+        print(
+            f"warning: no page: {type(error).__name__}: {error}; the run is finished, scripts/report.py tries again",
+            file=sys.stderr,
+        )
+        return
+    if not args.quiet:
+        told = [table, "" if args.no_report else f"page: {page}"]
+        print("\n\n".join(filter(None, told)), file=sys.stderr, flush=True)
 
 
 def run_inside(script: str, args: R, main: Callable[[R, RunFolder], Result]) -> dict[str, Any]:

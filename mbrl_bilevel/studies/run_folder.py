@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 #: Options that may differ when a run is resumed: they do not change what it computes.
-FREE_ON_RESUME = ("out", "resume", "quiet", "threads", "jobs")
+FREE_ON_RESUME = ("out", "resume", "quiet", "no_report", "threads", "jobs")
 
 _PACKAGES = ("torch", "numpy", "gymnasium", "mujoco", "stable_baselines3", "mbrl_bilevel")
 _TRACES = ("config.json", "metrics.json", "summary.json", "rows.jsonl")
@@ -57,9 +57,10 @@ class RunFolder:
     rows: Rows
     failed: int = 0
 
-    def __init__(self, script: str, args: RunArgs) -> None:
+    def __init__(self, script: str, args: RunArgs, command: str | None = None) -> None:
         """Start a new run, or go on with the one in ``args.out`` if ``args.resume``.
 
+        ``command``: what was typed to start it, for config.json; None where it was not started by itself.
         Raises InvalidInputError if the folder holds a run that may not be touched, and OSError if
         it cannot be made or written.
         """
@@ -75,7 +76,7 @@ class RunFolder:
             if self._fresh:
                 if args.resume:  # said even when quiet: a slip in --out must not pass for a resume
                     print(f"{self.path} holds no run yet: starting one", file=sys.stderr)
-                self.write_json("config.json", _config(script, args))
+                self.write_json("config.json", _config(script, args, command))
             elif args.resume:
                 if _check_same(self.path, script, args):
                     self._grow(args)
@@ -262,7 +263,7 @@ def _sweep(path: Path) -> None:
         file.unlink(missing_ok=True)
 
 
-def _config(script: str, args: RunArgs) -> dict[str, object]:
+def _config(script: str, args: RunArgs, command: str | None) -> dict[str, object]:
     versions: dict[str, str | None] = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:
@@ -271,6 +272,7 @@ def _config(script: str, args: RunArgs) -> dict[str, object]:
             versions[package] = None
     return {
         "script": script,
+        **({} if command is None else {"command": command}),
         "args": _options(args),
         "versions": versions,
         "platform": platform.platform(),

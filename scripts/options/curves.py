@@ -15,7 +15,7 @@ class Args(RunArgs):
     """Options of curves."""
 
     runs: tuple[str, ...]
-    """Folders that train and plan have filled, or are still filling; LABEL=FOLDER names the curve."""
+    """Folders that train, plan and demo have filled, or are still filling; LABEL=FOLDER names the curve."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

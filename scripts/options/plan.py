@@ -49,6 +49,8 @@ class Args(EpisodeArgs, RepeatedArgs):
     """Colour of icem's noise: 0 is white, 2 and more for slow systems."""
     add_middle: bool = False
     """Let doing nothing compete among the plans of icem and cem: where control costs, as on Pusher."""
+    video: bool = False
+    """Film the first episode of each planner, beside what the saved agent's model imagined: videos/."""
     seeds: int = 3
     """Episodes of each planner: --seed, --seed + 1, …."""
 

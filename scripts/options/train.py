@@ -130,6 +130,9 @@ class Args(_WithSettings):
     save_minari: str | None = None
     """Id under which to write the experience as a Minari data set, such as me/hopper-v0; not with
     several seeds."""
+    video: bool = False
+    """Film an episode of the trained agent, beside what its model imagined: videos/agent.mp4; of several seeds the
+    first one's."""
     keep_checkpoints: int = 2
     """Saved agents to keep, the newest; the best one is kept beside them."""
 

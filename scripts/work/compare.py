@@ -23,7 +23,6 @@ from mbrl_bilevel.base.errors import InvalidInputError
 from mbrl_bilevel.base.records import FitResult, Rule, Transitions
 from mbrl_bilevel.data.splits import sample_segments
 from mbrl_bilevel.evaluation.dynamics import (
-    LEVELS,
     OneStep,
     evaluate_one_step,
     evaluate_open_loop,
@@ -31,6 +30,7 @@ from mbrl_bilevel.evaluation.dynamics import (
     evaluate_returns,
     rollout_band,
 )
+from mbrl_bilevel.evaluation.levels import LEVELS
 from mbrl_bilevel.figures.models import (
     draw_calibration,
     draw_errors,
@@ -38,7 +38,6 @@ from mbrl_bilevel.figures.models import (
     draw_pooled,
     draw_rollout,
 )
-from mbrl_bilevel.imagination.settings import Imagination
 from mbrl_bilevel.models.dynamics import DynamicsModel, fit_dynamics, weights_by_name
 from mbrl_bilevel.models.regression import fit_regression
 from mbrl_bilevel.studies.cells import Cells, Done, run_cells

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -43,7 +43,7 @@ def read_runs(
     curves: dict[Line, dict[int, Curve]] = {}
     lines: dict[Line, dict[int, float]] = {}
     first: dict[tuple[str, ...], Mapping[str, Any]] = {}
-    for label, folder in runs:
+    for label, folder in _with_parts(runs):
         script, options = _config(folder)
         if script == "train":
             line = options["env_id"], label or label_of(options["agent"], options["method"])
@@ -63,6 +63,24 @@ def read_runs(
             line = row["env_id"], baseline or f"{row['planner']}, {inside}"
             _add(lines, line, row["seed"], row["return"])
     return curves, lines
+
+
+def _with_parts(runs: Sequence[tuple[str, Path]]) -> Iterator[tuple[str, Path]]:
+    """The runs, and in place of one of demo the agents that it trained."""
+    for label, folder in runs:
+        parts = sorted(path.parent for path in folder.glob("train-*/config.json"))
+        if not parts or _script_of(folder) != "demo":
+            yield label, folder
+            continue
+        yield from ((f"{label} {part.name}" if label else "", part) for part in parts)
+
+
+def _script_of(folder: Path) -> object:
+    try:
+        config = json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError, RecursionError):
+        return None
+    return config.get("script") if isinstance(config, dict) else None
 
 
 def _add(found: dict[Line, dict[int, T]], line: Line, seed: int, value: T) -> None:
@@ -114,7 +132,8 @@ def _config(folder: Path) -> tuple[str, dict[str, Any]]:
         known = False
     if not known:
         raise InvalidInputError(
-            f"--runs: {folder} holds no run of train or plan; give folders that these have filled"
+            f"--runs: {folder} holds no run of train or plan; give folders that these or demo have filled "
+            "(scripts/report.py draws any run)"
         )
     return script, options
 

@@ -89,7 +89,7 @@ def _folder(agent: str) -> str:
 
 def _run_part(run: RunFolder, name: str, command: list[str]) -> None:
     script, *options = command
-    fixed = ["--out", str(run.path / name), "--resume", "--quiet", "--threads=1"]
+    fixed = ["--out", str(run.path / name), "--resume", "--quiet", "--no-report", "--threads=1"]
     done = subprocess.run(
         [sys.executable, str(SCRIPTS / script), *options, *fixed],
         capture_output=True,

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from agents.planners import PLANNERS, Planner
 from agents.planners.actions import BoxActions
 from agents.planning_agent.checkpoint import read_for_planning
 from envs.known.oracle import Oracle
+from envs.tasks.drawing import make_drawable
 from envs.tasks.layers import Env
 from envs.tasks.make import make_env, require_time_limit
 from mbrl_bilevel.base.errors import InvalidInputError
@@ -31,12 +33,16 @@ from mbrl_bilevel.studies.cells import Cells, Done, run_cells
 from mbrl_bilevel.studies.launching import Result
 from mbrl_bilevel.studies.rows import Row
 from mbrl_bilevel.studies.run_folder import RunFolder
+from work.film import FILM_STEPS, Act, acting, film, require_film
 from work.named_rules import named_reward, named_termination
 
 
 def plan_episodes(args: Args, run: RunFolder) -> Result:
     """An episode a cell; then the table and the figure."""
     args = settled(args, run)
+    if args.video:
+        for env_id in args.env_id:
+            require_film("--video", env_id, **_options_of(args))
     spaces = {env_id: _checked_space(args, env_id) for env_id in args.env_id}
     # Among discrete actions none is sure to be no action.
     kinds = (*_BASELINES, *dict.fromkeys(args.planners))
@@ -50,14 +56,29 @@ def plan_episodes(args: Args, run: RunFolder) -> Result:
     rows = run_cells(run, args, Cells(keys, play, ("return", "steps")), "plan", args.jobs)
     summary = _summary(rows)
     figure = draw_planners(run.figures / "planners.png", rows, kinds)
-    return Result({"rows": rows, "summary": summary}, {"summary": summary, "figure": str(figure)})
+    told: dict[str, Any] = {"summary": summary, "figure": str(figure)}
+    if args.video:
+        told["videos"] = [
+            str(_filmed(args, run, env_id, kind)) for env_id in spaces for kind in args.planners
+        ]
+    return Result({"rows": rows, "summary": summary}, told)
+
+
+def _filmed(args: Args, run: RunFolder, env_id: str, kind: str) -> Path:
+    """The first episode of a planner."""
+    key = {"env_id": env_id, "planner": kind, "seed": args.seed}
+    model = None if args.model == "oracle" else _agent_of(args, _make(args, env_id)).model
+    return film(
+        run.path / "videos" / f"{env_id.replace('/', '-')}-{kind}.mp4",
+        lambda env: _actor(args, key, env)[0],
+        model,
+        partial(make_drawable, env_id, **_options_of(args)),
+        seed=args.seed,
+        steps=args.max_episode_steps or FILM_STEPS,
+    ).path
 
 
 Array = npt.NDArray[Any]
-
-
-#: ``act(observation [O]) -> action``, once a step from the first of an episode on.
-Act = Callable[[Array], Array]
 
 
 _BASELINES = ("nothing", "random-actions")
@@ -135,10 +156,7 @@ def _with_oracle(planner: Planner, env: Env, seed: int) -> Act:
 
 def _with_agent(args: Args, planner: Planner, env: Env, seed: int) -> tuple[Act, Row]:
     """The saved model and value, with this planner in place of the agent's own."""
-    termination = named_termination(args.termination, env)
-    reward = None if args.reward is None else named_reward(args.reward, env)
-    with naming("--model"):
-        agent = _saved(Path(args.model), env, termination, reward, args.device)
+    agent = _agent_of(args, env)
     if agent.model is None:
         raise InvalidInputError(
             f"--model: the agent in {args.model} has no model (yet, or ever: sac learns none); give the "
@@ -150,14 +168,17 @@ def _with_agent(args: Args, planner: Planner, env: Env, seed: int) -> tuple[Act,
     with naming("--horizon"):
         agent.settings = replace(agent.settings, planner=planner, imagination=imagination)
     agent.seed = seed
-    state: Any = None
+    return acting(agent), {
+        "precision": agent.settings.imagination.precision,
+        "device": str(agent.device),
+    }
 
-    def act(obs: Array) -> Array:
-        nonlocal state
-        action, state = agent.predict(obs, state, deterministic=True)
-        return action
 
-    return act, {"precision": agent.settings.imagination.precision, "device": str(agent.device)}
+def _agent_of(args: Args, env: Env) -> MPC:
+    termination = named_termination(args.termination, env)
+    reward = None if args.reward is None else named_reward(args.reward, env)
+    with naming("--model"):
+        return _saved(Path(args.model), env, termination, reward, args.device)
 
 
 def _saved(
@@ -177,7 +198,11 @@ def _saved(
 
 
 def _make(args: Args, env_id: str) -> Env:
-    return make_env(env_id, import_module=args.import_module, timeout=args.env_timeout)
+    return make_env(env_id, **_options_of(args))
+
+
+def _options_of(args: Args) -> dict[str, Any]:
+    return {"import_module": args.import_module, "timeout": args.env_timeout}
 
 
 def _checked_space(args: Args, env_id: str) -> gym.Space[Any]:

@@ -19,6 +19,7 @@ from stable_baselines3.common.monitor import Monitor
 from agents.common.rules import RewardChoice, TerminationChoice
 from agents.planning_agent.agent import PlanningAgent
 from envs.datasets.offline import load_minari, require_new_minari, save_minari
+from envs.tasks.drawing import make_drawable
 from envs.tasks.make import make_env, require_time_limit
 from mbrl_bilevel.base.errors import CheckpointError, InvalidInputError
 from mbrl_bilevel.evaluation.statistics import interval
@@ -29,12 +30,15 @@ from mbrl_bilevel.studies.returns import PolicyAlone, episode_returns
 from mbrl_bilevel.studies.rows import Row
 from mbrl_bilevel.studies.run_folder import Bar, RunFolder
 from mbrl_bilevel.studies.saved_agents import Shelf
+from work.film import acting, film, require_film
 from work.named_rules import named_reward, named_termination
 from work.train_agents import Built, build
 
 
 def train(args: Args, run: RunFolder) -> Result:
     """One agent, or several seeds of it, each in a run folder of its own inside this one."""
+    if args.video:
+        require_film("--video", args.env_id, **_options_of(args))
     return _one(args, run) if args.seeds == 1 else _several(args, run)
 
 
@@ -81,6 +85,7 @@ def train_seed(args: Args, key: Row) -> Done:
     folder = args.out / f"seed-{key['seed']}"
     begun = (folder / "config.json").exists()
     own = replace(args, out=folder, seed=key["seed"], seeds=1, jobs=1, quiet=True, resume=begun)
+    own = replace(own, video=args.video and key["seed"] == args.seed)
     metrics = run_inside("train", own, _one)
     means = [point["mean"] for point in metrics["returns"]]
     steps = [point["step"] for point in metrics["returns"]]
@@ -138,6 +143,11 @@ def _one(args: Args, run: RunFolder) -> Result:
             description=f"experience of {args.steps} steps of training, seed {args.seed}",
         )
     files = {"agent": str(shelf.place(args.steps)), "best": str(shelf.best)}
+    if args.video:
+        make = partial(make_drawable, args.env_id, **_options_of(args))
+        place = run.path / "videos" / "agent.mp4"
+        filmed = film(place, lambda _: acting(agent), agent.model, make, seed=args.seed)
+        files["video"] = str(filmed.path)
     return Result(metrics, {"final_return": final, **files, "figure": str(figure)})
 
 
@@ -184,8 +194,12 @@ def _is_written(args: Args) -> bool:
 
 
 def _make(args: Args) -> gym.Env[Any, Any]:
+    return make_env(args.env_id, **_options_of(args))
+
+
+def _options_of(args: Args) -> dict[str, Any]:
     more = {} if args.max_episode_steps is None else {"max_episode_steps": args.max_episode_steps}
-    return make_env(args.env_id, import_module=args.import_module, timeout=args.env_timeout, **more)
+    return {"import_module": args.import_module, "timeout": args.env_timeout, **more}
 
 
 def chosen_reward(args: Args, built: Built, env: gym.Env[Any, Any]) -> RewardChoice:

@@ -30,7 +30,7 @@ def finished(out: Path, told: str) -> Any:
 def test_it_fills_a_folder_and_goes_on_where_it_was_stopped(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    options = ["--quiet", *SMALL, "--out", str(tmp_path / "a")]
+    options = ["--quiet", "--no-report", *SMALL, "--out", str(tmp_path / "a")]
     done = subprocess.run(
         [sys.executable, str(ROOT / "examples" / "my_study.py"), *options, "--jobs", "2"],
         env={**os.environ, "PYTHONPATH": str(ROOT)},

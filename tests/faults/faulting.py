@@ -92,6 +92,10 @@ POOLS: dict[str, list[str]] = {
 _FREE = ("train_seconds", "wall_seconds", "cpu_seconds", "peak_memory_mb")
 
 
+#: No bar, no table and no page.
+QUIET = ("--quiet", "--no-report")
+
+
 def go(name: str, out: Path, *more: str, figures: bool = False) -> int:
     """The exit code of a run in this process; its figures' files take the longest."""
     script, *options = (RUNS | POOLS)[name]
@@ -100,7 +104,7 @@ def go(name: str, out: Path, *more: str, figures: bool = False) -> int:
         if not figures:
             patch.setattr(Figure, "savefig", lambda figure, *args, **kwargs: None)
         try:
-            launch(module.Args, module.main, [*options, "--quiet", "--out", str(out), *more])
+            launch(module.Args, module.main, [*options, *QUIET, "--out", str(out), *more])
         except SystemExit as stop:
             return int(str(stop.code))
     return 0
@@ -123,7 +127,7 @@ def go_and_kill(name: str, out: Path, after: float) -> bool:
 def start(script: str, *options: str, cwd: Path, **more: Any) -> subprocess.Popen[str]:
     """The script as a process of its own, as a user starts it."""
     return subprocess.Popen(
-        [sys.executable, str(ROOT / "scripts" / f"{script}.py"), "--quiet", *options],
+        [sys.executable, str(ROOT / "scripts" / f"{script}.py"), *QUIET, *options],
         cwd=cwd,
         env={**os.environ, "PYTHONPATH": f"{TASKS}:{ROOT}", "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,

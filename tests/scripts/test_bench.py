@@ -27,6 +27,9 @@ from mbrl_bilevel.policies.policies import GaussianPolicy  # noqa: E402
 from mbrl_bilevel.studies.launching import launch  # noqa: E402
 from mbrl_bilevel.training.settings import Schedule  # noqa: E402
 
+#: No bar, no table and no page.
+QUIET = ["--quiet", "--no-report"]
+
 SMALL = QUICK
 
 
@@ -81,12 +84,12 @@ def test_every_row_is_there_and_sane(tmp_path: Path, capsys: pytest.CaptureFixtu
 def test_only_the_rows_asked_for_and_not_again(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run(tmp_path / "a", "--only", "train-nll", "--quiet")
+    run(tmp_path / "a", "--only", "train-nll", *QUIET)
     assert capsys.readouterr().err == ""
     first = metrics(tmp_path / "a")["rows"]
     assert [row["name"] for row in first] == ["train-nll"]
     (tmp_path / "a" / "metrics.json").unlink()  # as if stopped after the row
-    run(tmp_path / "a", "--only", "train-nll", "--quiet", "--resume")
+    run(tmp_path / "a", "--only", "train-nll", *QUIET, "--resume")
     assert metrics(tmp_path / "a")["rows"] == first
 
 
@@ -111,7 +114,7 @@ def test_rows_asked_for_that_no_peer_is_there_for_are_an_error(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as caught:
-        run(tmp_path / "a", "--only", *sorted(set(ROWS) - set(ALONE)), "--quiet")
+        run(tmp_path / "a", "--only", *sorted(set(ROWS) - set(ALONE)), *QUIET)
     assert caught.value.code == 2
     err = capsys.readouterr().err
     assert err.startswith("error: --only: no row could be measured: ")

@@ -16,9 +16,13 @@ sys.path.append(str(SCRIPTS))
 
 import classify  # noqa: E402
 
+from mbrl_bilevel.pages.page import write_page  # noqa: E402
 from mbrl_bilevel.studies.launching import launch  # noqa: E402
 
-SMALL = ["--quiet", "--members", "2", "--hidden", "8", "--train-steps", "40", "--seeds", "2"]
+#: No bar, no table and no page.
+QUIET = ["--quiet", "--no-report"]
+
+SMALL = [*QUIET, "--members", "2", "--hidden", "8", "--train-steps", "40", "--seeds", "2"]
 
 
 def run(out: Path, *options: str) -> Any:
@@ -69,6 +73,7 @@ def test_rows_of_every_method_and_the_same_again(tmp_path: Path) -> None:
         assert {"accuracy", "balanced_accuracy", "nll", "ece", "brier"} <= row.keys()
         assert 0.0 <= row["accuracy"] <= 1.0 < 10.0 > row["nll"] > 0.0
         assert sum(row["count"]) in (30, 100)
+    assert write_page([tmp_path / "a"], tmp_path / "page.html").plots >= 2
     figures = {path.name for path in (tmp_path / "a" / "figures").iterdir()}
     assert figures == {"differences.png", "reliability.png", "reward_matrices.png"}
 

@@ -22,12 +22,16 @@ sys.path.append(str(SCRIPTS))
 
 import continual  # noqa: E402
 
+from mbrl_bilevel.pages.page import write_page  # noqa: E402
 from mbrl_bilevel.studies.continual_summaries import against, removed, summarise, transfers  # noqa: E402
 from mbrl_bilevel.studies.launching import launch  # noqa: E402
 
+#: No bar, no table and no page.
+QUIET = ["--quiet", "--no-report"]
+
 METHODS = ["bilevel+kl", "nll", "nll+alone"]
 TINY = [
-    *["--quiet", "--sequences", "two", "--methods", *METHODS, "--seeds", "2", "--members", "2"],
+    *[*QUIET, "--sequences", "two", "--methods", *METHODS, "--seeds", "2", "--members", "2"],
     *["--n-train", "200", "--n-test", "100", "--hidden", "8", "--horizon", "3"],
     *["--train-steps", "60", "--learning-rate", "1e-2"],
 ]
@@ -58,6 +62,7 @@ def test_a_run_has_a_row_for_each_method_and_ends_the_same_after_a_stop(
     assert [(r["seed"], r["method"]) for r in found["rows"]] == [
         (seed, method) for seed in (0, 1) for method in METHODS
     ]
+    assert write_page([tmp_path / "a"], tmp_path / "page.html").plots >= 2
     for row, matrices in zip(found["rows"], found["matrices"], strict=True):
         assert all(row[name] == matrices[name] for name in ("method", "sequence", "seed"))
         for metric in ("rmse", "nll", "k_rmse", "return"):
@@ -189,7 +194,7 @@ def test_bad_options_are_one_line(
 
 
 CLASSES = [
-    *["--quiet", "--sequences", "pairs", "--methods", "bilevel+kl", "nll+replay", "nll"],
+    *[*QUIET, "--sequences", "pairs", "--methods", "bilevel+kl", "nll+replay", "nll"],
     *["--seeds", "1", "--members", "2", "--hidden", "8", "--train-steps", "30", "--memory", "20"],
     *["--learning-rate", "3e-2"],
 ]

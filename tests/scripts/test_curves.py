@@ -18,6 +18,9 @@ import curves
 from mbrl_bilevel.figures import curves as pictures
 from mbrl_bilevel.studies.launching import launch
 
+#: No bar, no table and no page.
+QUIET = ["--quiet", "--no-report"]
+
 _save = pictures.save
 
 
@@ -51,7 +54,7 @@ def write(folder: Path, script: str, options: dict[str, Any], rows: list[dict[st
 
 def metrics(tmp_path: Path, *runs: object) -> Any:
     out = tmp_path / "out"
-    options = ["--runs", *map(str, runs), "--out", str(out), "--quiet"]
+    options = ["--runs", *map(str, runs), "--out", str(out), *QUIET]
     launch(curves.Args, curves.main, options)
     assert (out / "figures" / "returns.png").stat().st_size > 1000
     return json.loads((out / "metrics.json").read_text())
@@ -259,7 +262,8 @@ def test_every_line_is_in_the_legend_as_it_was_typed(
     def look(figure: Any, path: Path) -> Path:
         figure.canvas.draw()
         (axis,) = figure.axes
-        for line, text in zip(axis.get_lines(), axis.get_legend().get_texts(), strict=True):
+        (legend,) = figure.legends  # one for all panels
+        for line, text in zip(axis.get_lines(), legend.get_texts(), strict=True):
             shown, is_mathematics = text._preprocess_math(text.get_text())
             assert not is_mathematics
             drawn[shown.strip()] = line.get_linestyle()
@@ -273,6 +277,32 @@ def test_every_line_is_in_the_legend_as_it_was_typed(
         warnings.simplefilter("error")
         metrics(tmp_path, *runs, planned(tmp_path / "plan", planners))
     assert list(drawn) == [*names, *(f"{planner}, true simulator" for planner in planners)]
+
+
+def test_the_agents_of_a_demo_are_drawn(tmp_path: Path) -> None:
+    demo = tmp_path / "demo"
+    for name, agent in (("train-bilevel", "planning"), ("train-alone", "sac")):
+        trained(demo / name, [1.0, 2.0], agent=agent)
+    (demo / "config.json").write_text(json.dumps({"script": "demo", "args": {}}))
+    found = metrics(tmp_path, demo)
+    assert {p["label"] for p in found["points"]} == {"planning, nll", "sac"}
+
+
+def test_a_reference_that_would_flatten_the_curves_is_told_at_the_frame(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+
+    def look(figure: Any, path: Path) -> Path:
+        seen.append(figure)
+        return _save(figure, path)
+
+    monkeypatch.setattr(pictures, "save", look)
+    run = trained(tmp_path / "run", [1.0, 2.0])
+    metrics(tmp_path, run, planned(tmp_path / "plan", {"icem": [2.0], "random-actions": [-900.0]}))
+    (axis,) = seen[0].axes
+    assert [text.get_text() for text in axis.texts] == ["random actions: -900 ↓"]
+    assert axis.get_ylim()[0] > -10.0
 
 
 def refused(capsys: pytest.CaptureFixture[str], tmp_path: Path, *runs: object) -> str:

@@ -14,6 +14,9 @@ from mbrl_bilevel.studies.launching import launch
 from mbrl_bilevel.training.class_methods import CLASS_METHODS
 from mbrl_bilevel.training.methods import METHODS
 
+#: No bar, no table and no page.
+QUIET = ["--quiet", "--no-report"]
+
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 SCRIPTS = ROOT / "scripts"
@@ -32,7 +35,7 @@ COMPARE = [
     "200",
     "--jobs",
     "2",
-    "--quiet",
+    *QUIET,
 ]
 
 

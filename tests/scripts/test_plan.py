@@ -23,12 +23,16 @@ from agents.mpc import MPC, MPCSettings  # noqa: E402
 from agents.planners import RandomShooting  # noqa: E402
 from envs.tasks.make import make_env  # noqa: E402
 from mbrl_bilevel.imagination.settings import Imagination  # noqa: E402
+from mbrl_bilevel.pages.page import write_page  # noqa: E402
 from mbrl_bilevel.studies.arguments import RunArgs  # noqa: E402
 from mbrl_bilevel.studies.launching import launch  # noqa: E402
 from mbrl_bilevel.studies.run_folder import RunFolder  # noqa: E402
 from mbrl_bilevel.training.settings import Schedule  # noqa: E402
 
-SHORT = ["--plans", "24", "--horizon", "6", "--max-episode-steps", "12", "--quiet"]
+#: No bar, no table and no page.
+QUIET = ["--quiet", "--no-report"]
+
+SHORT = ["--plans", "24", "--horizon", "6", "--max-episode-steps", "12", *QUIET]
 ORACLE = [*SHORT, "--env-id", "InvertedPendulum-v5", "Reacher-v5", "--seeds", "2"]
 
 
@@ -45,6 +49,7 @@ def test_the_oracle_is_above_its_baselines_and_a_cut_run_goes_on(tmp_path: Path)
     found = metrics(whole)
     mean = {(s["env_id"], s["planner"]): s["return"]["mean"] for s in found["summary"]}
     assert len(mean) == 10
+    assert write_page([whole], tmp_path / "page.html").plots >= 2
     for planner in ("icem", "cem", "random"):
         # Upright all the while; doing nothing and random actions drop it.
         assert mean["InvertedPendulum-v5", planner] == 12.0
@@ -187,7 +192,7 @@ def test_bad_options_are_told_in_one_line(
     options: list[str], what: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as stop:
-        launch(plan.Args, plan.main, ["--quiet", *options, "--out", str(tmp_path / "a")])
+        launch(plan.Args, plan.main, [*QUIET, *options, "--out", str(tmp_path / "a")])
     assert stop.value.code == 2
     error = capsys.readouterr().err
     assert what in error

@@ -71,7 +71,7 @@ def require_alike(found: Any, stored: Any, where: str) -> None:
 def ran(script: str, name: str, folder: Path) -> Any:
     """The metrics of the stored run, run again."""
     module, options = SCRIPTS[script], RUNS[script][name]["options"]
-    launch(module.Args, module.main, [*options, "--out", str(folder / "run")])
+    launch(module.Args, module.main, [*options, "--no-report", "--out", str(folder / "run")])
     return json.loads((folder / "run" / "metrics.json").read_text())
 
 

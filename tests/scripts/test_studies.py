@@ -29,11 +29,15 @@ from work.steps_data import slow_and_fast  # noqa: E402
 from mbrl_bilevel.base.errors import DivergedError  # noqa: E402
 from mbrl_bilevel.base.records import Transitions  # noqa: E402
 from mbrl_bilevel.models.dynamics import fit_dynamics  # noqa: E402
+from mbrl_bilevel.pages.page import write_page  # noqa: E402
 from mbrl_bilevel.studies.cells import Done  # noqa: E402
 from mbrl_bilevel.studies.launching import launch  # noqa: E402
 from mbrl_bilevel.training.methods import METHODS  # noqa: E402
 
-OWN = ["--import-module", "my_task", "--env-id", "Line-v0", "--quiet"]
+#: No bar, no table and no page.
+QUIET = ["--quiet", "--no-report"]
+
+OWN = ["--import-module", "my_task", "--env-id", "Line-v0", *QUIET]
 NET = ["--members", "2", "--hidden", "16"]
 COMPARE = [*OWN, *NET, "--n-train", "200", "--seeds", "2", "--train-steps", "60", "--n-test", "200"]
 TRAIN = [
@@ -84,6 +88,10 @@ def test_compare_fills_a_row_for_each(compared: Path) -> None:
         assert line["nll"]["low"] <= line["nll"]["mean"] <= line["nll"]["high"]
     for figure in ("errors", "open_loop", "calibration"):
         assert (compared / "figures" / f"{figure}.png").stat().st_size > 5_000
+
+
+def test_the_page_shows_what_compare_found(compared: Path, tmp_path: Path) -> None:
+    assert write_page([compared], tmp_path / "page.html").plots >= 4
 
 
 @pytest.mark.usefixtures("unsaved")
@@ -137,7 +145,7 @@ def table(tmp_path: Path) -> Path:
 @pytest.mark.usefixtures("unsaved")
 def test_compare_fits_a_table(tmp_path: Path, table: Path) -> None:
     options = [
-        *["--quiet", "--csv", str(table), "--target", "y", "--methods", "beta-nll", "mse-network"],
+        *[*QUIET, "--csv", str(table), "--target", "y", "--methods", "beta-nll", "mse-network"],
         *[
             *NET,
             "--n-train",
@@ -170,7 +178,7 @@ def test_compare_takes_a_minari_data_set(tmp_path: Path, monkeypatch: pytest.Mon
     save_minari(collect(env, behaviour, 800, seed=0), "lab/line-v0", env)
     options = [*NET, "--n-train", "200", "--seeds", "1", "--train-steps", "60", "--n-test", "200"]
     source = [
-        "--quiet",
+        *QUIET,
         "--minari",
         "lab/line-v0",
         "--methods",
@@ -203,7 +211,7 @@ def test_compare_takes_logged_steps(tmp_path: Path) -> None:
         compare.main,
         [
             *(
-                "--quiet",
+                *QUIET,
                 "--npz",
                 str(tmp_path / "log.npz"),
                 "--methods",
@@ -264,7 +272,7 @@ def test_compare_takes_several_data_sets_with_noise(
 ) -> None:
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(lab))
     options = [*NET, "--n-train", "200", "--seeds", "2", "--train-steps", "60", "--n-test", "200"]
-    source = ["--quiet", "--minari", "lab/mixed-v0", "lab/policy-v0", "--noise", "none", "two-mode"]
+    source = [*QUIET, "--minari", "lab/mixed-v0", "lab/policy-v0", "--noise", "none", "two-mode"]
     out = ["--methods", "mse", "nll", "--horizons", "1", "5", "--out", str(tmp_path / "a")]
     launch(compare.Args, compare.main, [*source, *options, *out])
     found = metrics(tmp_path / "a")
@@ -298,7 +306,7 @@ def test_compare_under_shift(
     options: list[str], tmp_path: Path, lab: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(lab))
-    base = ["--quiet", "--minari", "lab/mixed-v0", "--methods", "bilevel-constant", *NET]
+    base = [*QUIET, "--minari", "lab/mixed-v0", "--methods", "bilevel-constant", *NET]
     base += ["--n-train", "200", "--seeds", "1", "--train-steps", "60", "--segment", "10"]
 
     def nrmse(folder: Path, *more: str) -> Any:
@@ -353,7 +361,7 @@ def test_what_no_cell_could_do_is_refused_before_the_first(
         ([*planned, "EndlessLine-v0", "--n-train", "100"], "never end; give --plan-steps"),
     ):
         with pytest.raises(SystemExit) as stop:
-            launch(compare.Args, compare.main, ["--quiet", *options, "--out", str(tmp_path / "a")])
+            launch(compare.Args, compare.main, [*QUIET, *options, "--out", str(tmp_path / "a")])
         assert stop.value.code == 2
         assert told in capsys.readouterr().err
         assert not (tmp_path / "a").exists()
@@ -379,6 +387,7 @@ def test_train_repeats_itself_over_seeds_whatever_the_jobs(two_seeds: Path, tmp_
     assert [row["seed"] for row in found["rows"]] == [0, 1]
     assert found["final_return"] == np.mean([row["final_return"] for row in found["rows"]])
     assert (two_seeds / "seed-1" / "checkpoints" / "best.safetensors").exists()
+    assert write_page([two_seeds], tmp_path / "page.html").plots == 1
 
 
 @pytest.mark.usefixtures("unsaved")
@@ -563,7 +572,7 @@ def test_bad_input_is_one_line_and_exit_code_2(
     if script is train and "--members" in options and "--hidden" in options:
         options = [*options, "--particles", "2"]
     with pytest.raises(SystemExit) as stop:
-        launch(script.Args, script.main, [*options, "--quiet", "--out", str(out)])
+        launch(script.Args, script.main, [*options, *QUIET, "--out", str(out)])
     err = capsys.readouterr().err.strip()
     assert stop.value.code == 2
     assert "\n" not in err
@@ -576,7 +585,7 @@ def test_an_unwritable_out_is_one_line_and_exit_code_2(
 ) -> None:
     (tmp_path / "file").write_text("kept")
     with pytest.raises(SystemExit) as stop:
-        launch(train.Args, train.main, ["--quiet", "--out", str(tmp_path / "file" / "run")])
+        launch(train.Args, train.main, [*QUIET, "--out", str(tmp_path / "file" / "run")])
     assert stop.value.code == 2
     assert "\n" not in capsys.readouterr().err.strip()
     assert (tmp_path / "file").read_text() == "kept"

@@ -23,7 +23,7 @@ from mbrl_bilevel.theory.catalogue import solvers  # noqa: E402
 def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("theory") / "run"
-    launch(Args, main, ["--quick", "--quiet", "--out", str(folder)])
+    launch(Args, main, ["--quick", "--quiet", "--no-report", "--out", str(folder)])
     return folder
 
 

@@ -30,7 +30,10 @@ from work.train_agents import build  # noqa: E402
 
 from mbrl_bilevel.studies.launching import launch  # noqa: E402
 
-OWN = ["--import-module", "my_task", "--env-id", "Line-v0", "--quiet"]
+#: No bar, no table and no page.
+QUIET = ["--quiet", "--no-report"]
+
+OWN = ["--import-module", "my_task", "--env-id", "Line-v0", *QUIET]
 NET = ["--members", "2", "--hidden", "16", "--policy-hidden", "8", "--train-steps", "40"]
 SAC = [
     *[*OWN, "--steps", "120", "--eval-every", "60", "--eval-episodes", "2", "--policy-hidden", "8"],
@@ -404,7 +407,7 @@ def test_bad_input_is_one_line_and_exit_code_2(
     script: Any, options: list[str], told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as stop:
-        launch(script.Args, script.main, [*options, "--quiet", "--out", str(tmp_path / "run")])
+        launch(script.Args, script.main, [*options, *QUIET, "--out", str(tmp_path / "run")])
     err = capsys.readouterr().err.strip()
     assert stop.value.code == 2
     assert "\n" not in err

@@ -20,11 +20,15 @@ from work.tuned_settings import read_settings  # noqa: E402
 
 from mbrl_bilevel.base.errors import DivergedError, InvalidInputError  # noqa: E402
 from mbrl_bilevel.models.dynamics import fit_dynamics  # noqa: E402
+from mbrl_bilevel.pages.page import write_page  # noqa: E402
 from mbrl_bilevel.studies.launching import launch  # noqa: E402
 from mbrl_bilevel.training.methods import get_method  # noqa: E402
 
+#: No bar, no table and no page.
+QUIET = ["--quiet", "--no-report"]
+
 TINY = [
-    *["--import-module", "my_task", "--env-id", "Line-v0", "--quiet", "--members", "2"],
+    *["--import-module", "my_task", "--env-id", "Line-v0", *QUIET, "--members", "2"],
     *["--hidden", "8", "--n-train", "200", "--n-test", "200", "--train-steps", "30"],
 ]
 TUNE = [*TINY, "--methods", "nll", "mse", "--trials", "6"]
@@ -39,6 +43,7 @@ def tuned(out: Path, *options: str) -> dict[str, Any]:
 def test_every_method_gets_the_same_trials_and_the_best_is_the_lowest(tmp_path: Path) -> None:
     found = tuned(tmp_path / "a")
     assert len(found["trials"]) == 12
+    assert write_page([tmp_path / "a"], tmp_path / "page.html").plots >= 1
     by_method = {
         method: [row for row in found["trials"] if row["method"] == method]
         for method in ("nll", "mse")
@@ -124,7 +129,7 @@ def test_bad_input_is_one_line(
     options: list[str], told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as stop:
-        launch(tune.Args, tune.main, [*options, "--quiet", "--out", str(tmp_path / "r")])
+        launch(tune.Args, tune.main, [*options, *QUIET, "--out", str(tmp_path / "r")])
     err = capsys.readouterr().err.strip()
     assert stop.value.code == 2
     assert "\n" not in err

@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mbrl_bilevel.figures.style import PALETTE
-from mbrl_bilevel.pages.looks import Looks
+from mbrl_bilevel.pages.looks import PALETTE, Looks
 
 #: Machado, Oliveira & Fernandes 2009, table 1, severity 1.0, on linear RGB.
 EYES = {

@@ -67,7 +67,11 @@ def study(
     def run(*options: str, out: str = "a") -> tuple[int, list[Any], list[str]]:
         code: Any = 0
         try:
-            launch(here.Args, here.main, ["--quiet", "--out", str(tmp_path / out), *options])
+            launch(
+                here.Args,
+                here.main,
+                ["--quiet", "--no-report", "--out", str(tmp_path / out), *options],
+            )
         except SystemExit as stop:
             code = stop.code
         metrics = tmp_path / out / "metrics.json"

@@ -34,7 +34,9 @@ def main(args: Args, run: RunFolder) -> Result:
 
 
 def run(out: Path, *options: str, main: Any = main, quiet: bool = True) -> None:
-    launch(Args, main, ["--out", str(out), *(["--quiet"] if quiet else []), *options])
+    launch(
+        Args, main, ["--out", str(out), *(["--quiet", "--no-report"] if quiet else []), *options]
+    )
 
 
 def failure(capsys: pytest.CaptureFixture[str], call: Callable[[], None]) -> str:
@@ -116,6 +118,29 @@ def test_resume_of_a_finished_run_gives_the_same(
     assert (capsys.readouterr().out, (tmp_path / "metrics.json").read_bytes()) == first
 
 
+def test_a_run_ends_with_its_page_and_a_table(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The line on stdout stays alone; a page that cannot be written is told, and undoes nothing."""
+    run(tmp_path / "a", "--n-train", "4", "5", quiet=False)
+    out, err = capsys.readouterr()
+    assert json.loads(out)["n"] == 2
+    page = (tmp_path / "a" / "report.html").read_text()
+    command = read(tmp_path / "a" / "config.json")["command"]
+    assert command == f"python test_launching.py --out {tmp_path / 'a'} --n-train 4 5"
+    assert command in page
+    assert f"page: {tmp_path / 'a' / 'report.html'}" in err
+    (tmp_path / "a" / "report.html").unlink()
+    (tmp_path / "a" / "report.html").mkdir()
+    run(tmp_path / "a", "--resume", "--n-train", "4", "5", "--quiet", quiet=False)
+    out, err = capsys.readouterr()
+    assert json.loads(out)["n"] == 2
+    assert err.startswith("warning: no page: IsADirectoryError")
+    run(tmp_path / "b", "--no-report", quiet=False)
+    assert not (tmp_path / "b" / "report.html").exists()
+    assert "page" not in capsys.readouterr().err
+
+
 def test_resume_needs_the_same_options(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(tmp_path / "new", "--resume")  # nothing there yet: just starts
     line = failure(capsys, lambda: run(tmp_path / "new", "--resume", "--n-train", "1", "2"))
@@ -142,7 +167,7 @@ def test_a_run_goes_on_whose_option_had_another_name(
     config = read(tmp_path / "config.json")
     config["args"]["sizes"] = config["args"].pop("n_train")
     (tmp_path / "config.json").write_text(json.dumps(config))
-    fixed = ["--quiet", "--resume", "--out", str(tmp_path)]
+    fixed = ["--quiet", "--no-report", "--resume", "--out", str(tmp_path)]
     launch(Renamed, main, [*fixed, "--n-train", "1", "2"])
     line = failure(capsys, lambda: launch(Renamed, main, [*fixed, "--n-train", "1"]))
     assert "started with --n-train [1, 2], now it is --n-train [1]" in line

@@ -125,7 +125,7 @@ def test_a_stop_keeps_the_rows_and_exits_130(
     def ignore() -> None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
 
-    process = toy("--out", "a", "--quiet", TOY="hang", before=ignore)
+    process = toy("--out", "a", "--quiet", "--no-report", TOY="hang", before=ignore)
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
     process.send_signal(number)
@@ -135,7 +135,7 @@ def test_a_stop_keeps_the_rows_and_exits_130(
     rows = [json.loads(line) for line in (tmp_path / "a" / "rows.jsonl").open()]
     assert [row["n"] for row in rows] == [1, 2]
 
-    process = toy("--out", "a", "--quiet", "--resume")
+    process = toy("--out", "a", "--quiet", "--no-report", "--resume")
     assert json.loads(process.communicate(timeout=60)[0].splitlines()[-1])["n"] == 3
     assert read(tmp_path / "a" / "metrics.json")["rows"][:2] == rows
 
@@ -144,7 +144,7 @@ def test_a_stop_keeps_the_rows_and_exits_130(
 def test_kill_while_appending_loses_at_most_that_row(
     toy: Callable[..., subprocess.Popen[str]], tmp_path: Path, how: str
 ) -> None:
-    process = toy("--out", "a", "--quiet", TOY=how)
+    process = toy("--out", "a", "--quiet", "--no-report", TOY=how)
     if how == "flood":
         assert process.stdout is not None
         process.stdout.readline()
@@ -155,7 +155,7 @@ def test_kill_while_appending_loses_at_most_that_row(
     whole = (tmp_path / "a" / "rows.jsonl").read_bytes().count(b"\n")
     assert whole >= 2
 
-    process = toy("--out", "a", "--quiet", "--resume")
+    process = toy("--out", "a", "--quiet", "--no-report", "--resume")
     err = process.communicate(timeout=60)[1]
     assert process.returncode == 0, err
     rows = read(tmp_path / "a" / "metrics.json")["rows"]
