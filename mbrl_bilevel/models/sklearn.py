@@ -6,7 +6,10 @@ any, is the value of ``method`` (class_methods.py, methods.py). Source: arXiv 25
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from numbers import Real
+from operator import index
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -38,6 +41,8 @@ Array = npt.NDArray[Any]
 #: What an outer level may want of a classifier: a name, or costs [C, C] of answering ŷ where y is true.
 Wanted = Literal["nll", "balanced_accuracy"] | Sequence[Sequence[float]]
 
+#: What a ``batch_size`` of "auto" stands for.
+_BATCH = 64
 #: A regression's folds need this many rows; fewer are repeated.
 _REGRESSION_ROWS = 10
 
@@ -48,8 +53,15 @@ class BilevelClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     ``method`` is one of ``class_methods.CLASS_METHODS``. ``objective`` is what the outer level wants on
     held-out rows: "nll", "balanced_accuracy", or a cost matrix [C, C], row y, column ŷ, in the order of
     ``classes_``. Five folds; member k holds out fold k mod 5, half of it to stop by and half for the
-    outer level. ``steps`` of Adam at most, fewer after ``patience`` readings (every 20 steps) without
-    gain; a ``verbose`` above zero shows a progress bar.
+    outer level. ``hidden`` is the width of a layer or a sequence of widths. ``steps`` of Adam at most, fewer
+    after ``patience`` readings (every 20 steps) without gain; ``learning_rate`` is its first step size, which
+    falls by a cosine to zero; ``batch_size`` rows of a minibatch, "auto" for 64. A ``verbose`` above zero
+    shows a progress bar.
+
+    ``sample_weight`` weighs rows in every mean, and a row of weight zero is absent to the last bit. A row of
+    weight 2 and the same row twice give the same fit on average only: rows are dealt out to folds and drawn
+    into minibatches one by one, and two equal rows of a table with few values are two observations, of which
+    one may be held out from the other.
 
     After ``fit``: ``classes_``, ``n_features_in_``, ``feature_names_in_``, ``result_`` (FitResult: the
     curves, and the outer level's report) and, where there is one, ``reward_matrix_`` [C, C], row ŷ,
@@ -67,10 +79,10 @@ class BilevelClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         method: str = "bilevel",
         *,
         objective: Wanted = "nll",
-        hidden: Sequence[int] = (64,),
+        hidden: int | Sequence[int] = (64,),
         members: int = 20,
         steps: int = 600,
-        batch_size: int = 64,
+        batch_size: int | Literal["auto"] = 64,
         learning_rate: float = 3e-3,
         weight_decay: float = 0.0,
         patience: int = 10,
@@ -122,7 +134,7 @@ class BilevelClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             generator=generator,
             loss=self._loss,
             objective=objective,
-            schedule=self._schedule(self.steps),
+            schedule=_schedule(self, self.steps),
             progress=self.verbose > 0,
         )
         self._keep_reward()
@@ -162,13 +174,14 @@ class BilevelClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         policy = self._model.policy
         kept = policy.temper.detach().clone()
         policy.temper.data.zero_()
-        passes = -(-len(X) // self.batch_size)
+        schedule = _schedule(self, 1)
+        passes = -(-len(X) // schedule.batch_size)
         self.result_ = fit(
             policy,
             self._loss,
             rows,
             generator=self._generator,
-            schedule=self._schedule(passes, evaluate_every=passes),
+            schedule=replace(schedule, steps=passes, evaluate_every=passes),
             progress=self.verbose > 0,
         )
         policy.temper.data.copy_(kept)
@@ -198,7 +211,7 @@ class BilevelClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             len(classes),
             generator=generator,
             members=self.members,
-            hidden=tuple(self.hidden),
+            hidden=_widths(self.hidden),
         )
         self._model = Classification(policy, Normaliser.fit(torch.tensor(X)))
         return self._inputs(X)
@@ -210,16 +223,6 @@ class BilevelClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         codes = torch.from_numpy(np.searchsorted(self.classes_, y)).float().unsqueeze(1)
         return FitData(x.float(), codes, folds, weight=_weights(weight))
 
-    def _schedule(self, steps: int, evaluate_every: int = 20) -> Schedule:
-        return Schedule(
-            steps=steps,
-            batch_size=self.batch_size,
-            learning_rate=self.learning_rate,
-            weight_decay=self.weight_decay,
-            evaluate_every=evaluate_every,
-            patience=self.patience,
-        )
-
     def _keep_reward(self) -> None:
         if isinstance(self._loss, PolicyGradient) and isinstance(self._loss.reward, RewardMatrix):
             self.reward_matrix_ = self._loss.reward.matrix.detach().double().numpy()
@@ -228,7 +231,7 @@ class BilevelClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 class BilevelRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
     """An ensemble of Gaussian policies; ``method`` is one of ``methods.METHODS`` that look one step ahead.
 
-    The rest as for BilevelClassifier. Early stopping and the outer level look at held-out rows
+    The rest, what weights are included, as for BilevelClassifier. Early stopping and the outer level look at held-out rows
     (``splits.cross_fit``); fewer than ten rows are repeated until there are ten, and then nothing is
     really held out.
     """
@@ -237,10 +240,10 @@ class BilevelRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         self,
         method: str = "bilevel",
         *,
-        hidden: Sequence[int] = (64, 64),
+        hidden: int | Sequence[int] = (64, 64),
         members: int = 5,
         steps: int = 1000,
-        batch_size: int = 64,
+        batch_size: int | Literal["auto"] = 64,
         learning_rate: float = 3e-3,
         weight_decay: float = 0.0,
         patience: int = 10,
@@ -280,15 +283,8 @@ class BilevelRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
             method,
             generator=torch.Generator().manual_seed(int(random.randint(2**31 - 1))),
             members=self.members,
-            hidden=tuple(self.hidden),
-            schedule=Schedule(
-                steps=self.steps,
-                batch_size=self.batch_size,
-                learning_rate=self.learning_rate,
-                weight_decay=self.weight_decay,
-                evaluate_every=20,
-                patience=self.patience,
-            ),
+            hidden=_widths(self.hidden),
+            schedule=_schedule(self, self.steps),
             progress=self.verbose > 0,
             weight=_weights(weight),
         )
@@ -315,6 +311,42 @@ class BilevelRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
 
     def _inputs(self, X: Array) -> Tensor:
         return self._normaliser.normalise(torch.tensor(X)).clamp(-FAR, FAR)
+
+
+def _widths(hidden: object) -> tuple[int, ...]:
+    """``hidden`` as a sequence: a number is the width of the one hidden layer."""
+    try:
+        widths = tuple(map(index, hidden if isinstance(hidden, Iterable) else (hidden,)))
+    except TypeError:
+        widths = (0,)
+    if min(widths, default=1) < 1:
+        raise InvalidInputError(
+            "hidden must be the width of a layer or a sequence of widths, such as 64, (64, 64) or () for a "
+            f"linear model; got {hidden!r}"
+        )
+    return widths
+
+
+def _schedule(estimator: BilevelClassifier | BilevelRegressor, steps: int) -> Schedule:
+    """How long and how fast ``estimator`` trains. Raises InvalidInputError, naming the argument."""
+    # Whatever a user typed.
+    rate: Any = estimator.learning_rate
+    batch_size: Any = estimator.batch_size
+    if isinstance(rate, bool) or not isinstance(rate, Real):
+        raise InvalidInputError(
+            "learning_rate must be a positive number: Adam's first step size, which falls by a cosine to zero "
+            f"(scikit-learn's learning_rate_init); got {rate!r}: leave it out for 0.003"
+        )
+    if isinstance(batch_size, str) and batch_size != "auto":
+        raise InvalidInputError(f'batch_size must be an int or "auto"; got {batch_size!r}')
+    return Schedule(
+        steps=steps,
+        batch_size=_BATCH if batch_size == "auto" else batch_size,
+        learning_rate=float(rate),
+        weight_decay=estimator.weight_decay,
+        evaluate_every=20,
+        patience=estimator.patience,
+    )
 
 
 def _objective(wanted: Wanted) -> Objective:
