@@ -103,7 +103,8 @@ class BilevelClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
         """Fit to X [N, X] and classes y [N] of any kind; rows of weight zero are as if not there."""
-        method, objective = get_class_method(self.method), _objective(self.objective)
+        objective = _objective(self.objective)
+        method = get_class_method(self.method).wanting(objective)
         X, y, weight = _checked(self, X, y, sample_weight)
         check_classification_targets(y)
         X, y, weight = X[weight > 0.0], y[weight > 0.0], weight[weight > 0.0]
@@ -133,7 +134,6 @@ class BilevelClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             rows,
             generator=generator,
             loss=self._loss,
-            objective=objective,
             schedule=_schedule(self, self.steps),
             progress=self.verbose > 0,
         )

@@ -97,7 +97,7 @@ def test_objective_is_the_negative_loss_before_the_mean_over_dimensions() -> Non
         (Mahalanobis(D, "full"), D * (D + 1) // 2),
         (Mahalanobis(D, function=PositiveFunction(X, D)), D * (X + 1)),
         (lambda y_hat, y, x: -(y_hat - y).square().sum(-1), 0),
-        (NeuralReward(X, D, generator=torch.Generator(), hidden=()), 2 * D + X + 1),
+        (NeuralReward(D, X, generator=torch.Generator(), hidden=()), 2 * D + X + 1),
     ],
 )
 def test_phi_is_what_parameters_holds(reward: Mahalanobis, count: int) -> None:
@@ -214,7 +214,7 @@ def test_no_closed_form_is_refused_with_a_remedy() -> None:
     with pytest.raises(UnsupportedCombinationError, match="bound only"):
         PolicyGradient(RBF(D)).objective(mixture, data.y, data.x)
     with pytest.raises(UnsupportedCombinationError, match="sampled"):
-        PolicyGradient(NeuralReward(X, D, generator=torch.Generator()).double()).objective(
+        PolicyGradient(NeuralReward(D, X, generator=torch.Generator()).double()).objective(
             policy().dist(data.x), data.y, data.x
         )
     with pytest.raises(UnsupportedCombinationError, match="sampled"):
