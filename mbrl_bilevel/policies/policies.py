@@ -270,7 +270,7 @@ def with_members(policy: AnyPolicy, members: Sequence[int]) -> AnyPolicy:
             kept = nn.Parameter(kept, old.requires_grad)
         setattr(module, leaf, kept)
     for part in chosen.modules():
-        if isinstance(part, ScaledPolicy | CategoricalPolicy | EnsembleMLP):
+        if hasattr(part, "members"):
             part.members = len(members)
     return chosen
 
