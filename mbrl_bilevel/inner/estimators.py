@@ -16,8 +16,15 @@ from torch import Tensor, nn
 
 from mbrl_bilevel.base.errors import InvalidInputError, UnsupportedCombinationError
 from mbrl_bilevel.inner.reward_transforms import Transform
-from mbrl_bilevel.inner.rewards import Reward, checked_shape, expected_reward
-from mbrl_bilevel.policies.distributions import Distribution, Reparameterised
+from mbrl_bilevel.inner.rewards import (
+    AnalyticReward,
+    LogTangent,
+    Reward,
+    RewardMatrix,
+    checked_shape,
+    expected_reward,
+)
+from mbrl_bilevel.policies.distributions import Categorical, Distribution, Reparameterised
 
 #: What REINFORCE takes off the reward: a number, or a function x [E, B, X] -> broadcastable to
 #: [E, B]. It must not depend on the samples it is used with.
@@ -252,6 +259,9 @@ class Automatic:
         try:
             expected_reward(reward, dist, y, x)
         except UnsupportedCombinationError:
+            of_classes = isinstance(reward, RewardMatrix | LogTangent)
+            if isinstance(reward, AnalyticReward) and of_classes != isinstance(dist, Categorical):
+                raise  # a reward of classes for numbers, or the reverse: draws would not mend that
             smooth = isinstance(dist, Reparameterised) and _differentiable(reward, dist, y, x)
             found: Estimator = Pathwise(self.samples) if smooth else DiCE(self.samples)
             name = getattr(reward, "__name__", type(reward).__name__)

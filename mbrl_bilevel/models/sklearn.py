@@ -39,7 +39,8 @@ from mbrl_bilevel.training.settings import Schedule
 
 Array = npt.NDArray[Any]
 #: What an outer level may want of a classifier: a name, or costs [C, C] of answering ŷ where y is true.
-Wanted = Literal["nll", "balanced_accuracy"] | Sequence[Sequence[float]]
+#: or an objective of your own.
+Wanted = Literal["nll", "balanced_accuracy"] | Sequence[Sequence[float]] | Objective
 
 #: What a ``batch_size`` of "auto" stands for.
 _BATCH = 64
@@ -51,8 +52,9 @@ class BilevelClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     """An ensemble of linear (``hidden=()``) or MLP policies over classes.
 
     ``method`` is one of ``class_methods.CLASS_METHODS``. ``objective`` is what the outer level wants on
-    held-out rows: "nll", "balanced_accuracy", or a cost matrix [C, C], row y, column ŷ, in the order of
-    ``classes_``. Five folds; member k holds out fold k mod 5, half of it to stop by and half for the
+    held-out rows: "nll", "balanced_accuracy", a cost matrix [C, C], row y, column ŷ, in the order of
+    ``classes_``, or a function of your own ``objective(policy, batch) -> [E]`` to be minimised
+    (``examples/my_objective.py``). Five folds; member k holds out fold k mod 5, half of it to stop by and half for the
     outer level. ``hidden`` is the width of a layer or a sequence of widths. ``steps`` of Adam at most, fewer
     after ``patience`` readings (every 20 steps) without gain; ``learning_rate`` is its first step size, which
     falls by a cosine to zero; ``batch_size`` rows of a minibatch, "auto" for 64. A ``verbose`` above zero
@@ -360,6 +362,8 @@ def _objective(wanted: Wanted) -> Objective:
                 f"objective must be one of {', '.join(known)} or a cost matrix; got {wanted!r}"
             )
         return known[wanted]
+    if callable(wanted):
+        return wanted
     return ExpectedCost(tuple(tuple(map(float, row)) for row in wanted))
 
 

@@ -233,6 +233,17 @@ def inner_loss(
     return value
 
 
+def require_objective(problem: Problem) -> None:
+    """Raises InvalidInputError for an objective that is not one number a member with a gradient in θ."""
+    value, wanted = problem.objective(problem.policy, problem.held_out), (problem.policy.members,)
+    if tuple(value.shape) != wanted or not value.requires_grad:
+        found = f"shape {tuple(value.shape)}{'' if value.requires_grad else ' without a gradient'}"
+        raise InvalidInputError(
+            f"objective: it must return one number a member, of shape {wanted}, with a gradient in the policy; "
+            f"got {found}: batch.mean(…) of [E, B] gives that"
+        )
+
+
 def objective_gradient(problem: Problem, theta: Theta) -> Tensor:
     """∇_θ of the outer objective at the present θ, [E, P].
 

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import copy
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -66,14 +66,13 @@ _OF_DIST = {
 }
 
 
-def require_policy(policy: object, inputs: int, outputs: int) -> None:
+def require_policy(policy: Any, inputs: int, outputs: int) -> None:
     """Raises InvalidInputError, naming the member that is missing or gives another shape."""
     _require(policy, _OF_POLICY)
-    assert isinstance(policy, torch.nn.Module)
-    members = policy.members
+    members: int = policy.members
     probe = torch.zeros(members, 1, inputs, dtype=next(policy.parameters()).dtype)
     with torch.no_grad():
-        dist = policy.dist(probe)  # type: ignore[operator]
+        dist = policy.dist(probe)
         _require(dist, _OF_DIST)
         y = dist.marginals()[0]
         found = {"marginals": tuple(y.shape), "log_prob": tuple(dist.log_prob(y).shape)}

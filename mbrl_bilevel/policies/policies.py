@@ -271,7 +271,7 @@ def with_members(policy: AnyPolicy, members: Sequence[int]) -> AnyPolicy:
         setattr(module, leaf, kept)
     for part in chosen.modules():
         if hasattr(part, "members"):
-            part.members = len(members)
+            setattr(part, "members", len(members))  # noqa: B010 (of a module of any kind)
     return chosen
 
 

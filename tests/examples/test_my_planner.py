@@ -54,9 +54,11 @@ def test_it_climbs_and_an_agent_keeps_it(tmp_path: Path) -> None:
         hidden=(8,),
         schedule=schedule,
         learning_starts=60,
+        refit_every=70,
+        value=None,
         imagination=Imagination(particles=2),
         seed=0,
-    ).learn(120)
+    ).learn(70)
     agent.save(tmp_path / "agent.safetensors")
     again = MPC.load(tmp_path / "agent.safetensors", env)
     assert again.settings.planner == small
@@ -71,7 +73,7 @@ def test_what_is_missing_is_named() -> None:
         pass
 
     with pytest.raises(InvalidInputError, match=r"Half has no search\(score, state, generator"):
-        register_planner("half", Half)
+        register_planner("half", Half)  # type: ignore[type-abstract]
     with pytest.raises(InvalidInputError, match="extends Planner"):
         register_planner("none", dict)  # type: ignore[arg-type]
     with pytest.raises(InvalidInputError, match="there is a planner 'icem'"):
