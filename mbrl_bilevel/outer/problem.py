@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from mbrl_bilevel.base.errors import DivergedError, InvalidInputError, UnsupportedCombinationError
 from mbrl_bilevel.base.records import Batch
 from mbrl_bilevel.inner.losses import Loss, PolicyGradient
+from mbrl_bilevel.inner.rewards import LogTangent
 from mbrl_bilevel.outer.linear_solvers import MatVec
 from mbrl_bilevel.outer.objectives import Objective, OneStepNLL
 from mbrl_bilevel.policies.policies import Policy
@@ -95,6 +96,11 @@ def reward_loss(problem: Problem, solver: str) -> PolicyGradient:
         raise UnsupportedCombinationError(
             f"{solver} needs an unbiased estimator; {type(loss.estimator).__name__} moves the inner "
             "optimum, so no formula for its derivative holds: use LeaveOneOut or Analytic"
+        )
+    if isinstance(loss.reward, LogTangent):
+        raise UnsupportedCombinationError(
+            f"{solver} differentiates the inner optimum of a reward that stays as it is, and LogTangent follows "
+            "the policy: use HeldOutClassTemperature, or RewardMatrix (the method bilevel-bounded)"
         )
     return loss
 

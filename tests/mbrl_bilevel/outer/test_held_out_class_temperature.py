@@ -17,7 +17,7 @@ from mbrl_bilevel.inner.positive import PositiveFunction
 from mbrl_bilevel.inner.regularisers import KL, Entropy, Sum
 from mbrl_bilevel.inner.rewards import LogTangent, Mahalanobis, RewardMatrix
 from mbrl_bilevel.outer.held_out_class_temperature import ClosedFormBeta, HeldOutClassTemperature
-from mbrl_bilevel.outer.implicit import FisherImplicit
+from mbrl_bilevel.outer.implicit import ExactImplicit, FisherImplicit
 from mbrl_bilevel.outer.linear_solvers import conjugate_gradient
 from mbrl_bilevel.outer.problem import Problem, Warm
 from mbrl_bilevel.policies.policies import CategoricalPolicy
@@ -139,6 +139,16 @@ def test_near_a_guess_the_optimum_is_right_to_second_order() -> None:
         apart.append(((said + mean).softmax(0) - q).abs().max().item())
     assert apart[0] < 1e-12
     assert 3.0 < apart[2] / apart[1] < 5.0
+
+
+def test_solvers_that_differentiate_the_optimum_refuse_it() -> None:
+    policy = TemperedPolicy(4, 3, generator=generator(), hidden=()).double()
+    loss = PolicyGradient(LogTangent(policy), regulariser=Entropy(0.3, learnable=True)).double()
+    problem = Problem(policy, loss, groups(30), groups(30))
+    HeldOutClassTemperature().check(problem)
+    for solver in (FisherImplicit(), ExactImplicit()):
+        with pytest.raises(UnsupportedCombinationError, match="LogTangent follows the policy"):
+            solver.check(problem)
 
 
 def test_its_gradient_is_that_of_likelihood_and_its_draws_have_its_mean() -> None:
