@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from agents.planners import PLANNERS as PLANNERS
     from agents.planners import Planner as Planner
     from agents.planners import RandomShooting as RandomShooting
+    from agents.planners import register_planner as register_planner
     from agents.planning_agent.agent import PlanningAgent as PlanningAgent
     from agents.planning_agent.settings import PlanningSettings as PlanningSettings
     from agents.planning_agent.settings import RolloutLength as RolloutLength
@@ -40,7 +41,15 @@ else:
             "agents.learners.fast_sac": ("FastSAC",),
             "agents.mbpo": ("MBPO", "MBPOSettings"),
             "agents.mpc": ("MPC", "MPCSettings"),
-            "agents.planners": ("CEM", "ICEM", "MPPI", "PLANNERS", "Planner", "RandomShooting"),
+            "agents.planners": (
+                "CEM",
+                "ICEM",
+                "MPPI",
+                "PLANNERS",
+                "Planner",
+                "RandomShooting",
+                "register_planner",
+            ),
             "agents.planning_agent.agent": ("PlanningAgent",),
             "agents.planning_agent.settings": (
                 "PlanningSettings",

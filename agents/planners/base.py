@@ -64,7 +64,8 @@ class PlanInfo:
 
 @dataclass(frozen=True)
 class Planner(ABC):
-    """A planner, with what all of them are told.
+    """A planner, with what all of them are told. One of your own is a frozen dataclass with a ``search``:
+    ``examples/my_planner.py``; ``planners.register_planner`` gives it a name.
 
     Raises InvalidInputError where a field is out of its range.
     """
@@ -85,9 +86,9 @@ class Planner(ABC):
         """M, the sequences that compete again at the next time step."""
         return 0
 
-    @abstractmethod
     def populations(self) -> tuple[int, ...]:
         """Candidates scored per start in each iteration: their sum is the budget of a plan."""
+        return (self.population,)
 
     def initial_state(self, num_starts: int, actions: ActionSet) -> PlannerState:
         """The state of ``num_starts`` new episodes: μ in the middle, nothing kept."""
@@ -151,16 +152,22 @@ class Planner(ABC):
             ok = len(shape) == 4 and (shape[0], *shape[2:]) == mean
             require(ok, "proposals", f"shape {shape}", f"[S, M, H, A] with S, H, A = {mean}")
         with torch.no_grad():
-            return self._search(score, state, generator, proposals)
+            return self.search(score, state, generator, proposals)
 
     @abstractmethod
-    def _search(
+    def search(
         self,
         score: Score,
         state: PlannerState,
         generator: torch.Generator,
         proposals: Tensor | None,
-    ) -> tuple[Tensor, PlannerState, PlanInfo]: ...
+    ) -> tuple[Tensor, PlannerState, PlanInfo]:
+        """What ``plan`` does once its arguments are checked, without gradients.
+
+        Score candidates [S, N, H, A] made of ``state.actions`` (and the ``proposals``, if there are any), and
+        return the action [S, A] to execute, ``replace(state, mean=…)`` with the sequence [S, H, A] that the
+        next time step starts from, and a PlanInfo. ``candidates.finite_scores`` counts what is not finite.
+        """
 
     def _check(self, state: PlannerState) -> None:
         starts, actions = len(state.mean), state.actions.width

@@ -84,7 +84,7 @@ class CEM(Planner):
         counts = (int(self.population / self.decay**i) for i in range(self.iterations))
         return tuple(max(count, least) for count in counts)
 
-    def _search(
+    def search(
         self,
         score: Score,
         state: PlannerState,

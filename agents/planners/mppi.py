@@ -57,7 +57,7 @@ class MPPI(Planner):
         """As many candidates in each iteration."""
         return (self.population,) * self.iterations
 
-    def _search(
+    def search(
         self,
         score: Score,
         state: PlannerState,

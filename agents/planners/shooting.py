@@ -22,11 +22,7 @@ class RandomShooting(Planner):
     The state's μ is the last plan, used only where no score is finite.
     """
 
-    def populations(self) -> tuple[int, ...]:
-        """All candidates are scored at once."""
-        return (self.population,)
-
-    def _search(
+    def search(
         self,
         score: Score,
         state: PlannerState,

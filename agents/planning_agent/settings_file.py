@@ -12,7 +12,9 @@ from mbrl_bilevel.base.errors import CheckpointError, InvalidInputError
 from mbrl_bilevel.imagination.settings import Branching, Imagination
 from mbrl_bilevel.training.settings import Schedule, WarmStart
 
-_PLANNERS: dict[str, type[Planner]] = {kind.__name__: kind for kind in PLANNERS.values()}
+
+def _planners() -> dict[str, type[Planner]]:
+    return {kind.__name__: kind for kind in PLANNERS.values()}
 
 
 def settings_to_json(settings: PlanningSettings) -> dict[str, Any]:
@@ -20,10 +22,10 @@ def settings_to_json(settings: PlanningSettings) -> dict[str, Any]:
     if settings.planner is None:
         return asdict(settings)
     kind = type(settings.planner)
-    if kind not in _PLANNERS.values():
+    if kind not in PLANNERS.values():
         raise InvalidInputError(
             f"an agent with a planner of type {kind.__name__} cannot be saved; "
-            f"use one of {', '.join(sorted(_PLANNERS))}"
+            f"register it by register_planner, or use one of {', '.join(sorted(_planners()))}"
         )
     return asdict(settings) | {"planner_kind": kind.__name__}
 
@@ -37,7 +39,7 @@ def settings_from_json(
         planner, planner_kind = config.pop("planner"), config.pop("planner_kind", None)
         value = config.pop("value")
         return kind(
-            planner=None if planner is None else _PLANNERS[planner_kind](**planner),
+            planner=None if planner is None else _planners()[planner_kind](**planner),
             imagination=Imagination(**config.pop("imagination")),
             schedule=Schedule(**config.pop("schedule")),
             hidden=tuple(config.pop("hidden")),

@@ -1,6 +1,7 @@
 """Sequences of tasks for continual learning: one dynamics whose data shifts, or a dynamics that changes.
 
-A new one is a line: ``SEQUENCES["hopper-wind"] = changing("Hopper", [{"wind": w} for w in (0, 10, -10)])``.
+A new one is a line: ``SEQUENCES["hopper-wind"] = changing("Hopper", [{"wind": w} for w in (0, 10, -10)])``;
+one of your own environments, of several robots too, is ``examples/my_sequence.py``.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import numpy as np
 from envs.tasks.gaits import Gaits
 from envs.tasks.layers import Env
 from envs.tasks.make import make_env
-from envs.tasks.variations import VARIATIONS
+from envs.tasks.variations import ROBOTS, VARIATIONS
 from mbrl_bilevel.base.errors import InvalidInputError, look_up
 from mbrl_bilevel.base.records import Transitions
 from mbrl_bilevel.data.splits import sample_segments, stretch_means
@@ -39,7 +40,11 @@ class Region:
 @dataclass(frozen=True)
 class Task:
     """One task: a ``robot`` with a ``variation``, driven by gaits of these ``frequencies``; of what they
-    do, one ``region`` only, if given. A ``context`` is appended to every observation."""
+    do, one ``region`` only, if given. A ``context`` is appended to every observation.
+
+    ``robot`` is one of ``variations.ROBOTS``, or the id of any registered environment with Box actions, a
+    robot of your own say; the ``variation`` is then what its maker is called with (``gymnasium.make``).
+    """
 
     name: str
     robot: str
@@ -50,7 +55,8 @@ class Task:
 
     def make(self) -> Env:
         """Its environment."""
-        env = make_env(f"mbrl/{self.robot}-v0", **self.variation)
+        env_id = f"mbrl/{self.robot}-v0" if self.robot in ROBOTS else self.robot
+        env = make_env(env_id, **self.variation)
         return WithContext(env, self.context) if self.context else env
 
     def data(
@@ -96,7 +102,7 @@ class Task:
 
 @dataclass(frozen=True)
 class TaskSequence:
-    """``tasks`` in their order. ``kind`` "shared": one dynamics, so that no forgetting is needed;
+    """``tasks`` in their order, of one robot or of several with spaces of one width. ``kind`` "shared": one dynamics, so that no forgetting is needed;
     "changing": what was true of an earlier task need not be of a later one."""
 
     kind: Literal["shared", "changing"]
@@ -104,11 +110,25 @@ class TaskSequence:
     summary: str
 
     def __post_init__(self) -> None:
-        robots = sorted({task.robot for task in self.tasks})
-        if len(robots) != 1:
-            raise InvalidInputError(
-                f"a sequence needs tasks, all of one robot: one model learns them all; got {robots}"
-            )
+        if not self.tasks:
+            raise InvalidInputError("a sequence needs tasks; got none")
+
+    def check(self) -> None:
+        """Raises InvalidInputError where one model cannot learn all tasks: their observations or actions differ
+        in width, or a robot is none."""
+        widths = {}
+        for task in self.tasks:
+            env = task.make()
+            widths[task.name] = (env.observation_space.shape, env.action_space.shape)
+            env.close()
+        (first, wanted), *rest = widths.items()
+        for name, found in rest:
+            if found != wanted:
+                raise InvalidInputError(
+                    f"sequence: one model learns all tasks, but task {name!r} has observations {found[0]} and "
+                    f"actions {found[1]}, and {first!r} {wanted[0]} and {wanted[1]}; bring them to one width by "
+                    "a wrapper of yours"
+                )
 
     def with_context(self) -> TaskSequence:
         """The same with the numbers that vary appended to every observation of a task.
@@ -119,7 +139,8 @@ class TaskSequence:
         names = sorted({name for found in flat for name in found})
         if not names:
             raise InvalidInputError("with_context: these tasks differ in their data only")
-        usual = [VARIATIONS[name.partition(".")[0]].default or 0.0 for name in names]
+        known = (VARIATIONS.get(name.partition(".")[0]) for name in names)
+        usual = [0.0 if found is None else found.default or 0.0 for found in known]
         contexts = [
             tuple(found.get(n, u) for n, u in zip(names, usual, strict=True)) for found in flat
         ]

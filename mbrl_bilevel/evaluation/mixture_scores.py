@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mbrl_bilevel.base.errors import UnsupportedCombinationError
 from mbrl_bilevel.policies.distributions import DiagonalGaussian
 from mbrl_bilevel.policies.mixture import GaussianMixture
 
@@ -25,7 +26,16 @@ class Normals:
 
     @staticmethod
     def of(dist: DiagonalGaussian | GaussianMixture) -> Normals:
-        """All members of an ensemble's ``dist`` [E, B, ·] together, each of weight 1/E."""
+        """All members of an ensemble's ``dist`` [E, B, ·] together, each of weight 1/E.
+
+        Raises UnsupportedCombinationError for another kind.
+        """
+        own: object = dist
+        if not isinstance(own, DiagonalGaussian | GaussianMixture):
+            raise UnsupportedCombinationError(
+                f"CRPS and coverage have formulas for Gaussians and their mixtures; got a {type(own).__name__}: "
+                "score it by its log_prob, or its rollouts by rollout_band"
+            )
         members = dist.mean.shape[0]
         if isinstance(dist, DiagonalGaussian):
             return Normals(dist.mean.new_full((members, 1, 1), 1.0 / members), dist.mean, dist.std)

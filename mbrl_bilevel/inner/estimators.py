@@ -6,6 +6,7 @@ nothing; its first derivative in θ does, and so does ∂²/∂θ∂φ. Each say
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
@@ -15,8 +16,15 @@ from torch import Tensor, nn
 
 from mbrl_bilevel.base.errors import InvalidInputError, UnsupportedCombinationError
 from mbrl_bilevel.inner.reward_transforms import Transform
-from mbrl_bilevel.inner.rewards import Reward, checked_shape, expected_reward
-from mbrl_bilevel.policies.distributions import Distribution, Reparameterised
+from mbrl_bilevel.inner.rewards import (
+    AnalyticReward,
+    LogTangent,
+    Reward,
+    RewardMatrix,
+    checked_shape,
+    expected_reward,
+)
+from mbrl_bilevel.policies.distributions import Categorical, Distribution, Reparameterised
 
 #: What REINFORCE takes off the reward: a number, or a function x [E, B, X] -> broadcastable to
 #: [E, B]. It must not depend on the samples it is used with.
@@ -222,6 +230,60 @@ class DiCE(_Sampled):
         box = torch.exp(log_prob - log_prob.detach())
         advantage = _leave_one_out(value)
         return (box * advantage + (value - advantage)).mean(0)
+
+
+@dataclass
+class Automatic:
+    """Analytic where the reward has a closed form under the policy at hand; else ``samples`` draws, and it says so.
+
+    Pathwise where draws and reward carry a gradient in ŷ, else DiCE: either is right in all derivatives. It is
+    found out at the first call and kept. A reward that is differentiable in part only (a smooth one with steps)
+    needs ``DiCE`` by name: Pathwise does not see the steps.
+    """
+
+    samples: int = 8
+    chosen: Estimator | None = None
+
+    unbiased: ClassVar[bool] = True
+    second_derivative: ClassVar[bool] = True
+
+    def surrogate(
+        self, dist: Distribution, reward: Reward, y: Tensor, x: Tensor, generator: torch.Generator
+    ) -> Tensor:
+        """That of the estimator that was chosen, [E, B]."""
+        if self.chosen is None:
+            self.chosen = self._choice(dist, reward, y, x)
+        return self.chosen.surrogate(dist, reward, y, x, generator)
+
+    def _choice(self, dist: Distribution, reward: Reward, y: Tensor, x: Tensor) -> Estimator:
+        try:
+            expected_reward(reward, dist, y, x)
+        except UnsupportedCombinationError:
+            of_classes = isinstance(reward, RewardMatrix | LogTangent)
+            if isinstance(reward, AnalyticReward) and of_classes != isinstance(dist, Categorical):
+                raise  # a reward of classes for numbers, or the reverse: draws would not mend that
+            smooth = isinstance(dist, Reparameterised) and _differentiable(reward, dist, y, x)
+            found: Estimator = Pathwise(self.samples) if smooth else DiCE(self.samples)
+            name = getattr(reward, "__name__", type(reward).__name__)
+            warnings.warn(
+                f"reward {name} has no closed-form mean under a {type(dist).__name__}: its gradient is "
+                f"estimated by {type(found).__name__}({self.samples}), from {self.samples} draws a row; "
+                "pass estimator= to choose another",
+                stacklevel=2,
+            )
+            return found
+        return Analytic()
+
+
+def _differentiable(reward: Reward, dist: Distribution, y: Tensor, x: Tensor) -> bool:
+    """Whether the reward of a draw of its own has a gradient in ŷ."""
+    with torch.enable_grad():
+        y_hat = dist.sample(1, torch.Generator(y.device).manual_seed(0)).requires_grad_()
+        value = reward(y_hat, y, x)
+        if not value.requires_grad:
+            return False
+        (gradient,) = torch.autograd.grad(value.sum(), y_hat, allow_unused=True)
+    return gradient is not None and bool((gradient != 0.0).any())
 
 
 class MovingAverage(nn.Module):

@@ -5,6 +5,7 @@ One signature for all: ``loss(policy, batch, generator) -> ([E], metrics)``, to 
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -13,10 +14,10 @@ from torch import Tensor, nn
 
 from mbrl_bilevel.base.errors import InvalidInputError, UnsupportedCombinationError
 from mbrl_bilevel.base.records import Batch
-from mbrl_bilevel.inner.estimators import Analytic, DiCE, Estimator
+from mbrl_bilevel.inner.estimators import Automatic, DiCE, Estimator
 from mbrl_bilevel.inner.open_loop import k_step_mse
 from mbrl_bilevel.inner.regularisers import Entropy, Regulariser
-from mbrl_bilevel.inner.rewards import Reward, expected_reward
+from mbrl_bilevel.inner.rewards import RBF, Reward, expected_reward
 from mbrl_bilevel.policies.distributions import DiagonalGaussian, Distribution
 from mbrl_bilevel.policies.policies import Policy
 
@@ -36,11 +37,13 @@ class PolicyGradient(nn.Module):
 
     The inner problem of arXiv 2510.07624. ``parameters()`` is φ: the trainable parameters of the
     reward and of the regulariser, held here but set by the outer level. ``reward`` is any callable
-    r(ŷ [K, E, B, D], y [E, B, D], x [E, B, X]) -> [K, E, B]; one that is no module has no φ.
+    r(ŷ [K, E, B, D], y [E, B, D], x [E, B, X]) -> [K, E, B]; one that is no module has no φ. By default
+    (``Automatic``) its mean is exact where there is a closed form, and sampled where there is none.
     Where the policy's entropy is known by a bound only (a mixture), the bonus is estimated without
     bias from ``bonus_samples`` draws of its own.
 
-    Raises InvalidInputError for a reward that cannot be called.
+    Warns where the inner problem has no optimum to be found (an RBF under too much entropy). Raises
+    InvalidInputError for a reward that cannot be called.
     """
 
     #: It never looks at what followed a row, so its minibatches need no segments.
@@ -60,9 +63,11 @@ class PolicyGradient(nn.Module):
                 f"reward must be a module or a function r(y_hat, y, x); got {type(reward).__name__}"
             )
         self.reward = reward
-        self.estimator: Estimator = estimator or Analytic()
+        self.estimator: Estimator = estimator or Automatic()
         self.regulariser: Regulariser = regulariser or Entropy()
         self._bonus_estimator = DiCE(bonus_samples)
+        if isinstance(reward, RBF):
+            _warn_of_no_optimum(reward, self.regulariser)
 
     @property
     def unbiased(self) -> bool:
@@ -202,6 +207,20 @@ class KStep:
     ) -> tuple[Tensor, Metrics]:
         loss = k_step_mse(policy, batch)
         return loss, {"k_step_mse": loss.detach()}
+
+
+def _warn_of_no_optimum(reward: RBF, regulariser: Regulariser) -> None:
+    """Say so where the entropy of a wide Gaussian is worth more than all that a bounded reward can pay."""
+    if not isinstance(regulariser, Entropy) or not regulariser.is_number:
+        return
+    least = reward.most_temperature
+    if regulariser.temperature >= least:
+        warnings.warn(
+            f"RBF({reward.dim}) is bounded, and under Entropy({regulariser.temperature:g}) the policy only "
+            f"grows wider: there is no optimum to find; pass regulariser=Entropy({least / 3:.2g}) (below "
+            f"{least:.3g}), or add KL to a reference by Sum",
+            stacklevel=3,
+        )
 
 
 def _diagonal(dist: Distribution, loss: str) -> DiagonalGaussian:

@@ -66,9 +66,14 @@ class Entropy(nn.Module):
         self._temperature = _weight(temperature, "temperature", learnable, zero_allowed=False)
 
     @property
+    def is_number(self) -> bool:
+        """Whether λ is one number, not a vector or a function of x."""
+        return isinstance(self._temperature, _Constant) and self._temperature.scalar
+
+    @property
     def temperature(self) -> float:
         """λ where it is one number. Raises UnsupportedCombinationError where it is not."""
-        if isinstance(self._temperature, _Constant) and self._temperature.scalar:
+        if isinstance(self._temperature, _Constant) and self.is_number:
             return self._temperature.value().item()
         raise UnsupportedCombinationError(
             "temperature is not one number here but a vector or a function of x; "

@@ -24,6 +24,7 @@ from mbrl_bilevel.policies.distributions import (
 )
 from mbrl_bilevel.policies.mixture import GaussianMixture
 from mbrl_bilevel.policies.networks import EnsembleMLP
+from mbrl_bilevel.policies.policies import CategoricalPolicy
 
 
 @runtime_checkable
@@ -105,9 +106,15 @@ class RBF(QuadraticForm):
 
     A^(−1/2) is the bandwidth. Arguments: see QuadraticForm. The reward is bounded and the entropy of
     a Gaussian is not, so with entropy alone G has no maximum: it grows with σ for ever. A local
-    maximum at small σ exists for λ < (2/D)(1 + 2/D)^(−D/2−1) (.385 for D = 1, .25 for D = 2); use a
-    temperature well below, or add KL to a reference, which makes the optimum proper.
+    maximum at small σ exists below ``most_temperature``; use a temperature well below, or add KL to a
+    reference, which makes the optimum proper.
     """
+
+    @property
+    def most_temperature(self) -> float:
+        """(2/D)(1 + 2/D)^(−D/2−1): .385 for D = 1, .25 for D = 2. There is no local maximum from there on."""
+        share = 2.0 / self.dim
+        return share * math.exp(-(1.0 + 1.0 / share) * math.log1p(share))
 
     def forward(self, y_hat: Tensor, y: Tensor, x: Tensor) -> Tensor:
         return torch.exp(-0.5 * self.quadratic(y_hat - y, x))
@@ -198,25 +205,62 @@ class RewardMatrix(nn.Module):
         return (dist.probs * self.matrix.mT[y.long().squeeze(-1)]).sum(-1)
 
 
+class LogTangent(nn.Module):
+    """r = 1{ŷ = y}/p̂(ŷ|x) − 1 + log p̂(y|x) for classes: to be right pays the more, the less likely it was.
+
+    p̂ is the ``policy`` as it is, as data: no gradient flows through it, and it is no φ. The mean reward
+    under p is the tangent of log p(y|x) at p̂, so that p = p̂ = q is a fixed point of the inner problem
+    near p̂ (λ_K·KL to p̂), whatever q(·|x). A constant reward matrix has no such point where three classes
+    are likely. The last term is free of ŷ: a baseline, by which the value is that of the likelihood as well.
+
+    With the entropy beside it the fixed point is the p with q = p·(1 + λ_H·(log p + H(p))): to first order
+    in λ_H the power p^(1 + λ_H), which another temperature undoes (``HeldOutClassTemperature``).
+    """
+
+    def __init__(self, policy: CategoricalPolicy) -> None:
+        super().__init__()
+        # In a tuple, so that θ is not among this module's own parameters, which are φ.
+        self._policy = (policy,)
+
+    def forward(self, y_hat: Tensor, y: Tensor, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            log_chance = self._policy[0].dist(x).log_prob(y)
+        right = (y_hat == y).squeeze(-1).to(log_chance.dtype)
+        return right * torch.exp(-log_chance) - 1.0 + log_chance
+
+    def expected(self, dist: Distribution, y: Tensor, x: Tensor) -> Tensor:
+        """p(y)/p̂(y) − 1 + log p̂(y) for ``dist`` p, which must be the policy's own at x, [E, B].
+
+        Raises UnsupportedCombinationError for real targets.
+        """
+        if not isinstance(dist, Categorical):
+            _refuse_mean(self, dist)
+        log_prob = dist.log_prob(y)
+        log_chance = log_prob.detach()
+        return torch.exp(log_prob - log_chance) - 1.0 + log_chance
+
+
 class NeuralReward(nn.Module):
     """r = b·tanh(f_φ(ŷ − y, y, x)/b) − ``tail``·‖ŷ − y‖², f a network that starts at zero.
 
-    ``inputs`` and ``dim`` are the dimensions of x and y, ``hidden`` the units of f's hidden layers, whose initial
-    weights ``generator`` draws. ``bound`` b keeps the learned part finite; the quadratic ``tail`` makes exp(r/λ)
-    integrable, so that the inner problem has a maximum: with a bounded reward alone the entropy grows for ever.
-    At the start this is the Mahalanobis reward with U = tail·I. ``bound=None`` leaves f free,
-    ``tail=0`` takes the tail away: then the policy's own bounds must hold. No closed form: use a
-    sampled estimator.
+    Of ``dim`` targets; f reads the first ``inputs`` columns of x, none by default. ``hidden``: the units of its hidden
+    layers, whose initial weights ``generator`` draws (by default, from the seed 0).
 
-    Raises InvalidInputError for sizes below one, ``bound`` <= 0 or ``tail`` < 0.
+    ``bound`` b keeps the learned part finite; the quadratic ``tail`` makes exp(r/λ) integrable, so
+    that the inner problem has a maximum: with a bounded reward alone the entropy grows for ever.
+    At the start this is the Mahalanobis reward with U = tail·I. ``bound=None`` leaves f free,
+    ``tail=0`` takes the tail away: then the policy's own bounds must hold. It has no closed form:
+    its mean is sampled.
+
+    Raises InvalidInputError for ``dim`` below one, ``inputs`` below zero, ``bound`` <= 0 or ``tail`` < 0.
     """
 
     def __init__(
         self,
-        inputs: int,
         dim: int,
+        inputs: int = 0,
         *,
-        generator: torch.Generator,
+        generator: torch.Generator | None = None,
         hidden: Sequence[int] = (64, 64),
         bound: float | None = 10.0,
         tail: float = 0.5,
@@ -226,14 +270,19 @@ class NeuralReward(nn.Module):
             raise InvalidInputError(
                 f"bound must be positive or None and tail >= 0; got bound={bound}, tail={tail}"
             )
-        self.bound, self.tail = bound, tail
+        if dim < 1 or inputs < 0:
+            raise InvalidInputError(
+                f"NeuralReward: dim must be at least 1 and inputs at least 0; got {dim}, {inputs}"
+            )
+        self.bound, self.tail, self._inputs = bound, tail, inputs
+        generator = generator or torch.Generator().manual_seed(0)
         self.network = EnsembleMLP(1, (2 * dim + inputs, *hidden, 1), generator)
         for parameter in self.network.layers[-1].parameters():
             nn.init.zeros_(parameter)
 
     def forward(self, y_hat: Tensor, y: Tensor, x: Tensor) -> Tensor:
         lead = y_hat.shape[:-1]
-        context = torch.cat((y, x), -1).expand(*lead, -1)
+        context = torch.cat((y, x[..., : self._inputs]), -1).expand(*lead, -1)
         features = torch.cat((y_hat - y, context), -1)
         # The reward is shared by the members: all rows go through one network.
         learned: Tensor = self.network(features.reshape(1, -1, features.shape[-1])).reshape(lead)

@@ -50,7 +50,7 @@ from mbrl_bilevel.policies.policies import (
 )
 from mbrl_bilevel.policies.precision import Precision
 from mbrl_bilevel.training.fit import Log
-from mbrl_bilevel.training.method import Method
+from mbrl_bilevel.training.method import MakePolicy, Method
 from mbrl_bilevel.training.settings import Schedule, WarmStart
 
 
@@ -289,6 +289,7 @@ def fit_dynamics(
     generator: torch.Generator,
     members: int = 5,
     hidden: Sequence[int] = (200, 200),
+    policy: MakePolicy | None = None,
     schedule: Schedule | None = None,
     termination: Rule | None = None,
     reward: Rule | None = None,
@@ -307,6 +308,9 @@ def fit_dynamics(
     ``schedule``: gradient steps, learning rate and the like (None: ``Schedule()``). ``termination`` and
     ``reward``: functions of (obs, action, next_obs) that are known, and then not learned. ``progress`` shows a bar
     on stderr; ``log(name, value, step)`` hears the training curves.
+
+    ``policy`` takes the place of the method's ``make_policy``: one of your own, say, such as a Student-t
+    (``policies/own_policy.py`` says what it needs, ``examples/student_t.py`` is one).
 
     A termination that is not known by rule is learned when the data holds one; data that never
     terminates gives a model that never does. With ``outer_transitions`` (another policy's data, say)
@@ -348,6 +352,7 @@ def fit_dynamics(
         generator=generator,
         members=members,
         hidden=hidden,
+        policy=policy,
         schedule=schedule,
         progress=progress,
         log=log,

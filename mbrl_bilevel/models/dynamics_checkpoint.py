@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mbrl_bilevel.base.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from mbrl_bilevel.base.checks import require_rules
-from mbrl_bilevel.base.errors import CheckpointError
+from mbrl_bilevel.base.errors import CheckpointError, InvalidInputError
 from mbrl_bilevel.base.records import Rule
 from mbrl_bilevel.data.normaliser import Normaliser
 from mbrl_bilevel.models.dynamics import DynamicsModel
@@ -22,7 +22,16 @@ _MODEL = "dynamics model"
 
 
 def model_to_checkpoint(model: DynamicsModel) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors and the settings that ``model_from_checkpoint`` needs."""
+    """The tensors and the settings that ``model_from_checkpoint`` needs.
+
+    Raises InvalidInputError for a policy of one's own: what makes it is code.
+    """
+    own: object = model.policy
+    if not isinstance(own, GaussianPolicy | MixturePolicy):
+        raise InvalidInputError(
+            f"model: it has a policy of your own ({type(own).__name__}), which no file can make again; keep "
+            "its numbers by torch.save(model.policy.state_dict(), path)"
+        )
     policy = model.policy
     tensors = policy_tensors("policy", policy)
     tensors |= normaliser_tensors("inputs", model.inputs)

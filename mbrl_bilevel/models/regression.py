@@ -9,6 +9,7 @@ import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,17 +22,20 @@ from mbrl_bilevel.data.splits import BoolArray, Chain, FitData, Folds, IntArray,
 from mbrl_bilevel.policies.distributions import DiagonalGaussian
 from mbrl_bilevel.policies.fast_inference import FrozenPolicy
 from mbrl_bilevel.policies.mixture import GaussianMixture
+from mbrl_bilevel.policies.own_policy import FrozenOwnPolicy, require_policy
 from mbrl_bilevel.policies.policies import GaussianPolicy, MixturePolicy, with_members
 from mbrl_bilevel.policies.precision import Precision
+from mbrl_bilevel.policies.scales import ScaledPolicy
 from mbrl_bilevel.training.fit import Log
-from mbrl_bilevel.training.method import Method
+from mbrl_bilevel.training.method import MakePolicy, Method
 from mbrl_bilevel.training.settings import Schedule, WarmStart
 from mbrl_bilevel.training.warm_start import lasting_units, warm_start
 
 
 @dataclass(frozen=True)
 class Regression:
-    """An ensemble p(y|x). A target dimension that was constant in training is not predicted."""
+    """An ensemble p(y|x). A target dimension that was constant in training is not predicted. The ``policy`` may
+    be one of your own (``own_policy.OwnPolicy``)."""
 
     policy: GaussianPolicy | MixturePolicy
     inputs: Normaliser
@@ -68,7 +72,7 @@ class Regression:
         """Raw x [N, X] and y [N, D] to learn from, in this model's units. Rows of one of the ``groups``
         [N] are never parted; None takes each by itself. Raises as ``cross_fit``."""
         folds = cross_fit(np.arange(len(x)) if groups is None else groups, self.members, random)
-        dtype = self.policy.network.last.weight.dtype
+        dtype = self._dtype
         targets = self.targets.normalise(y)[:, self.active]
         return FitData(self.inputs.normalise(x).to(dtype), targets.to(dtype), folds)
 
@@ -80,7 +84,7 @@ class Regression:
 
     def normalised_dist(self, x: Tensor) -> DiagonalGaussian | GaussianMixture:
         """The same in units of the training targets' standard deviations, around their mean."""
-        x = self.inputs.normalise(x).to(self.policy.network.last.weight.dtype)
+        x = self.inputs.normalise(x).to(self._dtype)
         return self._policy_dist(x if x.ndim > 2 else x.expand(self.members, -1, -1))
 
     def with_constants(self, active: Tensor, constant: float | None = None) -> Tensor:
@@ -110,8 +114,13 @@ class Regression:
     def frozen(self, precision: Precision = "float32") -> FrozenRegression:
         """The same as it is now, without gradients and much faster (``FrozenPolicy``); its x may have
         dimensions between members and rows, [E, …, B, X]."""
-        fast = FrozenPolicy(self.policy, precision)
+        kind: Any = FrozenPolicy if isinstance(self.policy, ScaledPolicy) else FrozenOwnPolicy
+        fast = kind(self.policy, precision)
         return FrozenRegression(fast.policy, self.inputs, self.targets, fast)
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return next(self.policy.parameters()).dtype
 
     def _policy_dist(self, x: Tensor) -> DiagonalGaussian | GaussianMixture:
         return self.policy.dist(x)
@@ -149,6 +158,7 @@ def fit_regression(
     weight: Tensor | None = None,
     direct: bool = False,
     folds: Folds | None = None,
+    policy: MakePolicy | None = None,
     start: Regression | None = None,
     how: WarmStart | None = None,
     outcome: Outcome | None = None,
@@ -163,8 +173,9 @@ def fit_regression(
     outer level gets the outer sample for training. Methods that look ahead need each row's
     ``successor`` [N] (``splits.successors``), and the first ``state`` columns of y to be the changes of
     those of x, or what they are next where ``direct``; those that look at rewards need ``outcome``, what a raw
-    x and y lead to. ``outer_only`` as for ``cross_fit``, ``weight`` [N] as
-    for ``FitData``; ``folds`` take the place of those that are made of the groups.
+    x and y lead to. ``outer_only`` as for ``cross_fit``, ``weight`` [N] as for ``FitData``; ``folds`` take the place
+    of those that are made of the groups, and ``policy`` that of the method's ``make_policy``: one of your own, say
+    (``own_policy.OwnPolicy``).
 
     The parameters go on from ``start``, a fit by this method, as ``how`` says, where its targets are of use
     (``warm_start.lasting_units``), else from scratch; give ``folds`` whose held-out rows it has not seen
@@ -200,24 +211,26 @@ def fit_regression(
         chain,
         weight,
     )
-    policy = method.make_policy(
+    made = (policy or method.make_policy)(
         data.x.shape[1], data.y.shape[1], generator=generator, members=members, hidden=hidden
     )
-    if not isinstance(policy, GaussianPolicy | MixturePolicy):
-        raise InvalidInputError(
-            "method: its make_policy must make a GaussianPolicy or a MixturePolicy for real targets; got a "
-            f"{type(policy).__name__}"
-        )
+    if not isinstance(made, GaussianPolicy | MixturePolicy):
+        require_policy(made, data.x.shape[1], data.y.shape[1])
+        if start is not None:
+            raise InvalidInputError(
+                "start: a fit goes on from an earlier one with a GaussianPolicy or a MixturePolicy only; got a "
+                f"{type(made).__name__}: leave it out"
+            )
     if start is not None and lasting is not None:
         units = ((start.inputs, inputs), (start.targets, targets))
         how = how or WarmStart()
-        warm_start(policy, start.policy, *units, how)
+        warm_start(made, start.policy, *units, how)
         schedule = schedule or Schedule()
         schedule = replace(schedule, steps=max(1, round(how.part * schedule.steps)))
     result = method.fit(
-        policy, data, generator=generator, schedule=schedule, progress=progress, log=log
+        made, data, generator=generator, schedule=schedule, progress=progress, log=log
     )
-    return Regression(policy, inputs, targets), _of_all_targets(result, active)
+    return Regression(made, inputs, targets), _of_all_targets(result, active)
 
 
 def _of_all_targets(result: FitResult, active: Tensor) -> FitResult:

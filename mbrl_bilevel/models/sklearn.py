@@ -6,7 +6,10 @@ any, is the value of ``method`` (class_methods.py, methods.py). Source: arXiv 25
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from numbers import Real
+from operator import index
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -36,8 +39,11 @@ from mbrl_bilevel.training.settings import Schedule
 
 Array = npt.NDArray[Any]
 #: What an outer level may want of a classifier: a name, or costs [C, C] of answering ŷ where y is true.
-Wanted = Literal["nll", "balanced_accuracy"] | Sequence[Sequence[float]]
+#: or an objective of your own.
+Wanted = Literal["nll", "balanced_accuracy"] | Sequence[Sequence[float]] | Objective
 
+#: What a ``batch_size`` of "auto" stands for.
+_BATCH = 64
 #: A regression's folds need this many rows; fewer are repeated.
 _REGRESSION_ROWS = 10
 
@@ -46,10 +52,18 @@ class BilevelClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     """An ensemble of linear (``hidden=()``) or MLP policies over classes.
 
     ``method`` is one of ``class_methods.CLASS_METHODS``. ``objective`` is what the outer level wants on
-    held-out rows: "nll", "balanced_accuracy", or a cost matrix [C, C], row y, column ŷ, in the order of
-    ``classes_``. Five folds; member k holds out fold k mod 5, half of it to stop by and half for the
-    outer level. ``steps`` of Adam at most, fewer after ``patience`` readings (every 20 steps) without
-    gain; a ``verbose`` above zero shows a progress bar.
+    held-out rows: "nll", "balanced_accuracy", a cost matrix [C, C], row y, column ŷ, in the order of
+    ``classes_``, or a function of your own ``objective(policy, batch) -> [E]`` to be minimised
+    (``examples/my_objective.py``). Five folds; member k holds out fold k mod 5, half of it to stop by and half for the
+    outer level. ``hidden`` is the width of a layer or a sequence of widths. ``steps`` of Adam at most, fewer
+    after ``patience`` readings (every 20 steps) without gain; ``learning_rate`` is its first step size, which
+    falls by a cosine to zero; ``batch_size`` rows of a minibatch, "auto" for 64. A ``verbose`` above zero
+    shows a progress bar.
+
+    ``sample_weight`` weighs rows in every mean, and a row of weight zero is absent to the last bit. A row of
+    weight 2 and the same row twice give the same fit on average only: rows are dealt out to folds and drawn
+    into minibatches one by one, and two equal rows of a table with few values are two observations, of which
+    one may be held out from the other.
 
     After ``fit``: ``classes_``, ``n_features_in_``, ``feature_names_in_``, ``result_`` (FitResult: the
     curves, and the outer level's report) and, where there is one, ``reward_matrix_`` [C, C], row ŷ,
@@ -67,10 +81,10 @@ class BilevelClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         method: str = "bilevel",
         *,
         objective: Wanted = "nll",
-        hidden: Sequence[int] = (64,),
+        hidden: int | Sequence[int] = (64,),
         members: int = 20,
         steps: int = 600,
-        batch_size: int = 64,
+        batch_size: int | Literal["auto"] = 64,
         learning_rate: float = 3e-3,
         weight_decay: float = 0.0,
         patience: int = 10,
@@ -91,7 +105,8 @@ class BilevelClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
         """Fit to X [N, X] and classes y [N] of any kind; rows of weight zero are as if not there."""
-        method, objective = get_class_method(self.method), _objective(self.objective)
+        objective = _objective(self.objective)
+        method = get_class_method(self.method).wanting(objective)
         X, y, weight = _checked(self, X, y, sample_weight)
         check_classification_targets(y)
         X, y, weight = X[weight > 0.0], y[weight > 0.0], weight[weight > 0.0]
@@ -121,8 +136,7 @@ class BilevelClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             rows,
             generator=generator,
             loss=self._loss,
-            objective=objective,
-            schedule=self._schedule(self.steps),
+            schedule=_schedule(self, self.steps),
             progress=self.verbose > 0,
         )
         self._keep_reward()
@@ -162,13 +176,14 @@ class BilevelClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         policy = self._model.policy
         kept = policy.temper.detach().clone()
         policy.temper.data.zero_()
-        passes = -(-len(X) // self.batch_size)
+        schedule = _schedule(self, 1)
+        passes = -(-len(X) // schedule.batch_size)
         self.result_ = fit(
             policy,
             self._loss,
             rows,
             generator=self._generator,
-            schedule=self._schedule(passes, evaluate_every=passes),
+            schedule=replace(schedule, steps=passes, evaluate_every=passes),
             progress=self.verbose > 0,
         )
         policy.temper.data.copy_(kept)
@@ -198,7 +213,7 @@ class BilevelClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             len(classes),
             generator=generator,
             members=self.members,
-            hidden=tuple(self.hidden),
+            hidden=_widths(self.hidden),
         )
         self._model = Classification(policy, Normaliser.fit(torch.tensor(X)))
         return self._inputs(X)
@@ -210,16 +225,6 @@ class BilevelClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         codes = torch.from_numpy(np.searchsorted(self.classes_, y)).float().unsqueeze(1)
         return FitData(x.float(), codes, folds, weight=_weights(weight))
 
-    def _schedule(self, steps: int, evaluate_every: int = 20) -> Schedule:
-        return Schedule(
-            steps=steps,
-            batch_size=self.batch_size,
-            learning_rate=self.learning_rate,
-            weight_decay=self.weight_decay,
-            evaluate_every=evaluate_every,
-            patience=self.patience,
-        )
-
     def _keep_reward(self) -> None:
         if isinstance(self._loss, PolicyGradient) and isinstance(self._loss.reward, RewardMatrix):
             self.reward_matrix_ = self._loss.reward.matrix.detach().double().numpy()
@@ -228,7 +233,7 @@ class BilevelClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 class BilevelRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
     """An ensemble of Gaussian policies; ``method`` is one of ``methods.METHODS`` that look one step ahead.
 
-    The rest as for BilevelClassifier. Early stopping and the outer level look at held-out rows
+    The rest, what weights are included, as for BilevelClassifier. Early stopping and the outer level look at held-out rows
     (``splits.cross_fit``); fewer than ten rows are repeated until there are ten, and then nothing is
     really held out.
     """
@@ -237,10 +242,10 @@ class BilevelRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         self,
         method: str = "bilevel",
         *,
-        hidden: Sequence[int] = (64, 64),
+        hidden: int | Sequence[int] = (64, 64),
         members: int = 5,
         steps: int = 1000,
-        batch_size: int = 64,
+        batch_size: int | Literal["auto"] = 64,
         learning_rate: float = 3e-3,
         weight_decay: float = 0.0,
         patience: int = 10,
@@ -280,15 +285,8 @@ class BilevelRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
             method,
             generator=torch.Generator().manual_seed(int(random.randint(2**31 - 1))),
             members=self.members,
-            hidden=tuple(self.hidden),
-            schedule=Schedule(
-                steps=self.steps,
-                batch_size=self.batch_size,
-                learning_rate=self.learning_rate,
-                weight_decay=self.weight_decay,
-                evaluate_every=20,
-                patience=self.patience,
-            ),
+            hidden=_widths(self.hidden),
+            schedule=_schedule(self, self.steps),
             progress=self.verbose > 0,
             weight=_weights(weight),
         )
@@ -317,6 +315,42 @@ class BilevelRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         return self._normaliser.normalise(torch.tensor(X)).clamp(-FAR, FAR)
 
 
+def _widths(hidden: object) -> tuple[int, ...]:
+    """``hidden`` as a sequence: a number is the width of the one hidden layer."""
+    try:
+        widths = tuple(map(index, hidden if isinstance(hidden, Iterable) else (hidden,)))
+    except TypeError:
+        widths = (0,)
+    if min(widths, default=1) < 1:
+        raise InvalidInputError(
+            "hidden must be the width of a layer or a sequence of widths, such as 64, (64, 64) or () for a "
+            f"linear model; got {hidden!r}"
+        )
+    return widths
+
+
+def _schedule(estimator: BilevelClassifier | BilevelRegressor, steps: int) -> Schedule:
+    """How long and how fast ``estimator`` trains. Raises InvalidInputError, naming the argument."""
+    # Whatever a user typed.
+    rate: Any = estimator.learning_rate
+    batch_size: Any = estimator.batch_size
+    if isinstance(rate, bool) or not isinstance(rate, Real):
+        raise InvalidInputError(
+            "learning_rate must be a positive number: Adam's first step size, which falls by a cosine to zero "
+            f"(scikit-learn's learning_rate_init); got {rate!r}: leave it out for 0.003"
+        )
+    if isinstance(batch_size, str) and batch_size != "auto":
+        raise InvalidInputError(f'batch_size must be an int or "auto"; got {batch_size!r}')
+    return Schedule(
+        steps=steps,
+        batch_size=_BATCH if batch_size == "auto" else batch_size,
+        learning_rate=float(rate),
+        weight_decay=estimator.weight_decay,
+        evaluate_every=20,
+        patience=estimator.patience,
+    )
+
+
 def _objective(wanted: Wanted) -> Objective:
     if isinstance(wanted, str):
         known: dict[str, Objective] = {
@@ -328,6 +362,8 @@ def _objective(wanted: Wanted) -> Objective:
                 f"objective must be one of {', '.join(known)} or a cost matrix; got {wanted!r}"
             )
         return known[wanted]
+    if callable(wanted):
+        return wanted
     return ExpectedCost(tuple(tuple(map(float, row)) for row in wanted))
 
 

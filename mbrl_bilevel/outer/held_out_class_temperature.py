@@ -1,8 +1,9 @@
 """Outer solvers for classifiers that know the inner optimum: λ(x) by its power, β by the paper's formula.
 
 p*_{λ'}(·|x) ∝ p*_λ(·|x)^{λ/λ'} (with a KL beside the entropy both weights are divided by s = λ/λ' and
-the reference, too, is raised to the power s: arXiv 2510.07624's inner optimum with p_ref^{λ_K/Λ}); β* = λ·C/(2·tr Σ), Σ the held-out second moment of
-the residual onehot(y) − p(x) (arXiv 2510.07624, whose formula for a Gaussian it is).
+the reference, too, is raised to the power s: arXiv 2510.07624's inner optimum with p_ref^{λ_K/Λ}); of a
+LogTangent the fixed point is such a power to first order in λ_H. β* = λ·C/(2·tr Σ), Σ the held-out second
+moment of the residual onehot(y) − p(x) (arXiv 2510.07624, whose formula for a Gaussian it is).
 """
 
 from __future__ import annotations

@@ -28,6 +28,7 @@ from mbrl_bilevel.outer.problem import (
     Solver,
     Warm,
     outer_parameters,
+    require_objective,
     reward_loss,
 )
 
@@ -86,6 +87,11 @@ class Outer:
                 raise InvalidInputError(
                     f"Outer: {name} must be at least {low}; got {getattr(self, name)}"
                 )
+        if not callable(self.objective):
+            raise InvalidInputError(
+                "Outer: objective must be a function objective(policy, batch) -> one number a member [E], to be "
+                f"minimised; got {self.objective!r}"
+            )
         if not self.tol > 0.0:
             raise InvalidInputError(f"Outer: tol must be positive; got {self.tol}")
         if not 0.0 < self.until <= 1.0:
@@ -100,6 +106,8 @@ class Outer:
     def start(self, problem: Problem) -> OuterState:
         """The first state. Raises UnsupportedCombinationError for a problem the solver is wrong for."""
         self.solver.check(problem)
+        if isinstance(self.solver, GradientSolver):
+            require_objective(problem)
         if self.alongside is not None:
             self.alongside.check(problem)
         if isinstance(self.solver, DirectSolver):

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from mbrl_bilevel.base.errors import DivergedError, InvalidInputError, UnsupportedCombinationError
 from mbrl_bilevel.base.records import Batch
 from mbrl_bilevel.inner.losses import Loss, PolicyGradient
+from mbrl_bilevel.inner.rewards import LogTangent
 from mbrl_bilevel.outer.linear_solvers import MatVec
 from mbrl_bilevel.outer.objectives import Objective, OneStepNLL
 from mbrl_bilevel.policies.policies import Policy
@@ -101,6 +102,11 @@ def reward_loss(problem: Problem, solver: str) -> PolicyGradient:
         raise UnsupportedCombinationError(
             f"{solver} needs an unbiased estimator; {type(loss.estimator).__name__} moves the inner "
             "optimum, so no formula for its derivative holds: use LeaveOneOut or Analytic"
+        )
+    if isinstance(loss.reward, LogTangent):
+        raise UnsupportedCombinationError(
+            f"{solver} differentiates the inner optimum of a reward that stays as it is, and LogTangent follows "
+            "the policy: use HeldOutClassTemperature, or RewardMatrix (the method bilevel-bounded)"
         )
     return loss
 
@@ -237,6 +243,17 @@ def inner_loss(
         return -batch.mean(loss.objective(dist, batch.y, batch.x)) / batch.y.shape[-1]
     value: Tensor = loss(policy, batch, generator)[0]
     return value
+
+
+def require_objective(problem: Problem) -> None:
+    """Raises InvalidInputError for an objective that is not one number a member with a gradient in θ."""
+    value, wanted = problem.objective(problem.policy, problem.held_out), (problem.policy.members,)
+    if tuple(value.shape) != wanted or not value.requires_grad:
+        found = f"shape {tuple(value.shape)}{'' if value.requires_grad else ' without a gradient'}"
+        raise InvalidInputError(
+            f"objective: it must return one number a member, of shape {wanted}, with a gradient in the policy; "
+            f"got {found}: batch.mean(…) of [E, B] gives that"
+        )
 
 
 def objective_gradient(problem: Problem, theta: Theta) -> Tensor:

@@ -278,8 +278,8 @@ def with_members(policy: AnyPolicy, members: Sequence[int]) -> AnyPolicy:
             kept = nn.Parameter(kept, old.requires_grad)
         setattr(module, leaf, kept)
     for part in chosen.modules():
-        if isinstance(part, ScaledPolicy | CategoricalPolicy | EnsembleMLP):
-            part.members = len(members)
+        if hasattr(part, "members"):
+            setattr(part, "members", len(members))  # noqa: B010 (of a module of any kind)
     return chosen
 
 

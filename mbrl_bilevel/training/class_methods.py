@@ -19,7 +19,7 @@ from mbrl_bilevel.inner.class_losses import Focal, LabelSmoothing
 from mbrl_bilevel.inner.losses import NLL, PolicyGradient
 from mbrl_bilevel.inner.positive import PositiveFunction
 from mbrl_bilevel.inner.regularisers import Entropy
-from mbrl_bilevel.inner.rewards import RewardMatrix
+from mbrl_bilevel.inner.rewards import LogTangent, RewardMatrix
 from mbrl_bilevel.outer.held_out_class_temperature import ClosedFormBeta, HeldOutClassTemperature
 from mbrl_bilevel.outer.implicit import FisherImplicit
 from mbrl_bilevel.outer.level import Outer
@@ -60,6 +60,19 @@ def _classifier(
     )
 
 
+def entropy_weight(classes: int, confidence: float = _CONFIDENCE) -> float:
+    """λ_H at which the fixed point of LogTangent on noiseless rows gives ``confidence``.
+
+    There 1 = p·(1 + λ_H·(log p + H)) for the true class, and 0 = 1 + λ_H·(log p + H) for the others:
+    λ_H = 1/(p·(log p − log p_other)).
+    """
+    return 1.0 / (confidence * reward_size(classes, confidence))
+
+
+def _pays_the_unlikely(policy: TemperedPolicy, data: FitData) -> PolicyGradient:
+    return PolicyGradient(LogTangent(policy), regulariser=Entropy(entropy_weight(policy.classes)))
+
+
 def _pays_the_truth(policy: TemperedPolicy, data: FitData) -> PolicyGradient:
     return PolicyGradient(RewardMatrix.identity(policy.classes, reward_size(policy.classes)))
 
@@ -76,28 +89,37 @@ def _paper(policy: TemperedPolicy, data: FitData) -> PolicyGradient:
     return PolicyGradient(RewardMatrix.one_hot(torch.ones(policy.classes)))
 
 
+_MATRIX = Method(
+    make_policy=_classifier,
+    make_loss=_pays_the_truth,
+    outer=_FISHER,
+    other=Method(_classifier, _pays_the_truth, outer=_FAR),
+    criterion=OneStepNLL(),
+    summary="a constant reward matrix R[ŷ, y], inferred with FisherImplicit",
+)
+
 CLASS_METHODS: dict[str, Method] = {
     "bilevel": Method(
         make_policy=_classifier,
-        make_loss=_pays_the_truth,
-        outer=Outer(HeldOutClassTemperature()),
-        outer_other=_FAR,
-        summary="policy gradient on a bounded reward, the temperature λ(x) inferred on the held-out "
-        "rows of all members; for other objectives than likelihood, the reward matrix instead",
+        make_loss=_pays_the_unlikely,
+        outer=Outer(HeldOutClassTemperature(start=0.3)),
+        other=_MATRIX.other,
+        summary="policy gradient on a reward that pays more for what was held unlikely, the temperature λ(x) "
+        "inferred on the held-out rows of all members; for other objectives than likelihood, a reward matrix",
     ),
-    "bilevel-matrix": Method(
+    "bilevel-bounded": Method(
         make_policy=_classifier,
         make_loss=_pays_the_truth,
-        outer=_FISHER,
-        outer_other=_FAR,
-        criterion=OneStepNLL(),
-        summary="a constant reward matrix R[ŷ, y], inferred with FisherImplicit",
+        outer=Outer(HeldOutClassTemperature()),
+        other=_MATRIX.other,
+        summary="the same with the bounded reward R = βI, right where at most two classes are likely",
     ),
+    "bilevel-matrix": _MATRIX,
     "bilevel-lambda": Method(
         make_policy=_classifier,
         make_loss=_temperature_of_x,
         outer=_FISHER,
-        outer_other=_FAR,
+        other=Method(_classifier, _temperature_of_x, outer=_FAR),
         criterion=OneStepNLL(),
         summary="R = βI and a log-linear temperature λ(x), inferred with FisherImplicit",
     ),

@@ -72,8 +72,8 @@ class Method:
     None where there is nothing to infer, and the rows held out for that are then for training.
     ``criterion`` is what early stopping reads on held-out rows, None the loss itself. ``summary`` says in one
     sentence what the method is. ``warm_up`` comes before the loss; ``horizon`` is the number of rows in
-    a row's segment, for losses and objectives that look ahead. ``outer_other`` is the outer level for
-    objectives other than likelihood; None: this method can want nothing else.
+    a row's segment, for losses and objectives that look ahead. ``other`` is the row for objectives other
+    than likelihood, whose outer level is given them; None: this method can want nothing else.
     """
 
     make_policy: MakePolicy
@@ -83,7 +83,7 @@ class Method:
     outer: Outer | None = None
     warm_up: WarmUp | None = None
     horizon: int = 1
-    outer_other: Outer | None = None
+    other: Method | None = None
 
     def around(self, wrap: Callable[[Loss], Loss]) -> Method:
         """The same with ``wrap`` put around the loss, once that is made: a penalty, say."""
@@ -114,7 +114,6 @@ class Method:
         *,
         generator: torch.Generator,
         loss: Loss | None = None,
-        objective: Objective | None = None,
         schedule: Schedule | None = None,
         progress: bool = False,
         log: Log | None = None,
@@ -123,11 +122,9 @@ class Method:
         ``progress`` and ``log`` as of ``mbrl_bilevel.training.fit.fit``.
 
         ``loss`` is one that ``make_loss`` made (by default it is made here): it holds the reward that was
-        inferred. ``objective`` is what the outer level wants on held-out rows, by default what its own row
-        says. Raises InvalidInputError for an ``objective`` other than likelihood that this method cannot
-        want, and as ``mbrl_bilevel.training.fit.fit`` does.
+        inferred. Raises as ``mbrl_bilevel.training.fit.fit`` does.
         """
-        outer, criterion = self._wanting(objective)
+        outer, criterion = self.outer, self.criterion
         loss = self.make_loss(policy, data) if loss is None else loss
         if outer is None:
             data = replace(data, folds=data.folds.without_outer())
@@ -156,17 +153,21 @@ class Method:
             log=log,
         )
 
-    def _wanting(self, objective: Objective | None) -> tuple[Outer | None, Objective | None]:
-        """The outer level and the criterion for this ``objective``."""
-        if objective is None or isinstance(objective, OneStepNLL):
-            return self.outer, self.criterion
-        if self.outer_other is None:
+    def wanting(self, objective: Objective) -> Method:
+        """The same where the outer level wants ``objective`` on held-out rows; itself for likelihood.
+
+        Raises InvalidInputError for an objective that this method cannot want.
+        """
+        if isinstance(objective, OneStepNLL):
+            return self
+        if self.other is None or self.other.outer is None:
             raise InvalidInputError(
                 "objective: this method infers no reward for it, so it can want nothing but likelihood; use "
                 "one with an outer level for other objectives, such as bilevel, bilevel-matrix or "
                 "bilevel-lambda"
             )
-        return replace(self.outer_other, objective=objective), objective
+        outer = replace(self.other.outer, objective=objective)
+        return replace(self.other, outer=outer, criterion=objective)
 
 
 def register(

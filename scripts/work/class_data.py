@@ -1,4 +1,4 @@
-"""Tables with a class to predict: scikit-learn's own sets by name, or CSV files; split afresh for a seed."""
+"""Tables with a class to predict: sets by name, or CSV files; split afresh for a seed."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from options.classify import SETS
 from sklearn import datasets
 from sklearn.model_selection import train_test_split
 
+from envs.datasets.noisy_tables import NOISY_TABLES, noisy_table
 from envs.datasets.tables import Missing, Text, load_table
 from mbrl_bilevel.base.errors import InvalidInputError
 
@@ -36,8 +37,12 @@ def load(
     if csv is not None:
         table = load_table(csv, target, kind="classification", text=text, missing=missing)
         return Classes(table.x.astype(np.float64), table.y, tuple(map(str, table.classes)))
+    if name in NOISY_TABLES:
+        x, y, probs = noisy_table(name)
+        return Classes(x, y, tuple(map(str, range(probs.shape[1]))))
     if name not in SETS:
-        raise InvalidInputError(f"--data: no set {name!r}; choose from {', '.join(SETS)}, or --csv")
+        known = ", ".join((*SETS, *NOISY_TABLES))
+        raise InvalidInputError(f"--data: no set {name!r}; choose from {known}, or --csv")
     found = getattr(datasets, f"load_{name}")()
     labels = tuple(map(str, found.target_names))
     return Classes(found.data.astype(np.float64), found.target.astype(np.int64), labels)

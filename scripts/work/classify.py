@@ -89,7 +89,7 @@ def fit_cell(args: Args, key: Row) -> Done:
     if method in REFERENCES:
         estimator = REFERENCES[method](seed)
     else:
-        able = get_class_method(method).outer_other is not None
+        able = get_class_method(method).other is not None
         estimator = BilevelClassifier(
             method,
             objective=wanted(args.objective) if able else "nll",

@@ -56,6 +56,7 @@ def make_tasks(args: Args, sequence: str, seed: int) -> Tasks:
     if isinstance(found, ClassSequence):
         parts = found.tasks(np.random.default_rng(seed))
         return Tasks(tuple(_of_classes(args, part, seed) for part in parts), found.classes)
+    found.check()
     return Tasks(
         tuple(_of_dynamics(args, task, seed, seed + 1000 * i) for i, task in enumerate(found.tasks))
     )

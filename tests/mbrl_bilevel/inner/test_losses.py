@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from mbrl_bilevel.base.errors import InvalidInputError, UnsupportedCombinationEr
 from mbrl_bilevel.base.records import Batch
 from mbrl_bilevel.inner.estimators import (
     Analytic,
+    Automatic,
     DiCE,
     Estimator,
     GroupNormalised,
@@ -97,7 +99,7 @@ def test_objective_is_the_negative_loss_before_the_mean_over_dimensions() -> Non
         (Mahalanobis(D, "full"), D * (D + 1) // 2),
         (Mahalanobis(D, function=PositiveFunction(X, D)), D * (X + 1)),
         (lambda y_hat, y, x: -(y_hat - y).square().sum(-1), 0),
-        (NeuralReward(X, D, generator=torch.Generator(), hidden=()), 2 * D + X + 1),
+        (NeuralReward(D, X, generator=torch.Generator(), hidden=()), 2 * D + X + 1),
     ],
 )
 def test_phi_is_what_parameters_holds(reward: Mahalanobis, count: int) -> None:
@@ -214,7 +216,7 @@ def test_no_closed_form_is_refused_with_a_remedy() -> None:
     with pytest.raises(UnsupportedCombinationError, match="bound only"):
         PolicyGradient(RBF(D)).objective(mixture, data.y, data.x)
     with pytest.raises(UnsupportedCombinationError, match="sampled"):
-        PolicyGradient(NeuralReward(X, D, generator=torch.Generator()).double()).objective(
+        PolicyGradient(NeuralReward(D, X, generator=torch.Generator()).double()).objective(
             policy().dist(data.x), data.y, data.x
         )
     with pytest.raises(UnsupportedCombinationError, match="sampled"):
@@ -232,3 +234,67 @@ def test_mse_needs_a_mean() -> None:
     with pytest.raises(UnsupportedCombinationError, match="GaussianMixture"):
         MSE()(mixture, batch(), torch.Generator())
     assert isinstance(classes.dist(labels.x), Categorical)
+
+
+def test_a_reward_without_closed_form_is_sampled_by_itself() -> None:
+    """Pathwise where it is smooth, DiCE where it has steps; a closed form is used and nothing said."""
+    seeded = torch.Generator().manual_seed(0)
+
+    def steps(y_hat: Tensor, y: Tensor, x: Tensor) -> Tensor:
+        return ((y_hat - y).abs().amax(-1) < 1.0).to(y_hat.dtype)
+
+    for reward, kind in ((NeuralReward(D).double(), Pathwise), (steps, DiCE)):
+        loss = PolicyGradient(reward)
+        name = getattr(reward, "__name__", type(reward).__name__)
+        with pytest.warns(UserWarning, match=rf"reward {name} has no closed.*{kind.__name__}\(8\)"):
+            loss(policy(), batch(), seeded)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            value, _ = loss(policy(), batch(), seeded)
+        assert value.isfinite().all()
+        assert isinstance(loss.estimator.chosen, kind)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        exact = PolicyGradient(Mahalanobis(D).double())
+        named = PolicyGradient(Mahalanobis(D).double(), Analytic())
+        values = [loss(policy(), batch(), seeded)[0] for loss in (exact, named)]
+    torch.testing.assert_close(*values, rtol=0, atol=0)
+
+
+def test_the_sampled_gradient_is_that_of_the_closed_form() -> None:
+    """The same quadratic reward with its formula and without, over many draws."""
+    plain = PolicyGradient(
+        lambda y_hat, y, x: -(y_hat - y).square().sum(-1), Automatic(samples=20_000)
+    )
+    exact, data = PolicyGradient(Mahalanobis(D, initial=1.0).double()), batch()
+    found = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for loss in (plain, exact):
+            mine = policy()
+            value = loss(mine, data, torch.Generator().manual_seed(0))[0].sum()
+            gradients = torch.autograd.grad(
+                value, [p for p in mine.parameters() if p.requires_grad]
+            )
+            found.append(torch.cat([g.flatten() for g in gradients]))
+    assert (found[0] - found[1]).norm() < 0.05 * found[1].norm()
+
+
+def test_an_rbf_under_too_much_entropy_says_that_there_is_nothing_to_find() -> None:
+    """Above λ = (2/D)(1 + 2/D)^(−D/2−1) the closed-form G(σ) grows without a maximum; below it has one."""
+    log_std = torch.linspace(-4.0, 4.0, 4001, dtype=torch.float64)
+
+    def has_maximum(dim: int, temperature: float) -> bool:
+        # E[r] of an RBF with A = I at the target is (1 + σ²)^(−D/2), the entropy D·log σ.
+        value = (1.0 + torch.exp(2.0 * log_std)) ** (-dim / 2.0) + temperature * dim * log_std
+        return bool((value.diff() < 0.0).any())
+
+    for dim in (1, 2, 5):
+        least = RBF(dim).most_temperature
+        assert has_maximum(dim, 0.98 * least)
+        assert not has_maximum(dim, 1.02 * least)
+        with pytest.warns(UserWarning, match=r"no optimum to find; pass regulariser=Entropy"):
+            PolicyGradient(RBF(dim))
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            PolicyGradient(RBF(dim), regulariser=Entropy(0.5 * least))

@@ -256,7 +256,7 @@ def test_no_closed_form_is_refused_with_a_remedy(
 
 def test_neural_reward_starts_as_its_tail_and_stays_bounded() -> None:
     reward = NeuralReward(
-        X, D, generator=torch.Generator().manual_seed(0), hidden=(8,), bound=2.0, tail=0.3
+        D, X, generator=torch.Generator().manual_seed(0), hidden=(8,), bound=2.0, tail=0.3
     ).double()
     y_hat, y, x = 5.0 * draw(7, E, B, D), draw(E, B, D, seed=1), draw(E, B, X, seed=2)
     tail = -0.3 * (y_hat - y).square().sum(-1)
@@ -269,14 +269,14 @@ def test_neural_reward_starts_as_its_tail_and_stays_bounded() -> None:
     assert 1.9 < learned.abs().max() <= 2.0 + 1e-9
     assert learned.std() > 0.5
     free = NeuralReward(
-        X, D, generator=torch.Generator().manual_seed(0), hidden=(8,), bound=None, tail=0.0
+        D, X, generator=torch.Generator().manual_seed(0), hidden=(8,), bound=None, tail=0.0
     ).double()
     free.load_state_dict(reward.state_dict())
     assert free(y_hat, y, x).abs().max() > 2.0
 
 
 def test_neural_reward_is_shared_by_the_members_and_reads_all_its_inputs() -> None:
-    reward = NeuralReward(X, D, generator=torch.Generator().manual_seed(0), hidden=(8,)).double()
+    reward = NeuralReward(D, X, generator=torch.Generator().manual_seed(0), hidden=(8,)).double()
     torch.nn.init.ones_(reward.network.layers[-1].weight)
     y_hat, y, x = draw(1, 1, B, D), draw(1, B, D, seed=1), draw(1, B, X, seed=2)
     alone = reward(y_hat, y, x)

@@ -238,7 +238,7 @@ def _modules(seed: int) -> list[torch.nn.Module]:
         Mahalanobis(2, "full", 1.0 + seed),
         RBF(2, "diagonal", 1.0 + seed),
         RewardMatrix(torch.randn(3, 3, generator=g)),
-        NeuralReward(3, 2, generator=g, hidden=(4,)),
+        NeuralReward(2, 3, generator=g, hidden=(4,)),
         PolicyGradient(Mahalanobis(2, "diagonal", 1.0 + seed)),
     ]
 

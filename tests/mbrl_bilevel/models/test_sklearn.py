@@ -14,6 +14,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import check_estimator
 
+from mbrl_bilevel.base.errors import InvalidInputError
 from mbrl_bilevel.models.sklearn import BilevelClassifier, BilevelRegressor
 from mbrl_bilevel.training.class_methods import CLASS_METHODS
 
@@ -136,6 +137,26 @@ def test_bad_input_is_told_in_scikit_learns_words() -> None:
         BilevelClassifier(objective=[[0, 1, 1]] * 3, **QUICK).fit(x, y)
     with pytest.raises(NotFittedError):
         model.predict(x)
+
+
+@pytest.mark.parametrize("kind", [BilevelClassifier, BilevelRegressor])
+def test_what_users_of_scikit_learn_type(kind: Any) -> None:
+    """hidden=16 is (16,), batch_size="auto" the default; what cannot be meant names the argument."""
+    x, y, _ = logistic(60, seed=0)
+    short = {"method": "nll", "members": 2, "steps": 20, "random_state": 0}
+    plain = kind(**short, hidden=(16,)).fit(x, y).predict(x)
+    typed = kind(**short, hidden=np.int64(16), batch_size="auto").fit(x, y).predict(x)
+    assert np.array_equal(typed, plain)
+    assert np.array_equal(kind(**short, hidden=[16]).fit(x, y).predict(x), plain)
+    for given, told in (
+        ({"learning_rate": "adaptive"}, r"learning_rate must be a positive number.*'adaptive'"),
+        ({"batch_size": "all"}, 'batch_size must be an int or "auto"'),
+        ({"hidden": 16.0}, r"hidden must be the width of a layer.*16\.0"),
+        ({"hidden": (16, 0)}, "hidden must be the width of a layer"),
+        ({"hidden": "wide"}, "hidden must be the width of a layer"),
+    ):
+        with pytest.raises(InvalidInputError, match=told):
+            kind(**short | given).fit(x, y)
 
 
 def test_weights_are_rows() -> None:

@@ -12,12 +12,12 @@ from torch import Tensor
 
 from mbrl_bilevel.base.errors import InvalidInputError, UnsupportedCombinationError
 from mbrl_bilevel.base.records import Batch
-from mbrl_bilevel.inner.losses import NLL, PolicyGradient
+from mbrl_bilevel.inner.losses import NLL, Loss, PolicyGradient
 from mbrl_bilevel.inner.positive import PositiveFunction
 from mbrl_bilevel.inner.regularisers import KL, Entropy, Sum
-from mbrl_bilevel.inner.rewards import Mahalanobis, RewardMatrix
+from mbrl_bilevel.inner.rewards import LogTangent, Mahalanobis, RewardMatrix
 from mbrl_bilevel.outer.held_out_class_temperature import ClosedFormBeta, HeldOutClassTemperature
-from mbrl_bilevel.outer.implicit import FisherImplicit
+from mbrl_bilevel.outer.implicit import ExactImplicit, FisherImplicit
 from mbrl_bilevel.outer.linear_solvers import conjugate_gradient
 from mbrl_bilevel.outer.problem import Problem, Warm
 from mbrl_bilevel.policies.policies import CategoricalPolicy
@@ -66,6 +66,106 @@ def test_beside_a_kl_it_is_a_power_where_the_reference_is_raised_to_it_too() -> 
         solve_inner(problem)
         found.append(policy.logits(torch.eye(4, dtype=torch.float64).unsqueeze(0)).detach())
     torch.testing.assert_close(sharper * found[0], found[1], rtol=1e-6, atol=1e-8)
+
+
+def likely(*shares: float) -> tuple[Tensor, Batch]:
+    """q [C] of one input, and all of its classes with these weights."""
+    q = torch.tensor(shares, dtype=torch.float64)
+    x = torch.ones(1, len(q), 1, dtype=torch.float64)
+    y = torch.arange(len(q), dtype=torch.float64).reshape(1, -1, 1)
+    return q, Batch(x, y, q.unsqueeze(0))
+
+
+def fixed_point(loss: PolicyGradient, policy: TemperedPolicy, batch: Batch) -> Tensor:
+    """p [C] where the inner gradient is zero, for losses whose reward follows the policy too."""
+    theta = [p for p in policy.parameters() if p.requires_grad]
+    optimiser = torch.optim.LBFGS(
+        theta, max_iter=500, tolerance_grad=1e-12, tolerance_change=0, line_search_fn="strong_wolfe"
+    )
+
+    def closure() -> Tensor:
+        optimiser.zero_grad()
+        value: Tensor = loss(policy, batch, generator())[0].sum()
+        value.backward()  # type: ignore[no-untyped-call]
+        return value
+
+    optimiser.step(closure)  # type: ignore[no-untyped-call]
+    return policy.dist(batch.x).probs[0, 0].detach()
+
+
+SIX = (0.46, 0.39, 0.09, 0.04, 0.015, 0.005)
+
+
+def test_a_bounded_reward_has_no_temperature_that_gives_six_likely_classes() -> None:
+    """The cause of losing on noisy tables: softmax(β·q/λ) is q for no λ, and is off by much."""
+    q, _ = likely(*SIX)
+    beta = torch.linspace(0.0, 30.0, 3001, dtype=torch.float64).unsqueeze(1)
+    apart = (q * (q.log() - (beta * q).log_softmax(1))).sum(1)
+    assert apart.min() > 0.04
+
+
+def test_the_tangent_of_the_likelihood_has_its_fixed_point_at_the_truth() -> None:
+    """λ_H = 0 (nearly): p = q, six classes likely or not. With λ_H: q = p·(1 + λ_H·(log p + H(p)))."""
+    q, batch = likely(*SIX)
+    for weight in (1e-9, 0.1, 0.3):
+        policy = TemperedPolicy(1, 6, generator=generator(), hidden=()).double()
+        loss = PolicyGradient(LogTangent(policy), regulariser=Entropy(weight)).double()
+        p = fixed_point(loss, policy, batch)
+        closed = p * (1.0 + weight * (p.log() - (p * p.log()).sum()))
+        torch.testing.assert_close(closed, q, rtol=1e-6, atol=1e-8)
+    # And to first order it is a power, which another temperature undoes.
+    policy = TemperedPolicy(1, 6, generator=generator(), hidden=()).double()
+    small = 0.02
+    p = fixed_point(
+        PolicyGradient(LogTangent(policy), regulariser=Entropy(small)).double(), policy, batch
+    )
+    raised = p ** (1.0 + small)
+    assert (raised / raised.sum() - q).abs().max() < 0.3 * (p - q).abs().max() < 0.01
+
+
+def test_near_a_guess_the_optimum_is_right_to_second_order() -> None:
+    """Near any p̂ (λ_K = 1) p* ∝ p̂·exp(r̄), r̄ = q/p̂ + const: q where p̂ = q, and else off by a square."""
+    q, batch = likely(0.5, 0.3, 0.2)
+    miss = torch.tensor([0.3, -0.2, -0.1], dtype=torch.float64)
+    apart = []
+    for size in (0.0, 0.05, 0.1):
+        guess = TemperedPolicy(1, 3, generator=generator(), hidden=()).double()
+        with torch.no_grad():
+            guess.network.last.weight.zero_()
+            guess.network.last.bias.copy_((q.log() + size * miss).reshape(1, 1, 3))
+        said = guess.dist(batch.x).log_probs[0, 0].detach()
+        answers = torch.arange(3.0, dtype=torch.float64).reshape(3, 1, 1, 1).expand(3, 1, 3, 1)
+        mean = (q * LogTangent(guess)(answers, batch.y, batch.x)).sum((1, 2))
+        apart.append(((said + mean).softmax(0) - q).abs().max().item())
+    assert apart[0] < 1e-12
+    assert 3.0 < apart[2] / apart[1] < 5.0
+
+
+def test_solvers_that_differentiate_the_optimum_refuse_it() -> None:
+    policy = TemperedPolicy(4, 3, generator=generator(), hidden=()).double()
+    loss = PolicyGradient(LogTangent(policy), regulariser=Entropy(0.3, learnable=True)).double()
+    problem = Problem(policy, loss, groups(30), groups(30))
+    HeldOutClassTemperature().check(problem)
+    for solver in (FisherImplicit(), ExactImplicit()):
+        with pytest.raises(UnsupportedCombinationError, match="LogTangent follows the policy"):
+            solver.check(problem)
+
+
+def test_its_gradient_is_that_of_likelihood_and_its_draws_have_its_mean() -> None:
+    policy = TemperedPolicy(4, 3, generator=generator(), hidden=(5,)).double()
+    batch = groups(50)
+    theta = [p for p in policy.parameters() if p.requires_grad]
+    ours = PolicyGradient(LogTangent(policy), regulariser=Entropy(1e-12))
+    both: list[Loss] = [ours, NLL()]
+    values = [loss(policy, batch, generator())[0].sum() for loss in both]
+    torch.testing.assert_close(*values, rtol=1e-9, atol=1e-9)
+    for got, wanted in zip(*(torch.autograd.grad(v, theta) for v in values), strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-8, atol=1e-10)
+    dist, reward = policy.dist(batch.x), LogTangent(policy)
+    classes = torch.arange(3.0, dtype=torch.float64).reshape(3, 1, 1, 1).expand(3, 1, 50, 1)
+    each = reward(classes, batch.y, batch.x)
+    mean = (dist.probs.movedim(-1, 0) * each).sum(0)
+    torch.testing.assert_close(mean, reward.expected(dist, batch.y, batch.x))
 
 
 def test_hypergradient_of_a_temperature_of_x_is_that_of_brute_force() -> None:
