@@ -13,10 +13,10 @@ from options.study_table import Args
 
 from mbrl_bilevel.base.atomic import write_atomically
 from mbrl_bilevel.base.errors import InvalidInputError
+from mbrl_bilevel.base.rows import strict
 from mbrl_bilevel.studies.grid import read_grid
 from mbrl_bilevel.studies.grid_table import document
 from mbrl_bilevel.studies.launching import launch_tool
-from mbrl_bilevel.studies.rows import strict
 
 
 def main(args: Args) -> Mapping[str, object]:

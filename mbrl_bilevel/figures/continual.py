@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from mbrl_bilevel.base.rows import Row
 from mbrl_bilevel.evaluation.statistics import interval
 from mbrl_bilevel.figures.style import save, subplots
 from mbrl_bilevel.pages.looks import PALETTE
 from mbrl_bilevel.studies.continual_summaries import HIGHER, sequences
-from mbrl_bilevel.studies.rows import Row
 
 #: Matrices side by side.
 _ABREAST = 6

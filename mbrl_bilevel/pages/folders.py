@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from mbrl_bilevel.base.errors import InvalidInputError
+from mbrl_bilevel.base.reading import edited, numbered_rows
 from mbrl_bilevel.pages.contract import REQUIRED, Row, checked
-from mbrl_bilevel.studies.reading import edited, numbered_rows
 
 #: Scripts whose run folder holds others.
 _OF_PARTS = ("demo",)

@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING
 from mbrl_bilevel.base.lazy import exports
 
 if TYPE_CHECKING:
+    from mbrl_bilevel.base.rows import Row as Row
     from mbrl_bilevel.studies.arguments import RunArgs as RunArgs
     from mbrl_bilevel.studies.cells import Cells as Cells
     from mbrl_bilevel.studies.cells import Done as Done
     from mbrl_bilevel.studies.cells import run_cells as run_cells
     from mbrl_bilevel.studies.launching import Result as Result
     from mbrl_bilevel.studies.launching import launch as launch
-    from mbrl_bilevel.studies.rows import Row as Row
     from mbrl_bilevel.studies.run_folder import RunFolder as RunFolder
     from mbrl_bilevel.studies.summaries import paired as paired
     from mbrl_bilevel.studies.summaries import pooled as pooled
@@ -35,7 +35,7 @@ else:
             "mbrl_bilevel.studies.arguments": ("RunArgs",),
             "mbrl_bilevel.studies.cells": ("Cells", "Done", "run_cells"),
             "mbrl_bilevel.studies.launching": ("Result", "launch"),
-            "mbrl_bilevel.studies.rows": ("Row",),
+            "mbrl_bilevel.base.rows": ("Row",),
             "mbrl_bilevel.studies.run_folder": ("RunFolder",),
             "mbrl_bilevel.studies.summaries": ("paired", "pooled", "summarise"),
         },

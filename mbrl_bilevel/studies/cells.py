@@ -19,8 +19,8 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from mbrl_bilevel.base.errors import BilevelError
+from mbrl_bilevel.base.rows import Row
 from mbrl_bilevel.studies.arguments import RunArgs
-from mbrl_bilevel.studies.rows import Row
 from mbrl_bilevel.studies.run_folder import RunFolder
 
 R = TypeVar("R", bound=RunArgs)

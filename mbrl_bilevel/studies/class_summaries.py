@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from mbrl_bilevel.base.rows import Row
 from mbrl_bilevel.evaluation.statistics import interval
 from mbrl_bilevel.studies.repeats import once, pairs, repeats
-from mbrl_bilevel.studies.rows import Row
 
 #: Columns that are summarised; accuracies are the better the higher, the others the lower.
 METRICS = ("accuracy", "balanced_accuracy", "nll", "ece", "brier")

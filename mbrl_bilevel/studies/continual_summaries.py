@@ -12,10 +12,10 @@ from typing import Any, get_args
 
 import numpy as np
 
+from mbrl_bilevel.base.rows import Row
 from mbrl_bilevel.continual.sequence import Better, Transfer, transfer
 from mbrl_bilevel.evaluation.statistics import interval, mean, stratified_interval
 from mbrl_bilevel.studies.repeats import number, once, pairs, repeats
-from mbrl_bilevel.studies.rows import Row
 
 PARTS = tuple(field.name for field in dataclasses.fields(Transfer))
 _LOWER, _HIGHER = get_args(Better)

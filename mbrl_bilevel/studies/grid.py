@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mbrl_bilevel.base.errors import InvalidInputError
-from mbrl_bilevel.studies.reading import is_number, is_seed, is_text
+from mbrl_bilevel.base.reading import is_number, is_seed, is_text
 
 #: The line that returns are scaled by, beside the target.
 RANDOM = "random actions"

@@ -10,9 +10,9 @@ from typing import Any
 
 from mbrl_bilevel.base.atomic import write_atomically
 from mbrl_bilevel.base.errors import InvalidInputError
+from mbrl_bilevel.base.reading import Tests, is_number, read_file
+from mbrl_bilevel.base.rows import Row, strict
 from mbrl_bilevel.studies.grid import Cell
-from mbrl_bilevel.studies.reading import Tests, is_number, read_file
-from mbrl_bilevel.studies.rows import Row, strict
 
 #: Of the metrics, what the rows do not say.
 _METRICS = ("env_steps", "wall_seconds", "peak_memory_mb", "device")

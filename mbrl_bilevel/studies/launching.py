@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from mbrl_bilevel.base.errors import BilevelError
+from mbrl_bilevel.base.rows import strict
 from mbrl_bilevel.studies.arguments import RunArgs, parse
-from mbrl_bilevel.studies.rows import strict
 from mbrl_bilevel.studies.run_folder import RunFolder
 
 R = TypeVar("R", bound=RunArgs)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
-from mbrl_bilevel.studies.rows import Row
+from mbrl_bilevel.base.rows import Row
 
 T = TypeVar("T")
 

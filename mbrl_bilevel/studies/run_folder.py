@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
 from mbrl_bilevel.base.atomic import write_atomically
 from mbrl_bilevel.base.errors import InvalidInputError
+from mbrl_bilevel.base.rows import Rows, strict
 from mbrl_bilevel.studies.arguments import RunArgs, option_name
-from mbrl_bilevel.studies.rows import Rows, strict
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter

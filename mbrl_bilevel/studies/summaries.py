@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from mbrl_bilevel.base.rows import Row
 from mbrl_bilevel.evaluation.statistics import (
     Interval,
     interquartile_mean,
@@ -21,7 +22,6 @@ from mbrl_bilevel.evaluation.statistics import (
     stratified_interval,
 )
 from mbrl_bilevel.studies.repeats import number, once, pairs, repeats
-from mbrl_bilevel.studies.rows import Row
 
 #: Compared as ratios, since their units differ from one data set to the next.
 RATIOS = ("nrmse", "member_nrmse", "ncrps", "member_ncrps", "truth_nrmse")

@@ -14,6 +14,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from mbrl_bilevel.base.rows import Row
 from mbrl_bilevel.evaluation.class_scores import class_scores
 from mbrl_bilevel.figures.classify import (
     draw_differences,
@@ -25,7 +26,6 @@ from mbrl_bilevel.models.sklearn import BilevelClassifier
 from mbrl_bilevel.studies.cells import Cells, Done, run_cells
 from mbrl_bilevel.studies.class_summaries import METRICS, paired, summarise
 from mbrl_bilevel.studies.launching import Result
-from mbrl_bilevel.studies.rows import Row
 from mbrl_bilevel.studies.run_folder import RunFolder
 from mbrl_bilevel.training.class_methods import get_class_method
 from work.class_data import Classes, load, split

@@ -21,6 +21,7 @@ from envs.tasks.appended import task_dims
 from envs.tasks.make import require_time_limit
 from mbrl_bilevel.base.errors import InvalidInputError
 from mbrl_bilevel.base.records import FitResult, Rule, Transitions
+from mbrl_bilevel.base.rows import Row
 from mbrl_bilevel.data.splits import sample_segments
 from mbrl_bilevel.evaluation.dynamics import (
     OneStep,
@@ -42,7 +43,6 @@ from mbrl_bilevel.models.dynamics import DynamicsModel, fit_dynamics, weights_by
 from mbrl_bilevel.models.regression import fit_regression
 from mbrl_bilevel.studies.cells import Cells, Done, run_cells
 from mbrl_bilevel.studies.launching import Result
-from mbrl_bilevel.studies.rows import Row
 from mbrl_bilevel.studies.run_folder import RunFolder
 from mbrl_bilevel.studies.summaries import paired, pooled, summarise
 from mbrl_bilevel.training.methods import get_method

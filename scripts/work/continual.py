@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from options.continual import Args
 
+from mbrl_bilevel.base.rows import Row
 from mbrl_bilevel.continual.learner import Learner
 from mbrl_bilevel.continual.sequence import run as run_sequence
 from mbrl_bilevel.figures.continual import draw_matrices, draw_pareto, draw_seen
 from mbrl_bilevel.studies.cells import Cells, Done, run_cells
 from mbrl_bilevel.studies.continual_summaries import against, removed, scored, summarise
 from mbrl_bilevel.studies.launching import Result
-from mbrl_bilevel.studies.rows import Row
 from mbrl_bilevel.studies.run_folder import RunFolder
 from work.continual_tasks import TaskData, make_tasks
 

@@ -11,8 +11,8 @@ from options.shared import MODEL_IS_METHOD
 from options.train import label_of
 
 from mbrl_bilevel.base.errors import InvalidInputError
+from mbrl_bilevel.base.reading import Tests, is_number, is_seed, is_text, misfit, read_rows
 from mbrl_bilevel.studies.arguments import naming, option_name
-from mbrl_bilevel.studies.reading import Tests, is_number, is_seed, is_text, misfit, read_rows
 from mbrl_bilevel.studies.run_folder import FREE_ON_RESUME
 
 #: Options in which repeats may differ.

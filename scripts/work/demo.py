@@ -22,10 +22,10 @@ from agents.planners.actions import BoxActions
 from envs.known.oracle import Oracle
 from envs.tasks.make import make_env, require_time_limit
 from mbrl_bilevel.base.errors import BilevelError
+from mbrl_bilevel.base.reading import read_rows
 from mbrl_bilevel.figures.models import draw_overview
 from mbrl_bilevel.figures.returns import draw_returns
 from mbrl_bilevel.studies.launching import Result
-from mbrl_bilevel.studies.reading import read_rows
 from mbrl_bilevel.studies.run_folder import Bar, RunFolder
 
 

@@ -19,13 +19,13 @@ from envs.tasks.layers import Env
 from envs.tasks.make import make_env, require_time_limit
 from mbrl_bilevel.base.errors import InvalidInputError
 from mbrl_bilevel.base.records import Transitions
+from mbrl_bilevel.base.rows import Row
 from mbrl_bilevel.evaluation.statistics import interval
 from mbrl_bilevel.imagination.settings import Branching
 from mbrl_bilevel.studies.arguments import naming
 from mbrl_bilevel.studies.cells import Cells, Done, run_cells
 from mbrl_bilevel.studies.launching import Result
 from mbrl_bilevel.studies.returns import episode_returns
-from mbrl_bilevel.studies.rows import Row
 from mbrl_bilevel.studies.run_folder import RunFolder
 from mbrl_bilevel.training.settings import Schedule
 from work.named_rules import named_termination

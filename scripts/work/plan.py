@@ -25,13 +25,13 @@ from envs.tasks.drawing import make_drawable
 from envs.tasks.layers import Env
 from envs.tasks.make import make_env, require_time_limit
 from mbrl_bilevel.base.errors import InvalidInputError
+from mbrl_bilevel.base.rows import Row
 from mbrl_bilevel.evaluation.statistics import interval
 from mbrl_bilevel.figures.plan import draw_planners
 from mbrl_bilevel.imagination.settings import Imagination
 from mbrl_bilevel.studies.arguments import naming
 from mbrl_bilevel.studies.cells import Cells, Done, run_cells
 from mbrl_bilevel.studies.launching import Result
-from mbrl_bilevel.studies.rows import Row
 from mbrl_bilevel.studies.run_folder import RunFolder
 from work.film import FILM_STEPS, Act, acting, film, require_film
 from work.named_rules import named_reward, named_termination

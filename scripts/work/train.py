@@ -22,12 +22,12 @@ from envs.datasets.offline import load_minari, require_new_minari, save_minari
 from envs.tasks.drawing import make_drawable
 from envs.tasks.make import make_env, require_time_limit
 from mbrl_bilevel.base.errors import CheckpointError, InvalidInputError
+from mbrl_bilevel.base.rows import Row
 from mbrl_bilevel.evaluation.statistics import interval
 from mbrl_bilevel.figures.returns import draw_returns
 from mbrl_bilevel.studies.cells import Cells, Done, run_cells
 from mbrl_bilevel.studies.launching import Result, run_inside
 from mbrl_bilevel.studies.returns import PolicyAlone, episode_returns
-from mbrl_bilevel.studies.rows import Row
 from mbrl_bilevel.studies.run_folder import Bar, RunFolder
 from mbrl_bilevel.studies.saved_agents import Shelf
 from work.film import acting, film, require_film

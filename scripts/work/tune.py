@@ -14,13 +14,13 @@ from options.tune import Args
 from scipy.stats import qmc
 
 from mbrl_bilevel.base.errors import DivergedError
+from mbrl_bilevel.base.rows import Row
 from mbrl_bilevel.data.splits import sample_segments
 from mbrl_bilevel.evaluation.dynamics import evaluate_one_step
 from mbrl_bilevel.figures.models import draw_trials
 from mbrl_bilevel.models.dynamics import fit_dynamics
 from mbrl_bilevel.studies.cells import Cells, Done, run_cells
 from mbrl_bilevel.studies.launching import Result
-from mbrl_bilevel.studies.rows import Row
 from mbrl_bilevel.studies.run_folder import RunFolder
 from mbrl_bilevel.training.methods import get_method
 from mbrl_bilevel.training.settings import Schedule

@@ -14,9 +14,9 @@ from typing import Any, ClassVar
 import pytest
 
 from mbrl_bilevel.base.errors import InvalidInputError
+from mbrl_bilevel.base.rows import Rows
 from mbrl_bilevel.studies.arguments import RunArgs
 from mbrl_bilevel.studies.launching import Result, launch, launch_tool
-from mbrl_bilevel.studies.rows import Rows
 from mbrl_bilevel.studies.run_folder import RunFolder
 
 

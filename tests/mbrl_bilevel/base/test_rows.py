@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mbrl_bilevel.base.errors import InvalidInputError
-from mbrl_bilevel.studies.rows import Rows, strict
+from mbrl_bilevel.base.rows import Rows, strict
 
 
 @pytest.mark.parametrize("tail", [b'{"a": 3', b'{"a": 3}', b"\0\0\0", b'{"a": \xff}\n', b"3\n"])

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mbrl_bilevel.base.errors import InvalidInputError
-from mbrl_bilevel.studies.rows import Row, read_row
+from mbrl_bilevel.base.rows import Row, read_row
 
 #: What must hold of a value: name -> test.
 Tests = Mapping[str, Callable[[Any], bool]]
