@@ -26,6 +26,7 @@ from agents.common.randomness import OwnRandomness
 from agents.common.rules import RewardChoice, TerminationChoice, chosen_rules
 from agents.common.run_log import open_logger, silent_logger
 from agents.common.spaces import (
+    action_bounds,
     action_set,
     require_actions,
     require_box,
@@ -42,6 +43,7 @@ from agents.planning_agent.replay import MixedReplay
 from agents.planning_agent.settings import PlanningSettings
 from agents.planning_agent.terminal_value import Value
 from agents.presets.preset import learner_defaults, preset_for, with_values
+from mbrl_bilevel.base.checks import tried
 from mbrl_bilevel.base.errors import InvalidInputError, look_up, require_count
 from mbrl_bilevel.base.records import FitResult, Rule
 from mbrl_bilevel.imagination.particles import StepModel
@@ -83,6 +85,7 @@ class AgentParts:
         self.action_space = require_actions(self.env.action_space)
         self.observation_space = require_box(self.env.observation_space, "observation")
         self.rules = chosen_rules(self.env, termination, reward)
+        self._try_rules()
         self.device, self.verbose = planning_device(device), verbose
         kind = algorithm or self._algorithm or self._fitting_learner()
         found, self.algorithm_kwargs = self._chosen(kind, settings, algorithm_kwargs)
@@ -125,6 +128,17 @@ class AgentParts:
         if settings is None:
             settings = with_values(self._settings(), preset.settings_for(kind))
         return settings, learner_defaults(kind, preset) if kwargs is None else dict(kwargs)
+
+    def _try_rules(self) -> None:
+        """A rule given by hand is asked for one step, before the first real one: about zero, within the spaces.
+        Raises InvalidInputError as ``tried``."""
+        box, (low, high) = self.observation_space, action_bounds(self.action_space)
+        obs, action = (np.clip(0.0, *ends)[None] for ends in ((box.low, box.high), (low, high)))
+        step = [torch.from_numpy(np.asarray(part, np.float32)) for part in (obs, action, obs)]
+        for name in ("termination", "reward"):
+            rule = getattr(self.rules, name)
+            if rule is not None and name not in self.rules.from_env:
+                tried(name, rule, *(part.clone() for part in step))
 
     def _fitting_learner(self) -> type[OffPolicyAlgorithm]:
         return DQN if isinstance(self.action_space, gym.spaces.Discrete) else FastSAC

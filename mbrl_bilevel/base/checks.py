@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from mbrl_bilevel.base.errors import InvalidInputError
+from mbrl_bilevel.base.records import Rule
 
 
 def require_rules(termination: object, reward: object) -> None:
@@ -14,6 +16,19 @@ def require_rules(termination: object, reward: object) -> None:
             raise InvalidInputError(
                 f"{name} must be a function of (obs, action, next_obs), or None; got {rule!r}"
             )
+
+
+def tried(name: str, rule: Rule, obs: Tensor, action: Tensor, next_obs: Tensor) -> Tensor:
+    """What the rule called ``name`` says of steps [..., O], [..., A], [..., O], asked before any work. Raises
+    InvalidInputError for another shape of answer, or if it writes into its arguments: a model goes on with them."""
+    before = [part.clone() for part in (obs, action, next_obs)]
+    found = require_entries(f"{name}: the rule", rule(obs, action, next_obs), next_obs)
+    if not all(map(torch.equal, (obs, action, next_obs), before)):
+        raise InvalidInputError(
+            f"{name}: the rule writes into its arguments, and the model goes on with them; let it make "
+            "tensors of its own: x = 2 * x, not x *= 2"
+        )
+    return found
 
 
 def require_floating(name: str, value: Tensor) -> None:

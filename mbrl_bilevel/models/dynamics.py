@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mbrl_bilevel.base.checks import require_entries, require_rows, require_rules
+from mbrl_bilevel.base.checks import require_entries, require_rows, require_rules, tried
 from mbrl_bilevel.base.errors import InvalidInputError
 from mbrl_bilevel.base.records import (
     FitResult,
@@ -379,21 +379,14 @@ def fit_dynamics(
 
 
 def _try_rules(transitions: Transitions, **rules: Rule | None) -> None:
-    """Ask each rule for one step, before any work. Raises InvalidInputError if it answers in another form, or
-    writes into what it is given, with which the model goes on."""
+    """Ask each rule for one step, before any work. Raises InvalidInputError as ``tried``, and for a termination
+    outside [0, 1]."""
     columns = (transitions.obs, transitions.action, transitions.next_obs)
-    step = [torch.from_numpy(column[:1]).float() for column in columns]
     for name, rule in rules.items():
         if rule is not None:
-            given = [part.clone() for part in step]
-            _judged(name, rule, *given)
-            if not all(
-                torch.equal(after, before) for after, before in zip(given, step, strict=True)
-            ):
-                raise InvalidInputError(
-                    f"{name}: the rule writes into its arguments, and the model goes on with them; let it make "
-                    "tensors of its own: x = 2 * x, not x *= 2"
-                )
+            found = tried(name, rule, *(torch.from_numpy(column[:1]).float() for column in columns))
+            if name == "termination" and found.dtype != torch.bool:
+                _require_probability(found)
 
 
 def weights_by_name(result: FitResult, names: Sequence[str]) -> dict[str, float]:

@@ -849,7 +849,9 @@ def test_learning_and_acting_leave_the_number_of_threads(learned: PlanningAgent)
 
     torch.set_num_threads(2)
     try:
-        found = agent(reward=told).learn(61)
+        found = agent(reward=told)
+        inside.clear()
+        found.learn(61)
         assert torch.get_num_threads() == 2
         found.predict(np.zeros(1, np.float32))
         assert torch.get_num_threads() == 2
