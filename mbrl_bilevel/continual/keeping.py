@@ -27,6 +27,7 @@ from mbrl_bilevel.data.splits import FitData
 from mbrl_bilevel.inner.losses import Loss, Metrics, PolicyGradient
 from mbrl_bilevel.inner.penalties import Anchor, Penalised
 from mbrl_bilevel.inner.regularisers import KL, Sum
+from mbrl_bilevel.inner.rewards import LogTangent
 from mbrl_bilevel.outer.closed_form import ClosedForm
 from mbrl_bilevel.outer.held_out_class_temperature import ClosedFormBeta
 from mbrl_bilevel.outer.held_out_rows import Recollection
@@ -351,5 +352,7 @@ def _inferring(method: Method) -> Outer | None:
         return outer
     _, loss = method.sketch()
     if isinstance(outer.solver, _FORMULAS) or not isinstance(loss, PolicyGradient):
+        return None
+    if isinstance(loss.reward, LogTangent):  # it follows the policy: no hypergradient is right for it
         return None
     return replace(_INFERRING, alongside=outer.solver, with_stop=outer.with_stop)

@@ -102,7 +102,7 @@ CLASS_METHODS: dict[str, Method] = {
     "bilevel": Method(
         make_policy=_classifier,
         make_loss=_pays_the_unlikely,
-        outer=Outer(HeldOutClassTemperature(start=0.3)),
+        outer=Outer(HeldOutClassTemperature(start=0.8)),
         other=_MATRIX.other,
         summary="policy gradient on a reward that pays more for what was held unlikely, the temperature λ(x) "
         "inferred on the held-out rows of all members; for other objectives than likelihood, a reward matrix",
