@@ -108,10 +108,12 @@ def test_a_run_fills_its_folder_and_ends_with_its_summary(
     config = read(folder / "config.json")
     assert config["args"]["sizes"] == [4, 2]
     assert config["script"] == "toy"
+    assert config["command"].endswith("toy.py --sizes 4 2")
     assert config["versions"]["torch"]
     assert sorted(p.name for p in folder.iterdir()) == [
         "config.json",
         "metrics.json",
+        "report.html",
         "rows.jsonl",
         "summary.json",
     ]
