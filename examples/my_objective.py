@@ -14,6 +14,7 @@ from torch import Tensor
 
 from mbrl_bilevel import BilevelClassifier
 from mbrl_bilevel.base.records import Batch
+from mbrl_bilevel.models.sklearn import Wanted
 from mbrl_bilevel.policies.policies import Policy
 
 #: What a won bet on each class pays, per unit staked.
@@ -42,8 +43,9 @@ def races(rows: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 def profits(rows: int = 1500, steps: int = 400) -> dict[str, float]:
     """The profit on unseen rows: with a reward for likelihood, and with one for the profit itself."""
     (x, y), (unseen, truth) = races(rows, 0), races(4000, 1)
-    found = {}
-    for name, objective in (("likelihood", "nll"), ("profit", loss_of_bets)):
+    found: dict[str, float] = {}
+    wanted: tuple[tuple[str, Wanted], ...] = (("likelihood", "nll"), ("profit", loss_of_bets))
+    for name, objective in wanted:
         model = BilevelClassifier(objective=objective, members=5, steps=steps, random_state=0)
         found[name] = profit(model.fit(x, y).predict(unseen), truth)
     return found

@@ -27,12 +27,14 @@ class Cart(gym.Env[np.ndarray, np.ndarray]):
         self.observation_space = gym.spaces.Box(-np.inf, np.inf, (2,), np.float64)
         self.action_space = gym.spaces.Box(-1.0, 1.0, (1,), np.float32)
 
-    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict]:
+    def reset(
+        self, *, seed: int | None = None, options: Any = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
         super().reset(seed=seed)
         self.state = self.np_random.normal(size=2)
         return self.state.copy(), {}
 
-    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         place, speed = self.state
         speed += 0.1 * float(action[0]) / self.mass - self.friction * speed
         self.state = np.array([place + 0.1 * speed, speed])
@@ -45,8 +47,8 @@ class Boat(Cart):
     friction = 0.5
 
 
-gym.register("Cart-v0", entry_point=Cart, max_episode_steps=100)
-gym.register("Boat-v0", entry_point=Boat, max_episode_steps=100)
+gym.register("Cart-v0", entry_point=f"{__name__}:Cart", max_episode_steps=100)
+gym.register("Boat-v0", entry_point=f"{__name__}:Boat", max_episode_steps=100)
 
 SEQUENCES["my-carts"] = TaskSequence(
     "changing",
