@@ -111,3 +111,10 @@ def test_each_example_imports_what_is_there(block: str) -> None:
         if isinstance(node, ast.ImportFrom) and node.module == "my_robot":
             continue  # the user's own
         exec(ast.unparse(node), {})
+
+
+def test_the_example_of_two_fits_wins_as_it_says(capsys: pytest.CaptureFixture[str]) -> None:
+    (example,) = (block for block in BLOCKS if "without_outer" in block)
+    exec(example, {})
+    by_reward, by_likelihood = (float(line) for line in capsys.readouterr().out.splitlines())
+    assert by_reward < 0.3 < 0.33 < by_likelihood

@@ -353,6 +353,8 @@ def _inferring(method: Method) -> Outer | None:
     _, loss = method.sketch()
     if isinstance(outer.solver, _FORMULAS) or not isinstance(loss, PolicyGradient):
         return None
-    if isinstance(loss.reward, LogTangent):  # it follows the policy: no hypergradient is right for it
+    if isinstance(
+        loss.reward, LogTangent
+    ):  # it follows the policy: no hypergradient is right for it
         return None
     return replace(_INFERRING, alongside=outer.solver, with_stop=outer.with_stop)

@@ -153,5 +153,5 @@ def test_a_method_may_take_the_place_of_its_earlier_self() -> None:
 
 def test_a_full_gaussian_is_refused_where_a_model_is_fitted() -> None:
     method = Method(FullGaussianPolicy, lambda policy, data: NLL())
-    with pytest.raises(InvalidInputError, match="make_policy must make a GaussianPolicy or a Mix"):
+    with pytest.raises(InvalidInputError, match="policy: FullGaussianPolicy has no noise_width"):
         fit_dynamics(steps(), method, generator=seeded(), members=2)
