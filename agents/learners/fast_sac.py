@@ -173,15 +173,15 @@ class FastSAC(SAC):
             ent_coef = self.log_ent_coef.detach().exp()
         seen["ent_coef"] = ent_coef.squeeze()
         if with_actor:
-            actions, log_prob = self._sample_actions(batch.observations)
+            actions, log_prob = self.sample_actions(batch.observations)
             if self.log_ent_coef is not None:
                 seen["ent_coef_loss"] = self._update_temperature(log_prob.detach())
         seen["critic_loss"] = self._update_critics(batch, ent_coef)
         if with_actor:
-            seen["actor_loss"] = self._update_actor(batch, actions, log_prob, ent_coef)
+            seen["actor_loss"] = self.update_actor(batch, actions, log_prob, ent_coef)
         return seen
 
-    def _sample_actions(self, obs: Tensor) -> tuple[Tensor, Tensor]:
+    def sample_actions(self, obs: Tensor) -> tuple[Tensor, Tensor]:
         """Actions [B, A] of the actor at obs, and their log-probabilities [B]."""
         if self.use_sde:
             return self.actor.action_log_prob(obs)
@@ -204,7 +204,7 @@ class FastSAC(SAC):
         the loss before it."""
         critic = self.critic
         assert isinstance(critic, EnsembleCritic)
-        target = self._target(batch, ent_coef)
+        target = self.target(batch, ent_coef)
         q = critic.values(batch.observations, batch.actions)
         error = q.detach() - target
         parameters = _parameters(critic.optimizer)
@@ -213,12 +213,12 @@ class FastSAC(SAC):
         return 0.5 * torch.sum(error * slope)
 
     @torch.no_grad()
-    def _target(self, batch: ReplayBufferSamples, ent_coef: Tensor) -> Tensor:
+    def target(self, batch: ReplayBufferSamples, ent_coef: Tensor) -> Tensor:
         """What the critics should say [B]: r + γ(1 − d)(min Q − α log π) at the next observations (arXiv
         1812.05905, equation 3)."""
         critic = self.critic_target
         assert isinstance(critic, EnsembleCritic)
-        next_actions, next_log_prob = self._sample_actions(batch.next_observations)
+        next_actions, next_log_prob = self.sample_actions(batch.next_observations)
         subset = None
         if self.target_critics is not None:
             subset = torch.randperm(critic.n_critics, device=self.device)[: self.target_critics]
@@ -228,7 +228,7 @@ class FastSAC(SAC):
         rewards = batch.rewards.squeeze(1) / self.reward_scale
         return rewards + (1.0 - batch.dones.squeeze(1)) * discounts * next_q
 
-    def _update_actor(
+    def update_actor(
         self, batch: ReplayBufferSamples, actions: Tensor, log_prob: Tensor, ent_coef: Tensor
     ) -> Tensor:
         """A step on α log π − Q (arXiv 1812.05905, equation 9); the loss before it."""

@@ -37,7 +37,8 @@ from agents.common.spaces import (
     vector_env,
 )
 from agents.learners.fast_sac import FastSAC
-from agents.learners.held import divergence_told, update_vec_normalize
+from agents.learners.held import divergence_told
+from agents.learners.normalisation import update_vec_normalize
 from agents.planning_agent.base_agent import AgentParts
 from agents.planning_agent.checkpoint import load_agent, save_agent
 from agents.planning_agent.imagined_rows import imagine

@@ -33,10 +33,9 @@ from agents.learners.held import (
     algorithm_class,
     algorithm_to_checkpoint,
     fill_algorithm,
-    fill_vec_normalize,
     storable,
-    vec_normalize_to_checkpoint,
 )
+from agents.learners.normalisation import fill_vec_normalize, vec_normalize_to_checkpoint
 from agents.planning_agent.base_agent import AgentParts
 from agents.planning_agent.old_files import MBPO_AGENT, MPC_AGENT, read_mpc, with_old_defaults
 from agents.planning_agent.progress import Progress

@@ -74,7 +74,7 @@ class BilevelClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     classes_: Array
     reward_matrix_: Array
-    _model: Classification
+    model_: Classification
 
     def __init__(
         self,
@@ -130,9 +130,9 @@ class BilevelClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             np.random.default_rng(int(random.randint(2**31 - 1))),
         )
         rows = self._data(data, y, weight, folds)
-        self._loss = method.make_loss(self._model.policy, rows)
+        self._loss = method.make_loss(self.model_.policy, rows)
         self.result_ = method.fit(
-            self._model.policy,
+            self.model_.policy,
             rows,
             generator=generator,
             loss=self._loss,
@@ -170,10 +170,10 @@ class BilevelClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         none = (np.arange(0),) * self.members
         rows = self._data(self._inputs(X), y, weight, Folds(everything, everything, none))
         if first:
-            self._loss = method.make_loss(self._model.policy, rows)
+            self._loss = method.make_loss(self.model_.policy, rows)
             self._keep_reward()
         # The temperature is for answers, not for training: the inner problem is the one at λ.
-        policy = self._model.policy
+        policy = self.model_.policy
         kept = policy.temper.detach().clone()
         policy.temper.data.zero_()
         schedule = _schedule(self, 1)
@@ -193,7 +193,7 @@ class BilevelClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """Probabilities [N, C] in the order of ``classes_``: the mean over the members."""
         check_is_fitted(self, "result_")
         X = validate_data(self, X, reset=False, dtype=np.float64)
-        probabilities: Array = self._model.probs(torch.tensor(X)).numpy()
+        probabilities: Array = self.model_.probs(torch.tensor(X)).numpy()
         return probabilities
 
     def predict(self, X: Any) -> Array:
@@ -215,11 +215,11 @@ class BilevelClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             members=self.members,
             hidden=_widths(self.hidden),
         )
-        self._model = Classification(policy, Normaliser.fit(torch.tensor(X)))
+        self.model_ = Classification(policy, Normaliser.fit(torch.tensor(X)))
         return self._inputs(X)
 
     def _inputs(self, X: Array) -> Tensor:
-        return self._model.normalise(torch.tensor(X))
+        return self.model_.normalise(torch.tensor(X))
 
     def _data(self, x: Tensor, y: Array, weight: Array, folds: Folds) -> FitData:
         codes = torch.from_numpy(np.searchsorted(self.classes_, y)).float().unsqueeze(1)
@@ -270,7 +270,7 @@ class BilevelRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         X, y, weight = X[weight > 0.0], y[weight > 0.0].astype(np.float64), weight[weight > 0.0]
         self._centre, self._spread = float(y.mean()), float(y.std())
         self._normaliser = Normaliser.fit(torch.tensor(X))
-        self._model = None
+        self.model_ = None
         if not self._spread > ULPS * np.finfo(np.float64).eps * np.abs(y).max():
             self._spread = 0.0  # a constant target: there is nothing to learn
             return self
@@ -291,20 +291,20 @@ class BilevelRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
             weight=_weights(weight),
         )
         model.policy.double()
-        self._model = model
+        self.model_ = model
         return self
 
     def predict(self, X: Any, return_std: bool = False) -> Any:
         """The ensemble's mean [N]; with ``return_std`` also the standard deviation of its mixture."""
-        check_is_fitted(self, "_model")
+        check_is_fitted(self, "model_")
         X = validate_data(self, X, reset=False, dtype=np.float64)
-        if self._model is None:
+        if self.model_ is None:
             mean, std = np.full(len(X), self._centre), np.zeros(len(X))
             return (mean, std) if return_std else mean
         means, stds = [], []
         with torch.inference_mode():
             for part in torch.split(self._inputs(X), CHUNK):
-                each, covariance = self._model.dist(part).moments()  # [E, B, 1], [E, B, 1, 1]
+                each, covariance = self.model_.dist(part).moments()  # [E, B, 1], [E, B, 1, 1]
                 spread = covariance[..., 0].mean(0) + each.var(0, correction=0)
                 means.append(each.mean(0).squeeze(-1))
                 stds.append(spread.sqrt().squeeze(-1))

@@ -216,7 +216,7 @@ def test_the_target_is_the_minimum_over_critics_drawn_at_random() -> None:
     agent = make(target_critics=2, policy_kwargs={"n_critics": 5})
     batch, ent_coef = batch_of(agent), torch.tensor(0.3)
     torch.manual_seed(3)
-    got = agent._target(batch, ent_coef)
+    got = agent.target(batch, ent_coef)
     torch.manual_seed(3)
     with torch.no_grad():
         actions, log_prob = agent.actor.action_log_prob(batch.next_observations)
@@ -248,10 +248,10 @@ def test_the_actor_climbs_the_mean_where_asked() -> None:
     agents = [make(actor_q=kind, policy_kwargs={"n_critics": 4}) for kind in ("min", "mean")]
     for agent, reduce in zip(agents, (torch.amin, torch.mean), strict=True):
         batch = batch_of(agent)
-        actions, log_prob = agent._sample_actions(batch.observations)
+        actions, log_prob = agent.sample_actions(batch.observations)
         q = agent.critic.values(batch.observations, actions)
         expected = (0.3 * log_prob - reduce(q, 0)).mean()
-        loss = agent._update_actor(batch, actions, log_prob, torch.tensor(0.3))
+        loss = agent.update_actor(batch, actions, log_prob, torch.tensor(0.3))
         torch.testing.assert_close(loss, expected)
 
 
@@ -289,9 +289,9 @@ def test_the_target_is_of_scaled_rewards() -> None:
     train(agent, 1)
     batch = batch_of(agent)
     torch.manual_seed(0)
-    got = agent._target(batch, torch.tensor(0.1))
+    got = agent.target(batch, torch.tensor(0.1))
     torch.manual_seed(0)
-    doubled = agent._target(batch._replace(rewards=2.0 * batch.rewards), torch.tensor(0.1))
+    doubled = agent.target(batch._replace(rewards=2.0 * batch.rewards), torch.tensor(0.1))
     torch.testing.assert_close(
         doubled - got, batch.rewards.squeeze(1) / agent.reward_scale, rtol=1e-4, atol=1e-4
     )
@@ -387,10 +387,10 @@ def test_the_pull_towards_planned_actions(planned: int) -> None:
     mask[:planned] = 1.0
     batch = Marked(*batch_of(agent), mask)
     torch.manual_seed(1)
-    actions, log_prob = agent._sample_actions(batch.observations)
-    agent._update_actor(batch, actions, log_prob, agent.ent_coef_tensor)
+    actions, log_prob = agent.sample_actions(batch.observations)
+    agent.update_actor(batch, actions, log_prob, agent.ent_coef_tensor)
     torch.manual_seed(1)
-    actions, log_prob = peer._sample_actions(batch.observations)
+    actions, log_prob = peer.sample_actions(batch.observations)
     q = torch.stack(peer.critic(batch.observations, actions)).amin(dim=0).squeeze(1)
     loss = (0.3 * log_prob - q).mean()
     for row in range(planned):

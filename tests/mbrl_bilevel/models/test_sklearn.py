@@ -246,10 +246,10 @@ def test_partial_fit_learns_a_pass_at_a_time() -> None:
 def test_partial_fit_keeps_what_fit_inferred() -> None:
     x, y, _ = logistic(200, seed=0)
     model = BilevelClassifier(**QUICK).fit(x, y)
-    kept = model._model.policy.temper.clone()
+    kept = model.model_.policy.temper.clone()
     before = model.predict_proba(x)
     model.partial_fit(x[:30], y[:30])
-    assert np.array_equal(model._model.policy.temper.numpy(), kept.numpy())
+    assert np.array_equal(model.model_.policy.temper.numpy(), kept.numpy())
     assert not np.array_equal(model.predict_proba(x), before)
 
 
