@@ -232,7 +232,7 @@ class FastSAC(SAC):
         self, batch: ReplayBufferSamples, actions: Tensor, log_prob: Tensor, ent_coef: Tensor
     ) -> Tensor:
         """A step on α log π − Q (arXiv 1812.05905, equation 9); the loss before it."""
-        climbed = self._climbed(batch.observations, actions, ent_coef)
+        climbed = self.climbed(batch.observations, actions, ent_coef)
         loss = (ent_coef * log_prob[: len(climbed)] - climbed).mean()
         planned = getattr(batch, "planned", None)
         if self.imitation > 0.0 and planned is not None:
@@ -244,7 +244,7 @@ class FastSAC(SAC):
         _step(self.actor.optimizer, parameters, gradients)
         return loss.detach()
 
-    def _climbed(self, obs: Tensor, actions: Tensor, ent_coef: Tensor) -> Tensor:
+    def climbed(self, obs: Tensor, actions: Tensor, ent_coef: Tensor) -> Tensor:
         """What the actor climbs, differentiable in its actions [B, A] at obs [B, …]: the critics' Q [B]; with
         ``look_ahead`` what H steps in the model pay, and the critics behind them, for as many rows as its
         members can share (Amos et al. 2021, arXiv 2008.12775, equation 5):
@@ -261,7 +261,7 @@ class FastSAC(SAC):
                 total = total + going * step.reward
                 going = going * self.gamma * (1.0 - step.ended)
                 obs = step.obs
-                actions, log_prob = self._sample_actions(obs)
+                actions, log_prob = self.sample_actions(obs)
                 total = total - going * ent_coef * log_prob
         q = critic.values(obs, actions, fixed=True)
         # Where critics agree amin would share the gradient, and SB3 does not.

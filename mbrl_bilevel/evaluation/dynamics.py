@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -85,16 +85,22 @@ def evaluate_one_step(
         raise InvalidInputError("evaluate_one_step: transitions is empty; give at least one")
     obs, action = torch.from_numpy(transitions.obs), torch.from_numpy(transitions.action)
     place = model.active.nonzero().squeeze(1)
-    kept = torch.ones_like(place, dtype=torch.bool)
+    y = model.target_values(transitions)
+    kept = None
     if observations is not None:
         kept = torch.isin(place, torch.tensor(observations)) | (place >= model.obs_dim)
-    y = model.target_values(transitions)[:, kept]
+        place, y = place[kept], y[:, kept]
 
     def scored(one: DynamicsModel) -> _Scores:
-        return _scores(lambda rows: one.dist(obs[rows], action[rows]).only(kept), y, chunk)
+        def dist_at(rows: slice) -> Any:
+            dist = one.dist(obs[rows], action[rows])
+            # A policy of one's own need not part its dimensions.
+            return dist if kept is None else dist.only(kept)
+
+        return _scores(dist_at, y, chunk)
 
     found = [scored(one) for one in (model, *_alone(model))]
-    return _one_step(found, model.targets.scale[place[kept]])
+    return _one_step(found, model.targets.scale[place])
 
 
 @torch.inference_mode()

@@ -101,7 +101,7 @@ def test_a_planner_of_ones_own_has_no_form_in_a_file() -> None:
     class Mine(CEM):
         pass
 
-    with pytest.raises(InvalidInputError, match="type Mine cannot be saved; use one of CEM, ICEM"):
+    with pytest.raises(InvalidInputError, match="type Mine cannot be saved; register it"):
         settings_to_json(PlanningSettings(planner=Mine()))
 
 

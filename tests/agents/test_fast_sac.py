@@ -330,14 +330,14 @@ def test_the_actor_looks_ahead_in_a_model(actor_q: str) -> None:
     def ahead(actions: Tensor, steps: int) -> Tensor:
         torch.manual_seed(3)
         agent.look_ahead = None if steps == 0 else (model, steps)
-        found: Tensor = agent._climbed(obs, actions, alpha)
+        found: Tensor = agent.climbed(obs, actions, alpha)
         return found
 
     torch.manual_seed(3)
     first = model(obs[:6], taken[:6])
-    then, log_prob = agent._sample_actions(first.obs)
+    then, log_prob = agent.sample_actions(first.obs)
     second = model(first.obs, then)
-    last, last_log_prob = agent._sample_actions(second.obs)
+    last, last_log_prob = agent.sample_actions(second.obs)
     q = agent.critic.values(second.obs, last)
     q = q.amin(0) if actor_q == "min" else q.mean(0)
     going = 0.9 * (1.0 - first.ended)

@@ -251,13 +251,13 @@ def test_bad_options_of_classification_are_one_line(
 
 def test_a_module_adds_a_sequence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The lines of the README."""
-    (tmp_path / "my_sequence.py").write_text(
+    (tmp_path / "my_winds.py").write_text(
         "from envs.tasks.sequences import SEQUENCES, changing\n\n"
         'winds = [{"wind": w} for w in (0, 10, -10)]\n'
         'SEQUENCES["hopper-wind"] = changing("Hopper", winds)\n'
     )
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
-    args = continual.Args(sequences=("hopper-wind",), import_module="my_sequence")
+    args = continual.Args(sequences=("hopper-wind",), import_module="my_winds")
     assert len(args.sequence("hopper-wind").tasks) == 3  # type: ignore[union-attr]
     SEQUENCES.pop("hopper-wind")

@@ -10,7 +10,8 @@ moves all that follows. Should a machine differ in the returns of train alone, l
 structure are the same on any.
 
 One name has changed since: what these rows called forgetting_M is forgetting_max_M, and forgetting_M is −bwt_M.
-The file of continual says so; its numbers are those of then.
+The file of continual says so; its numbers are those of then. The classifier that was called bilevel is
+bilevel-bounded.
 """
 
 from __future__ import annotations

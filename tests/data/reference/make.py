@@ -42,7 +42,7 @@ RUNS: dict[str, dict[str, str]] = {
         "dynamics": f"{CONTINUAL} --sequences hopper-mass --train-steps 30 --horizon 3 "
         "--methods bilevel+kl-seen bilevel nll+kl nll+replay nll",
         "classes": f"{CONTINUAL} --sequences cancer-labs --train-steps 40 --memory 50 "
-        "--methods bilevel+kl nll+der nll+ewc nll",
+        "--methods bilevel-bounded+kl nll+der nll+ewc nll",
     },
     "train": {
         "mpc": f"{TRAIN} --agent mpc {MODEL} --steps 240 --eval-every 120 --learning-starts 100 "

@@ -65,7 +65,7 @@ def test_help_lists_every_option_with_its_default(capsys: pytest.CaptureFixture[
     for text in (
         "--out {None}|PATH Folder of the run; None makes runs/<name>-<time>. (default: None)",
         "--seed INT Seed of every random draw, 0 or more. (default: 0)",
-        "--quiet No progress bars on stderr. (default: False)",
+        "--quiet No progress bars and no table on stderr. (default: False)",
         "--threads INT",
         "Sizes of the training set. (default: 1 2 3)",
         "Methods to compare. (default: bilevel)",
