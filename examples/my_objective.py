@@ -8,14 +8,18 @@ with a gradient in the policy. ``batch.mean`` is the weighted mean over a member
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from mbrl_bilevel import BilevelClassifier
 from mbrl_bilevel.base.records import Batch
-from mbrl_bilevel.models.sklearn import Wanted
 from mbrl_bilevel.policies.policies import Policy
+
+Array = npt.NDArray[Any]
 
 #: What a won bet on each class pays, per unit staked.
 ODDS = (0.2, 3.0)
@@ -28,12 +32,12 @@ def loss_of_bets(policy: Policy, batch: Batch) -> Tensor:
     return -batch.mean(chance * pays - 1.0)
 
 
-def profit(answers: np.ndarray, y: np.ndarray) -> float:
+def profit(answers: Array, y: Array) -> float:
     """The mean profit of betting on ``answers`` where ``y`` came."""
     return float(np.where(answers == y, np.array(ODDS)[answers], -1.0).mean())
 
 
-def races(rows: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def races(rows: int, seed: int) -> tuple[Array, Array]:
     """The second class comes seldom, P = sigmoid(2·x₀ − 2), and pays well."""
     random = np.random.default_rng(seed)
     x = random.normal(size=(rows, 3))
@@ -43,9 +47,9 @@ def races(rows: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 def profits(rows: int = 1500, steps: int = 400) -> dict[str, float]:
     """The profit on unseen rows: with a reward for likelihood, and with one for the profit itself."""
     (x, y), (unseen, truth) = races(rows, 0), races(4000, 1)
-    found: dict[str, float] = {}
-    wanted: tuple[tuple[str, Wanted], ...] = (("likelihood", "nll"), ("profit", loss_of_bets))
-    for name, objective in wanted:
+    found = {}
+    wanted: dict[str, Any] = {"likelihood": "nll", "profit": loss_of_bets}
+    for name, objective in wanted.items():
         model = BilevelClassifier(objective=objective, members=5, steps=steps, random_state=0)
         found[name] = profit(model.fit(x, y).predict(unseen), truth)
     return found

@@ -12,12 +12,15 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import numpy.typing as npt
 
 from envs import SEQUENCES, TaskSequence
 from envs.tasks.sequences import Task
 
+Array = npt.NDArray[Any]
 
-class Cart(gym.Env[np.ndarray, np.ndarray]):
+
+class Cart(gym.Env[Array, Array]):
     """Place and speed of a mass that is pushed: speed' = .9 speed + .1 push / mass."""
 
     friction = 0.1
@@ -29,12 +32,12 @@ class Cart(gym.Env[np.ndarray, np.ndarray]):
 
     def reset(
         self, *, seed: int | None = None, options: Any = None
-    ) -> tuple[np.ndarray, dict[str, Any]]:
+    ) -> tuple[Array, dict[str, Any]]:
         super().reset(seed=seed)
         self.state = self.np_random.normal(size=2)
         return self.state.copy(), {}
 
-    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+    def step(self, action: Array) -> tuple[Array, float, bool, bool, dict[str, Any]]:
         place, speed = self.state
         speed += 0.1 * float(action[0]) / self.mass - self.friction * speed
         self.state = np.array([place + 0.1 * speed, speed])
@@ -47,8 +50,8 @@ class Boat(Cart):
     friction = 0.5
 
 
-gym.register("Cart-v0", entry_point=f"{__name__}:Cart", max_episode_steps=100)
-gym.register("Boat-v0", entry_point=f"{__name__}:Boat", max_episode_steps=100)
+gym.register("Cart-v0", entry_point="my_sequence:Cart", max_episode_steps=100)
+gym.register("Boat-v0", entry_point="my_sequence:Boat", max_episode_steps=100)
 
 SEQUENCES["my-carts"] = TaskSequence(
     "changing",

@@ -184,7 +184,7 @@ def modules(generator: torch.Generator) -> dict[str, torch.nn.Module]:
         "mahalanobis": Mahalanobis(2, "full", 1.5),
         "rbf": RBF(2, "diagonal", 1.5),
         "reward-matrix": RewardMatrix(torch.randn(3, 3, generator=generator)),
-        "neural-reward": NeuralReward(2, 3, generator=generator, hidden=(4,)),
+        "neural-reward": NeuralReward(3, 2, generator=generator, hidden=(4,)),
         "policy-gradient": PolicyGradient(Mahalanobis(2, "diagonal", 1.5)),
     }
 
