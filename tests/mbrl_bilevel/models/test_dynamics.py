@@ -19,7 +19,7 @@ from mbrl_bilevel.base.records import FitResult, Transitions
 from mbrl_bilevel.data.normaliser import Normaliser
 from mbrl_bilevel.data.splits import FitData
 from mbrl_bilevel.evaluation.dynamics import OneStep, evaluate_one_step
-from mbrl_bilevel.models import dynamics
+from mbrl_bilevel.models import learned_ending
 from mbrl_bilevel.models.dynamics import DynamicsModel, fit_dynamics
 from mbrl_bilevel.models.dynamics_checkpoint import load_model, save_model
 from mbrl_bilevel.models.learned_ending import LearnedTermination
@@ -113,7 +113,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[FitData]:
         return FitResult((0.0,), (0,), 0, False, {}, {})
 
     monkeypatch.setattr(training_method, "fit", spy)
-    monkeypatch.setattr(dynamics, "fit", spy)
+    monkeypatch.setattr(learned_ending, "fit", spy)
     return given
 
 
