@@ -83,24 +83,29 @@ def catalogue(seed: int = 0) -> dict[str, Callable[[], Entry]]:
     return {name: partial(build, make) for name, make in builders.items()}
 
 
-def solvers(model: Policy | None = None) -> dict[str, GradientSolver]:
-    """Every hypergradient solver, set so tight that what is left is the error of its formula."""
+def solvers(model: Policy | None = None, unrolled: int = 300) -> dict[str, GradientSolver]:
+    """Every hypergradient solver, set so tight that what is left is the error of its formula.
+
+    ``model`` gives FunctionSpace its second targets; ``unrolled``: steps of Unrolled.
+    """
     tight = partial(conjugate_gradient, tolerance=1e-10, max_iterations=500)
     fisher = FisherImplicit(tight, damping=0.0, rows=None)
     return {
         "exact_implicit": ExactImplicit(),
         "fisher_implicit": fisher,
         "neumann": Neumann(partial(neumann_series, tolerance=1e-7, max_iterations=3000)),
-        "unrolled": Unrolled(steps=300, tolerance=1e-4),
+        "unrolled": Unrolled(steps=unrolled, tolerance=1e-4),
         "function_space": FunctionSpace(model),
         "closed_form_gradient": ClosedFormGradient(),
     }
 
 
 def hypergradient_errors(
-    names: list[str] | None = None, seed: int = 0
+    names: list[str] | None = None, seed: int = 0, unrolled: int = 300
 ) -> dict[str, dict[str, float]]:
     """{solver: {problem: ‖g − g_fd‖/‖g_fd‖}} over the catalogue; refused combinations are left out.
+
+    ``names``: of the problems, None takes all; ``seed``: of their data; ``unrolled``: steps of Unrolled.
 
     Raises InvalidInputError for a name that is not in the catalogue.
     """
@@ -112,7 +117,7 @@ def hypergradient_errors(
         entry = builders[name]()
         solve_inner(entry.problem)
         truth = finite_differences(entry.problem)
-        every = solvers(entry.model)
+        every = solvers(entry.model, unrolled)
         tried = {key: (solver, entry.problem) for key, solver in every.items()}
         tried["fisher_implicit_sampled"] = (every["fisher_implicit"], sampled(entry.problem))
         for key, (solver, problem) in tried.items():
