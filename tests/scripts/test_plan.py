@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -45,7 +44,8 @@ def metrics(out: Path) -> Any:
 
 def test_the_oracle_is_above_its_baselines_and_a_cut_run_goes_on(tmp_path: Path) -> None:
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    launch(plan.Args, plan.main, [*ORACLE, "--out", str(whole)])
+    for out in (whole, cut):
+        launch(plan.Args, plan.main, [*ORACLE, "--out", str(out)])
     found = metrics(whole)
     mean = {(s["env_id"], s["planner"]): s["return"]["mean"] for s in found["summary"]}
     assert len(mean) == 10
@@ -62,7 +62,6 @@ def test_the_oracle_is_above_its_baselines_and_a_cut_run_goes_on(tmp_path: Path)
         assert row["model_steps"] <= (24 if planned else 0) * 6 * row["steps"]
     assert (whole / "figures" / "planners.png").stat().st_size > 5_000
 
-    shutil.copytree(whole, cut)
     rows = (cut / "rows.jsonl").read_text().splitlines(keepends=True)
     (cut / "rows.jsonl").write_text("".join(rows[:3]))
     (cut / "metrics.json").unlink()
