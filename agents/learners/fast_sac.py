@@ -6,6 +6,7 @@ With SB3's own values an update is SB3's to round-off, from the same draws in th
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -102,8 +103,9 @@ class FastSAC(SAC):
         self.actor_every, self.target_critics, self.actor_q = actor_every, target_critics, actor_q
         self.standardise, self.imitation = standardise, float(imitation)
         self.reward_scale, self.standardised = 1.0, False
-        #: A model, and how many of its steps the actor's update looks ahead; None: it asks the critics alone.
-        self.look_ahead: tuple[StepsAhead, int] | None = None
+        #: Asked at each update of the actor for a model, and how many of its steps to look ahead; None: the critics
+        #: alone are asked.
+        self.look_ahead: Callable[[], tuple[StepsAhead, int] | None] | None = None
         super().__init__(policy, env, *args, **kwargs)  # type: ignore[arg-type]
 
     def _setup_model(self) -> None:
@@ -237,8 +239,7 @@ class FastSAC(SAC):
         planned = getattr(batch, "planned", None)
         if self.imitation > 0.0 and planned is not None:
             spread = climbed.detach().std(correction=0)
-            distance = _distance(actions, batch.actions, planned)
-            loss = loss + self.imitation * spread * distance
+            loss = loss + self.imitation * spread * _distance(actions, batch.actions, planned)
         parameters = _parameters(self.actor.optimizer)
         gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
         _step(self.actor.optimizer, parameters, gradients)
@@ -252,8 +253,9 @@ class FastSAC(SAC):
         critic, total = self.critic, torch.zeros(())
         assert isinstance(critic, EnsembleCritic)
         going = torch.ones(())
-        if self.look_ahead is not None:
-            model, horizon = self.look_ahead
+        ahead = None if self.look_ahead is None else self.look_ahead()
+        if ahead is not None:
+            model, horizon = ahead
             rows = len(obs) - len(obs) % model.members
             obs, actions = obs[:rows], actions[:rows]
             for _ in range(horizon):

@@ -94,7 +94,10 @@ class PlanningAgent(AgentParts):
         # SB3's collection loop asks this for every action.
         self._act_as_learner = self.algorithm._sample_action
         self.algorithm._sample_action = self._sample_action  # type: ignore[method-assign]
-        self.upkeep = Upkeep(self, lambda: self.refit(), lambda: self.imagine(), self._lend_model)
+        if self.settings.look_ahead:
+            assert isinstance(self.algorithm, FastSAC)
+            self.algorithm.look_ahead = self._steps_ahead
+        self.upkeep = Upkeep(self, lambda: self.refit(), lambda: self.imagine())
 
     def learn(
         self,
@@ -205,7 +208,6 @@ class PlanningAgent(AgentParts):
                 if self.settings.imagines:
                     self.imagine()
                 count = min(stretch, left)
-                self._lend_model()
                 self.algorithm.train(count, self.algorithm.batch_size)
                 left -= count
                 self.note(offline_updates=self.progress.offline_updates + count)
@@ -387,15 +389,11 @@ class PlanningAgent(AgentParts):
             experience = planned
         return fit_value(experience, settings, self.generator)
 
-    def _lend_model(self) -> None:
-        """Let the learner's actor look ahead in the model of now, where the settings say so."""
-        model, ahead = self.model, self.settings.look_ahead
-        if not ahead or not isinstance(model, DynamicsModel):
-            return
-        assert isinstance(self.algorithm, FastSAC)
-        lent = self.algorithm.look_ahead
-        if lent is None or not isinstance(lent[0], ModelSteps) or lent[0].model is not model:
-            self.algorithm.look_ahead = ModelSteps(model, self.held, self.action_space), ahead
+    def _steps_ahead(self) -> tuple[ModelSteps, int] | None:
+        """The model of now, for the learner's actor to look ahead in; None while there is no learned one."""
+        if not isinstance(self.model, DynamicsModel):
+            return None
+        return ModelSteps(self.model, self.held, self.action_space), self.settings.look_ahead
 
     def _take_rules(self, rules: Rules) -> None:
         """Go by ``rules``, and let the models that were fitted under the old ones go by them."""

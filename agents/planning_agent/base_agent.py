@@ -138,7 +138,7 @@ class AgentParts:
         for name in ("termination", "reward"):
             rule = getattr(self.rules, name)
             if rule is not None and name not in self.rules.from_env:
-                tried(name, rule, *(part.clone() for part in step))
+                tried(name, rule, *step)
 
     def _fitting_learner(self) -> type[OffPolicyAlgorithm]:
         return DQN if isinstance(self.action_space, gym.spaces.Discrete) else FastSAC

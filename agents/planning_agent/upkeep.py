@@ -15,14 +15,10 @@ class Upkeep(BaseCallback):
     """Called by SB3's loop; does for ``agent`` what is due, and moves its progress bar."""
 
     def __init__(
-        self,
-        agent: AgentParts,
-        refit: Callable[[], object],
-        imagine: Callable[[], object],
-        lend: Callable[[], object],
+        self, agent: AgentParts, refit: Callable[[], object], imagine: Callable[[], object]
     ) -> None:
         super().__init__()
-        self._agent, self._refit, self._imagine, self._lend = agent, refit, imagine, lend
+        self._agent, self._refit, self._imagine = agent, refit, imagine
         self.bar = tqdm(disable=True)
         self._until: int | None = None
         self.clock = Clock()
@@ -80,4 +76,3 @@ class Upkeep(BaseCallback):
             self._refit()
         if settings.imagines and (refit or due(agent.progress.imagined_on, settings.imagine_every)):
             self._imagine()
-        self._lend()

@@ -329,7 +329,7 @@ def test_the_actor_looks_ahead_in_a_model(actor_q: str) -> None:
 
     def ahead(actions: Tensor, steps: int) -> Tensor:
         torch.manual_seed(3)
-        agent.look_ahead = None if steps == 0 else (model, steps)
+        agent.look_ahead = None if steps == 0 else lambda: (model, steps)
         found: Tensor = agent.climbed(obs, actions, alpha)
         return found
 
@@ -361,7 +361,7 @@ def test_the_actor_looks_ahead_in_a_model(actor_q: str) -> None:
 def test_looking_ahead_the_actor_finds_the_best_action_without_critics() -> None:
     """Critics that do not learn say nothing of the actions; the model does: ½ is best."""
     agent = make(gamma=0.0, ent_coef=1e-3, learning_rate=1e-2, standardise=True)
-    agent.look_ahead = (Falling(), 1)
+    agent.look_ahead = lambda: (Falling(), 1)
     train(agent, 150)
     acts, _ = agent.predict(batch_of(agent, 50).observations.numpy(), deterministic=True)
     assert np.abs(acts - 0.5).mean() < 0.1

@@ -329,15 +329,32 @@ def test_the_actor_looks_ahead_in_the_model_of_now() -> None:
     settings = replace(settings, schedule=replace(SMALL.schedule, steps=200), updates_per_step=4)
     found = PlanningAgent(PointMass(), settings, algorithm_kwargs=learner, reward=pays, seed=1)
     found.learn(60)
-    first = found.algorithm.look_ahead  # type: ignore[attr-defined]
+    first = found.algorithm.look_ahead()  # type: ignore[attr-defined]
     assert first[0].model is found.model
     found.learn(120)
-    lent = found.algorithm.look_ahead  # type: ignore[attr-defined]
-    assert lent[0] is not first[0]
+    lent = found.algorithm.look_ahead()  # type: ignore[attr-defined]
+    assert lent[0].model is not first[0].model
     assert lent[0].model is found.model
     for x in (-0.8, 0.8):
         told, _ = found.predict(np.array([x], np.float32), deterministic=True)
         assert told[0] == pytest.approx(-np.sign(x), abs=0.2)
+    found.model = None
+    assert found.algorithm.look_ahead() is None  # type: ignore[attr-defined]
+
+
+def test_the_actor_looks_ahead_in_units_of_the_environment_of_now() -> None:
+    def normalised(spread: float) -> VecNormalize:
+        env = VecNormalize(DummyVecEnv([PointMass]), training=False, norm_reward=False)
+        env.obs_rms.var = np.array([spread**2])
+        return env
+
+    settings = replace(SMALL, planner=None, value=None, proposals=0, look_ahead=1)
+    found = PlanningAgent(normalised(1.0), settings, algorithm_kwargs=KWARGS, seed=1).learn(61)
+    action = torch.zeros(2, 1)
+    before = found.algorithm.look_ahead()[0](torch.full((2, 1), 0.5), action).obs  # type: ignore[attr-defined]
+    found.set_env(normalised(2.0))
+    after = found.algorithm.look_ahead()[0](torch.full((2, 1), 0.25), action).obs  # type: ignore[attr-defined]
+    torch.testing.assert_close(2.0 * after, before, rtol=1e-4, atol=1e-5)
 
 
 def test_it_acts_by_what_has_done_better_when_asked() -> None:
