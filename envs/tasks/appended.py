@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium.utils import RecordConstructorArgs
 
-from envs.tasks.layers import Env, acting_layers
+from envs.tasks.layers import Env, acting_layers, wrappers_of
 from mbrl_bilevel.base.errors import InvalidInputError
 
 Array = npt.NDArray[Any]
@@ -156,8 +156,8 @@ def task_dims(env: Env) -> tuple[int, ...]:
     """Which dimensions of the observation are the task's own: all, unless something is appended."""
     shape = env.observation_space.shape
     assert shape is not None
-    own = env.get_wrapper_attr("own") if env.has_wrapper_attr("own") else shape[0]
-    return tuple(range(own))
+    found = (layer.own for layer in wrappers_of(env) if isinstance(layer, Appended))
+    return tuple(range(next(found, shape[0])))
 
 
 def for_own_dims(rule_of: Callable[[Env], T | None]) -> Callable[[Env], T | None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import gymnasium as gym
@@ -31,11 +32,15 @@ def is_bystander(class_name: str, module: str) -> bool:
     return f"{module.partition('.')[0]}.{class_name}" in _BYSTANDERS
 
 
+def wrappers_of(env: Env) -> Iterator[gym.Wrapper[Any, Any, Any, Any]]:
+    """All wrappers around the bare task, outermost first."""
+    while isinstance(env, gym.Wrapper):
+        yield env
+        env = env.env
+
+
 def acting_layers(env: Env) -> list[Env]:
     """The wrappers that may change what the agent meets, outermost first; last the bare task."""
-    layers: list[Env] = []
-    while isinstance(env, gym.Wrapper):
-        if not is_bystander(type(env).__name__, type(env).__module__):
-            layers.append(env)
-        env = env.env
-    return [*layers, env]
+    around = list(wrappers_of(env))
+    acting = [w for w in around if not is_bystander(type(w).__name__, type(w).__module__)]
+    return [*acting, around[-1].env if around else env]

@@ -16,7 +16,7 @@ import numpy as np
 
 from envs.tasks.appended import Appended
 from envs.tasks.guard import Guard
-from envs.tasks.layers import Env
+from envs.tasks.layers import Env, wrappers_of
 from envs.tasks.user_module import import_user_module
 from mbrl_bilevel.base.errors import InvalidInputError
 
@@ -79,12 +79,8 @@ def make_env(
 def require_time_limit(env: Env, env_id: str, remedy: str = "give --max-episode-steps") -> None:
     """Raises InvalidInputError, which ends with the ``remedy``, unless a TimeLimit cuts the episodes of ``env``:
     one in which nothing ends by itself would be evaluated for ever."""
-    layer = env
-    while isinstance(layer, gym.Wrapper):
-        if isinstance(layer, gym.wrappers.TimeLimit):
-            return
-        layer = layer.env
-    raise InvalidInputError(f"--env-id {env_id!r}: its episodes may never end; {remedy}")
+    if not any(isinstance(layer, gym.wrappers.TimeLimit) for layer in wrappers_of(env)):
+        raise InvalidInputError(f"--env-id {env_id!r}: its episodes may never end; {remedy}")
 
 
 def _bare(env_id: str) -> Env:

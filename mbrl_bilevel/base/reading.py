@@ -1,7 +1,8 @@
-"""Rows of another run's folder, read while it may still be writing them."""
+"""Rows and configuration in another run's folder, read while it may still be writing them."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,15 @@ def numbered_rows(content: bytes, path: Path) -> Iterator[tuple[int, Row]]:
         if row is None:
             raise InvalidInputError(f"{path}: line {number} is damaged; mend or delete that line")
         yield number, row
+
+
+def config_in(folder: Path) -> dict[str, Any]:
+    """What the config.json of the run in ``folder`` says; nothing where there is none, or it is damaged."""
+    try:
+        found = json.loads((folder / "config.json").read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def edited(path: Path, number: int, name: str) -> InvalidInputError:

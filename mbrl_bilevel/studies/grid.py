@@ -124,7 +124,7 @@ def _grid(document: dict[str, Any]) -> Grid:
     tasks = _take(rest, "tasks", _is_filled, "[[tasks]] tables")
     _refuse_rest(rest)
     for pair in compare:
-        if not (is_texts(pair) and len(pair) == 2 and set(pair) <= columns.keys()):
+        if not (_is_texts(pair) and len(pair) == 2 and set(pair) <= columns.keys()):
             raise InvalidInputError(f"compare: {pair} is no pair of columns")
     found = tuple(_task(each, columns, seeds) for each in tasks)
     names = [task.env_id for task in found]
@@ -138,7 +138,7 @@ def _task(table: Any, columns: Mapping[str, Any], seeds: list[int]) -> Task:
     rest = dict(_known(table, _is_table, "tasks", "tables"))
     env_id = _take(rest, "env_id", _is_env_id, "the name of an environment")
     try:
-        mine = _take(rest, "columns", is_texts, "a list of columns")
+        mine = _take(rest, "columns", _is_texts, "a list of columns")
         for column in mine:
             if column not in columns or mine.count(column) > 1:
                 raise InvalidInputError(f"columns: {column!r} is unknown, or there twice")
@@ -155,7 +155,7 @@ def _task(table: Any, columns: Mapping[str, Any], seeds: list[int]) -> Task:
             _take(rest, "eval_episodes", _is_count, "a number of episodes"),
             _split(_take(rest, "options", is_text, "options of train", "")),
             _targets(_take(rest, "targets", _is_table, "returns by step", {})),
-            _take(rest, "lines", is_numbers, "returns by name", {}),
+            _take(rest, "lines", _is_numbers, "returns by name", {}),
             tuple(map(_published, _take(rest, "published", _is_list, "a list of tables", []))),
         )
         _refuse_rest(rest)
@@ -248,7 +248,7 @@ def _is_filled(value: Any) -> bool:
     return isinstance(value, list) and bool(value)
 
 
-def is_texts(value: Any) -> bool:
+def _is_texts(value: Any) -> bool:
     return isinstance(value, list) and all(map(is_text, value))
 
 
@@ -266,5 +266,5 @@ def _is_seeds(value: Any) -> bool:
     return good and 0 < len(value) == len(set(value))
 
 
-def is_numbers(value: Any) -> bool:
+def _is_numbers(value: Any) -> bool:
     return isinstance(value, dict) and all(map(is_number, value.values()))

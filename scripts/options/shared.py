@@ -50,6 +50,11 @@ class EnvironmentArgs(OwnModuleArgs):
         if self.env_timeout is not None:
             self.require_positive("env_timeout")
 
+    @property
+    def making(self) -> dict[str, Any]:
+        """What ``envs.make_env`` is told besides an environment's id."""
+        return {"import_module": self.import_module, "timeout": self.env_timeout}
+
 
 @dataclass(frozen=True, kw_only=True)
 class EpisodeArgs(EnvironmentArgs):
@@ -62,6 +67,12 @@ class EpisodeArgs(EnvironmentArgs):
         super().__post_init__()
         if self.max_episode_steps is not None:
             self.require_at_least(1, "max_episode_steps")
+
+    @property
+    def making_shorter(self) -> dict[str, Any]:
+        """The same, and to cut episodes where that was asked for."""
+        limit = self.max_episode_steps
+        return self.making if limit is None else self.making | {"max_episode_steps": limit}
 
 
 @dataclass(frozen=True, kw_only=True)

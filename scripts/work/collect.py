@@ -19,7 +19,7 @@ from mbrl_bilevel.studies.run_folder import RunFolder
 
 def collect_data(args: Args, run: RunFolder) -> Result:
     """Train, act, save."""
-    env = make_env(args.env_id, import_module=args.import_module, timeout=args.env_timeout)
+    env = make_env(args.env_id, **args.making)
     require_new_minari(args.dataset, env)  # of boxes alone, as is SAC
     policy = _half_trained(env, args, run)
     random = np.random.default_rng([args.seed, 1])

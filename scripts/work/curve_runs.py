@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -11,7 +10,15 @@ from options.shared import MODEL_IS_METHOD
 from options.train import label_of
 
 from mbrl_bilevel.base.errors import InvalidInputError
-from mbrl_bilevel.base.reading import Tests, is_number, is_seed, is_text, misfit, read_rows
+from mbrl_bilevel.base.reading import (
+    Tests,
+    config_in,
+    is_number,
+    is_seed,
+    is_text,
+    misfit,
+    read_rows,
+)
 from mbrl_bilevel.studies.arguments import naming, option_name
 from mbrl_bilevel.studies.run_folder import FREE_ON_RESUME
 
@@ -69,18 +76,10 @@ def _with_parts(runs: Sequence[tuple[str, Path]]) -> Iterator[tuple[str, Path]]:
     """The runs, and in place of one of demo the agents that it trained."""
     for label, folder in runs:
         parts = sorted(path.parent for path in folder.glob("train-*/config.json"))
-        if not parts or _script_of(folder) != "demo":
+        if not parts or config_in(folder).get("script") != "demo":
             yield label, folder
             continue
         yield from ((f"{label} {part.name}" if label else "", part) for part in parts)
-
-
-def _script_of(folder: Path) -> object:
-    try:
-        config = json.loads((folder / "config.json").read_text())
-    except (OSError, ValueError, RecursionError):
-        return None
-    return config.get("script") if isinstance(config, dict) else None
 
 
 def _add(found: dict[Line, dict[int, T]], line: Line, seed: int, value: T) -> None:
@@ -122,13 +121,13 @@ _OPTIONS: dict[str, Tests] = {
 
 def _config(folder: Path) -> tuple[str, dict[str, Any]]:
     """Which script filled the folder, and its options."""
+    config = config_in(folder)
     try:
-        config = json.loads((folder / "config.json").read_text())
         script, options = config["script"], dict(config["args"])
         if script == "train":
             options = {MODEL_IS_METHOD.get(name, name): value for name, value in options.items()}
         known = misfit(options, _OPTIONS[script]) is None
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError):
         known = False
     if not known:
         raise InvalidInputError(

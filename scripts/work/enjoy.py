@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -14,6 +13,7 @@ from agents.planning_agent.agent import PlanningAgent
 from envs.tasks.drawing import make_drawable
 from mbrl_bilevel.base.checkpoint import load_checkpoint
 from mbrl_bilevel.base.errors import InvalidInputError
+from mbrl_bilevel.base.reading import config_in
 from work.film import acting, film, require_film
 from work.named_rules import named_reward, named_termination
 
@@ -21,7 +21,9 @@ from work.named_rules import named_reward, named_termination
 def enjoy(args: Args) -> Mapping[str, object]:
     """Film an episode of the agent; the file, the steps and their return."""
     file = _agent_file(args.file)
-    run = _config(file.parent.parent)
+    run = config_in(file.parent.parent)
+    if run.get("script") != "train":  # the file lies elsewhere
+        run = {}
     told = run.get("args", {})
     env_id = args.env_id or told.get("env_id") or _named_in(file)
     options = {"import_module": args.import_module or told.get("import_module")}
@@ -59,16 +61,6 @@ def _agent_file(path: Path) -> Path:
     raise InvalidInputError(
         f"FILE: {path} holds no agent; give a run folder of train, or an agent's file"
     )
-
-
-def _config(folder: Path) -> dict[str, Any]:
-    """What train wrote of the run that an agent's file lies in; nothing where it lies elsewhere."""
-    try:
-        config = json.loads((folder / "config.json").read_text())
-    except (OSError, ValueError):
-        return {}
-    mine = isinstance(config, dict) and config.get("script") == "train"
-    return config if mine else {}
 
 
 def _named_in(file: Path) -> str:

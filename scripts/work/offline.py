@@ -93,10 +93,7 @@ def learn(args: Args, key: Row) -> Done:
 
 
 def _make(args: Args) -> Env:
-    more: dict[str, Any] = (
-        {} if args.max_episode_steps is None else {"max_episode_steps": args.max_episode_steps}
-    )
-    return make_env(args.env_id, import_module=args.import_module, timeout=args.env_timeout, **more)
+    return make_env(args.env_id, **args.making_shorter)
 
 
 def _load(args: Args) -> Transitions:

@@ -42,7 +42,7 @@ def plan_episodes(args: Args, run: RunFolder) -> Result:
     args = settled(args, run)
     if args.video:
         for env_id in args.env_id:
-            require_film("--video", env_id, **_options_of(args))
+            require_film("--video", env_id, **args.making)
     spaces = {env_id: _checked_space(args, env_id) for env_id in args.env_id}
     # Among discrete actions none is sure to be no action.
     kinds = (*_BASELINES, *dict.fromkeys(args.planners))
@@ -72,7 +72,7 @@ def _filmed(args: Args, run: RunFolder, env_id: str, kind: str) -> Path:
         run.path / "videos" / f"{env_id.replace('/', '-')}-{kind}.mp4",
         lambda env: _actor(args, key, env)[0],
         model,
-        partial(make_drawable, env_id, **_options_of(args)),
+        partial(make_drawable, env_id, **args.making),
         seed=args.seed,
         steps=args.max_episode_steps or FILM_STEPS,
     ).path
@@ -198,11 +198,7 @@ def _saved(
 
 
 def _make(args: Args, env_id: str) -> Env:
-    return make_env(env_id, **_options_of(args))
-
-
-def _options_of(args: Args) -> dict[str, Any]:
-    return {"import_module": args.import_module, "timeout": args.env_timeout}
+    return make_env(env_id, **args.making)
 
 
 def _checked_space(args: Args, env_id: str) -> gym.Space[Any]:

@@ -36,12 +36,7 @@ def open_env(
     args: EnvironmentArgs, env_id: str, distractor: str | None = None
 ) -> gym.Env[Any, Any]:
     """The environment of that name, with the run's own module and time limit, and a ``distractor``."""
-    return make_env(
-        env_id,
-        import_module=args.import_module,
-        timeout=args.env_timeout,
-        distractor=distractor,
-    )
+    return make_env(env_id, distractor=distractor, **args.making)
 
 
 def never(obs: Tensor, action: Tensor, next_obs: Tensor) -> Tensor:

@@ -38,7 +38,7 @@ from work.train_agents import Built, build
 def train(args: Args, run: RunFolder) -> Result:
     """One agent, or several seeds of it, each in a run folder of its own inside this one."""
     if args.video:
-        require_film("--video", args.env_id, **_options_of(args))
+        require_film("--video", args.env_id, **args.making_shorter)
     return _one(args, run) if args.seeds == 1 else _several(args, run)
 
 
@@ -144,7 +144,7 @@ def _one(args: Args, run: RunFolder) -> Result:
         )
     files = {"agent": str(shelf.place(args.steps)), "best": str(shelf.best)}
     if args.video:
-        make = partial(make_drawable, args.env_id, **_options_of(args))
+        make = partial(make_drawable, args.env_id, **args.making_shorter)
         place = run.path / "videos" / "agent.mp4"
         filmed = film(place, lambda _: acting(agent), agent.model, make, seed=args.seed)
         files["video"] = str(filmed.path)
@@ -194,12 +194,7 @@ def _is_written(args: Args) -> bool:
 
 
 def _make(args: Args) -> gym.Env[Any, Any]:
-    return make_env(args.env_id, **_options_of(args))
-
-
-def _options_of(args: Args) -> dict[str, Any]:
-    more = {} if args.max_episode_steps is None else {"max_episode_steps": args.max_episode_steps}
-    return {"import_module": args.import_module, "timeout": args.env_timeout, **more}
+    return make_env(args.env_id, **args.making_shorter)
 
 
 def chosen_reward(args: Args, built: Built, env: gym.Env[Any, Any]) -> RewardChoice:
