@@ -106,6 +106,8 @@ class FastSAC(SAC):
         #: Asked at each update of the actor for a model, and how many of its steps to look ahead; None: the critics
         #: alone are asked.
         self.look_ahead: Callable[[], tuple[StepsAhead, int] | None] | None = None
+        #: How far the actor is from what it was on earlier tasks, a scalar with a gradient; None: nothing is kept.
+        self.drift: Callable[[], Tensor] | None = None
         super().__init__(policy, env, *args, **kwargs)  # type: ignore[arg-type]
 
     def _setup_model(self) -> None:
@@ -240,6 +242,8 @@ class FastSAC(SAC):
         if self.imitation > 0.0 and planned is not None:
             spread = climbed.detach().std(correction=0)
             loss = loss + self.imitation * spread * _distance(actions, batch.actions, planned)
+        if self.drift is not None:
+            loss = loss + climbed.detach().std(correction=0) * self.drift()
         parameters = _parameters(self.actor.optimizer)
         gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
         _step(self.actor.optimizer, parameters, gradients)
@@ -270,8 +274,8 @@ class FastSAC(SAC):
         return total + going * (q.min(dim=0).values if self.actor_q == "min" else q.mean(dim=0))
 
     def _excluded_save_params(self) -> list[str]:
-        # A model is its holder's, not the learner's.
-        return [*super()._excluded_save_params(), "look_ahead"]
+        # A model is its holder's, not the learner's; so are earlier tasks.
+        return [*super()._excluded_save_params(), "look_ahead", "drift"]
 
     @torch.no_grad()
     def _move_target(self) -> None:

@@ -42,9 +42,11 @@ from agents.learners.normalisation import update_vec_normalize
 from agents.planning_agent.base_agent import AgentParts
 from agents.planning_agent.checkpoint import load_agent, save_agent
 from agents.planning_agent.imagined_rows import imagine
+from agents.planning_agent.keeping import Earlier, Keeping
 from agents.planning_agent.look_ahead import ModelSteps
 from agents.planning_agent.old_files import MBPO_AGENT, MPC_AGENT
 from agents.planning_agent.plans import Memory
+from agents.planning_agent.progress import Progress
 from agents.planning_agent.refits import fit_model
 from agents.planning_agent.replay import GUESS, PLAN, POLICY
 from agents.planning_agent.settings import ValueSettings
@@ -56,6 +58,9 @@ from mbrl_bilevel.base.records import FitResult, Transitions
 from mbrl_bilevel.base.threads import few_threads
 from mbrl_bilevel.imagination.bounds import seen_bounds
 from mbrl_bilevel.models.dynamics import DynamicsModel
+
+#: A fit from scratch after so many: none.
+_NEVER = 10**7
 
 Array = npt.NDArray[Any]
 BoolArray = npt.NDArray[np.bool_]
@@ -276,6 +281,7 @@ class PlanningAgent(AgentParts):
             reward=self.reward,
             # One that has learned nothing yet would be noise at the end of each return.
             critic=self.held if self.held.exists and self.algorithm._n_updates else None,
+            earlier=None if self.earlier is None else self.earlier.model,
         )
         elites = settings.elites
         self.model = model if elites is None else model.elites(result.criterion, elites)
@@ -372,6 +378,49 @@ class PlanningAgent(AgentParts):
         self.env = found
         self.algorithm.set_env(found)
         self._meet_env()
+
+    def next_task(self, env: gym.Env[Any, Any] | VecEnv, keeping: Keeping | None = None) -> None:
+        """Go on with ``env``, another task with the same spaces, and keep of the tasks so far what ``keeping`` says (by
+        default, the parameters alone); it is the same for all tasks of an agent.
+
+        The next ``learn`` begins with ``learning_starts`` random steps; call it with ``reset_num_timesteps=True``. From
+        now on the model is fitted in the units of the first task and never from scratch, neither shrunk nor perturbed.
+        A file holds no earlier tasks: an agent that is loaded keeps nothing of them but parameters. A learned
+        termination is of the present task alone.
+
+        Raises InvalidInputError before anything was learned, for what ``set_env`` refuses, another ``keeping`` than
+        before, or one that this agent cannot have: of a model of several steps, or without a FastSAC a policy.
+        """
+        settings, model = self.settings, self.settings.uses_model
+        if not len(self.experience.real) or (model and self.fit_start is None):
+            raise InvalidInputError(
+                "next_task: nothing was learned of this task yet that could go on; call learn() first, with "
+                "fresh_every above 1"
+            )
+        earlier = self.earlier
+        if earlier is None:
+            method = settings.method if model else None
+            earlier = Earlier.of(keeping or Keeping(), method, self.algorithm)
+        elif keeping is not None and keeping != earlier.keeping:
+            raise InvalidInputError(
+                f"next_task: keeping must be the same for all tasks, {earlier.keeping}; got {keeping}"
+            )
+        self.set_env(env)
+        experience = self.experience.transitions()
+        self.earlier = earlier = earlier.after(experience, self.fit_start, self.generator)
+        self.experience.next_task(earlier.keeping.replay, earlier.tasks / (earlier.tasks + 1))
+        if earlier.keeping.policy:
+            assert isinstance(self.algorithm, FastSAC)
+            stored = self.experience.earlier["obs"]
+            earlier.hold(self.algorithm, stored, self.held.seen, self.generator)
+        self.settings = replace(
+            settings,
+            fresh_every=_NEVER,
+            warm_start=replace(settings.warm_start, shrink=1.0, perturb=0.0),
+        )
+        # Random steps come first, and the model goes on at the first fit.
+        self.model = self.value = self.last_fit = self._better = None
+        self.progress = Progress()
 
     def _fit_value(self, experience: Transitions) -> Value | None:
         """Of the agent's own planning, once there is enough of it: random steps, which soon fail

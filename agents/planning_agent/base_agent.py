@@ -35,6 +35,7 @@ from agents.common.spaces import (
 from agents.learners.fast_sac import FastSAC
 from agents.learners.held import make_algorithm
 from agents.learners.no_learner import NoLearner
+from agents.planning_agent.keeping import Earlier
 from agents.planning_agent.plans import Plans
 from agents.planning_agent.policy import HeldPolicy
 from agents.planning_agent.progress import Progress
@@ -94,6 +95,8 @@ class AgentParts:
         self.value: Value | None = None
         self.last_fit: FitResult | None = None
         self.fit_start: FitStart | None = None
+        #: What is left of earlier tasks; None in the first.
+        self.earlier: Earlier | None = None
         self.progress = Progress()
         #: Of all that is drawn as tensors: fits, minibatches, imagined rows.
         self.generator = torch.Generator().manual_seed(seed)

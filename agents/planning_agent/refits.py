@@ -16,6 +16,7 @@ from agents.planning_agent.settings import PlanningSettings
 from mbrl_bilevel.base.checkpoint import Checkpoint
 from mbrl_bilevel.base.errors import CheckpointError, InvalidInputError
 from mbrl_bilevel.base.records import FitResult, Rule, Transitions
+from mbrl_bilevel.continual.keeping import Keep
 from mbrl_bilevel.data.growing_folds import GrowingFolds
 from mbrl_bilevel.data.splits import Folds
 from mbrl_bilevel.models.dynamics import DynamicsModel, fit_dynamics
@@ -43,14 +44,19 @@ def fit_model(
     termination: Rule | None,
     reward: Rule | None,
     critic: HeldPolicy | None = None,
+    earlier: Keep | None = None,
 ) -> tuple[DynamicsModel, FitResult, FitStart | None]:
     """A model of all members, what its fit did, and from where the next one may go on: None where each is
-    from scratch. A method that is about returns ends them with what the ``critic`` says. Raises as
-    ``fit_dynamics``."""
+    from scratch. A method that is about returns ends them with what the ``critic`` says. With ``earlier`` tasks
+    the fit is in the units of ``start``, and keeps of them what this says. Raises as ``fit_dynamics``."""
     method = get_method(settings.method)
     if critic is not None:
         method = method.valuing(critic.worth, critic.discount)
     more: dict[str, Any] = {}
+    if earlier is not None:
+        keep, units = earlier, None if start is None else start.model
+        method = keep.method(method)
+        more = {"units": units, "joined": lambda new: keep.data(new, generator)}
     if settings.fresh_every > 1:
         random = np.random.default_rng(draw_seed(generator))
         start = _usable(settings, experience, start, random)
@@ -60,7 +66,7 @@ def fit_model(
             else start.folds
         )
         model = None if start is None else start.model
-        more = {"folds": folds, "start": model, "warm_start": settings.warm_start}
+        more |= {"folds": folds, "start": model, "warm_start": settings.warm_start}
     model, result = fit_dynamics(
         experience,
         method,
@@ -73,7 +79,7 @@ def fit_model(
         direct=settings.direct,
         **more,
     )
-    if not more:
+    if "folds" not in more:
         return model, result, None
     return model, result, FitStart(model, more["folds"], 1 if start is None else start.fits + 1)
 

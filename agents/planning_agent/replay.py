@@ -145,6 +145,11 @@ class MixedReplay(BaseBuffer):
         record = {"truncated": number.bool(), "episode": integer, "t": integer, "planned": number}
         self.real = Ring(real_rows, step | record)
         self.imagined = Ring(imagined_rows, step)
+        #: Rows of earlier tasks: the columns of ``STEP``, and of ``key`` by which they were drawn.
+        self.earlier = {name: row.new_zeros((0, *row.shape)) for name, row in step.items()}
+        self.earlier["key"] = torch.zeros(0, dtype=torch.float64)
+        #: The part of a batch's real rows that is drawn from these.
+        self.earlier_share = 0.0
         self.episodes, self._begun = 0, False
         self._changes = Changes()
         #: What the last episode of each environment ended with; None once it is known that these stay.
@@ -180,6 +185,18 @@ class MixedReplay(BaseBuffer):
         """Forget all rows."""
         super().reset()
         self.real.written = self.imagined.written = 0
+
+    def next_task(self, capacity: int, share: float) -> None:
+        """Begin anew, for another task; at most ``capacity`` of all rows of the tasks so far stay, each as likely as
+        any other, and are from now on this ``share`` of a batch's real rows."""
+        # A row keeps its key: those with the lowest of all that were drawn are a uniform sample of them.
+        key = torch.rand(len(self.real), dtype=torch.float64, generator=self.generator)
+        new = {name: column for name, column in self.real.stored().items() if name in STEP}
+        together = {n: torch.cat([self.earlier[n], c]) for n, c in (new | {"key": key}).items()}
+        kept = together["key"].argsort()[:capacity]
+        self.earlier = {name: column[kept] for name, column in together.items()}
+        self.earlier_share = share if len(kept) else 0.0
+        self.reset()
 
     def start_episodes(self) -> None:
         """The environments were reset: the next step of each is the first of an episode."""
@@ -300,20 +317,34 @@ class MixedReplay(BaseBuffer):
         def worth(reward: Tensor) -> Tensor:
             return reward if env is None else _float(env.normalize_reward(reward.numpy()))
 
-        parts = [self._real(batch_size - imagined, worth)] if imagined < batch_size else []
+        real = batch_size - imagined
+        earlier = round(self.earlier_share * real)
+        parts = [self._real(real - earlier, worth)] if earlier < real else []
+        if earlier:
+            kept = torch.randint(len(self.earlier["key"]), (earlier,), generator=self.generator)
+            columns = [self.earlier[name][kept] for name in STEP]
+            parts.append(self._of_one_step(columns, worth))
         if imagined:
-            obs, action, next_obs, reward, ended = self.imagined.draw(imagined, self.generator)
-            discount, planned = torch.full((imagined,), self.gamma), torch.zeros(imagined)
-            parts.append([obs, action, next_obs, worth(reward), ended, discount, planned])
+            parts.append(self._of_one_step(self.imagined.draw(imagined, self.generator), worth))
         obs, action, next_obs, reward, ended, discount, planned = (
             torch.cat(column) for column in zip(*parts, strict=True)
         )
         if env is not None:
             obs, next_obs = (_float(env.normalize_obs(part.numpy())) for part in (obs, next_obs))
-        columns = (column.unsqueeze(1) for column in (ended, reward, discount, planned))
-        ended, reward, discount, planned = columns
+        ended, reward, discount, planned = (
+            column.unsqueeze(1) for column in (ended, reward, discount, planned)
+        )
         discounts = None if self.n_steps == 1 else discount
         return Samples(obs, action, next_obs, ended, reward, discounts, planned)
+
+    def _of_one_step(
+        self, step: Sequence[Tensor], worth: Callable[[Tensor], Tensor]
+    ) -> list[Tensor]:
+        """``step``, the columns of ``STEP``, as ``_real`` gives them: nobody planned, and what follows is not known."""
+        obs, action, next_obs, reward, ended = step
+        count = len(reward)
+        discount, planned = torch.full((count,), self.gamma), torch.zeros(count)
+        return [obs, action, next_obs, worth(reward), ended, discount, planned]
 
     def _real(self, count: int, worth: Callable[[Tensor], Tensor]) -> list[Tensor]:
         """Real rows, each the start of at most ``n_steps`` steps of its episode (Sutton 1988): the

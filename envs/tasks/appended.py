@@ -1,12 +1,13 @@
 """Observations that are not the task's: another system, noise or a changing background, appended to any task.
 
-A test bed: what a model spends on them it lacks where the task pays. The task's own dimensions come first.
+A test bed: what a model spends on them it lacks where the task pays. The task's own dimensions come first. Numbers
+that never change tell an agent which of several tasks it is in.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import wraps
 from typing import Any, Protocol, TypeVar
 
@@ -103,11 +104,27 @@ class Background:
         """There is nothing to close."""
 
 
+class Constant:
+    """``numbers`` that stay as they are: which task this is, say."""
+
+    def __init__(self, numbers: Sequence[float]) -> None:
+        self.numbers, self.space = np.asarray(numbers, np.float64), _unbounded(len(numbers))
+
+    def reset(self, random: np.random.Generator) -> Array:
+        return self.numbers
+
+    def step(self) -> Array:
+        return self.numbers
+
+    def close(self) -> None:
+        """There is nothing to close."""
+
+
 class Appended(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
     """``env`` with the observations of a ``distractor`` behind its own, which are the first ``own`` of them.
 
     The task is as before: actions, rewards, endings. ``distractor`` is the id of an environment, which
-    ``make`` makes, or "noise:8" or "background:8" for 8 channels. Raises InvalidInputError for a number of
+    ``make`` makes, "noise:8" or "background:8" for 8 channels, or "constant:0,1,0" for numbers. Raises InvalidInputError for a number of
     channels that is none, or an environment whose observations are no 1-D Box; and as ``make`` does.
     """
 
@@ -185,11 +202,23 @@ def _inside(env: Env) -> Appended | None:
 
 def _parsed(text: str, make: Callable[[str], Env]) -> Distractor:
     kind, _, number = text.partition(":")
+    if kind == "constant":
+        return Constant(_numbers(text, number))
     if kind not in _CHANNELS:
         return OtherSystem(make(text))
     if not number.isdecimal() or not int(number):
         raise InvalidInputError(f"distractor {text!r}: say how many channels, such as {kind}:8")
     return _CHANNELS[kind](int(number))
+
+
+def _numbers(text: str, written: str) -> list[float]:
+    try:
+        found = [float(number) for number in written.split(",")]
+    except ValueError:
+        found = [math.nan]
+    if not np.isfinite(found).all():
+        raise InvalidInputError(f"distractor {text!r}: say which numbers, such as constant:0,1,0")
+    return found
 
 
 _CHANNELS: dict[str, Callable[[int], Distractor]] = {"noise": Noise, "background": Background}

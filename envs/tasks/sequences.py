@@ -56,8 +56,8 @@ class Task:
     def make(self) -> Env:
         """Its environment."""
         env_id = f"mbrl/{self.robot}-v0" if self.robot in ROBOTS else self.robot
-        env = make_env(env_id, **self.variation)
-        return WithContext(env, self.context) if self.context else env
+        told = ",".join(map(repr, self.context))
+        return make_env(env_id, distractor=f"constant:{told}" if told else None, **self.variation)
 
     def data(
         self, collect: Collect, *, rows: int, test_rows: int, seed: int
@@ -130,6 +130,16 @@ class TaskSequence:
                     "a wrapper of yours"
                 )
 
+    def told_apart(self) -> TaskSequence:
+        """The same with the number of each task, one-hot, appended to its observations: what an agent of all of them
+        goes by, as in Continual World (Wołczyk et al. 2021, arXiv 2105.10919)."""
+        told = np.eye(len(self.tasks)).tolist()
+        tasks = (
+            replace(task, context=(*task.context, *number))
+            for task, number in zip(self.tasks, told, strict=True)
+        )
+        return replace(self, tasks=tuple(tasks))
+
     def with_context(self) -> TaskSequence:
         """The same with the numbers that vary appended to every observation of a task.
 
@@ -146,22 +156,6 @@ class TaskSequence:
         ]
         tasks = (replace(t, context=c) for t, c in zip(self.tasks, contexts, strict=True))
         return replace(self, tasks=tuple(tasks))
-
-
-class WithContext(gym.ObservationWrapper[Any, Any, Any]):
-    """Appends ``context`` to every observation."""
-
-    def __init__(self, env: Env, context: Sequence[float]) -> None:
-        super().__init__(env)
-        self._context = np.asarray(context, dtype=np.float64)
-        space = env.observation_space
-        assert isinstance(space, gym.spaces.Box)
-        low, high = (np.concatenate([end, self._context]) for end in (space.low, space.high))
-        self.observation_space = gym.spaces.Box(low, high, dtype=np.float64)
-
-    def observation(self, observation: Any) -> Any:
-        """[O] to [O + C]."""
-        return np.concatenate([observation, self._context])
 
 
 def changing(

@@ -26,7 +26,8 @@ _TITLES = {
     "rmse": "RMSE (std of the first task's targets)",
     "nll": "NLL (nats per dimension)",
     "k_rmse": "open-loop RMSE",
-    "return": "return of planning",
+    "return": "return",
+    "success": "success",
     "accuracy": "accuracy",
     "ece": "expected calibration error",
 }

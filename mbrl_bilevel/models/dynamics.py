@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -30,6 +30,7 @@ from mbrl_bilevel.data.normaliser import Normaliser
 from mbrl_bilevel.data.splits import (
     NO_GROUP,
     BoolArray,
+    FitData,
     IntArray,
     group_by_episode,
     groups_needed,
@@ -300,6 +301,8 @@ def fit_dynamics(
     folds: GrowingFolds | None = None,
     start: DynamicsModel | None = None,
     warm_start: WarmStart | None = None,
+    units: DynamicsModel | None = None,
+    joined: Callable[[FitData], FitData] | None = None,
 ) -> tuple[DynamicsModel, FitResult]:
     """Fit a dynamics model to ``transitions``; splits are by episode (``splits.group_by_episode``).
 
@@ -321,7 +324,7 @@ def fit_dynamics(
     ``folds`` that have grown with the experience say who holds out what. The network then goes on from
     ``start``, a model of this method fitted with these folds before they grew, as ``warm_start`` says; from
     scratch where a target's spread has changed too much (``warm_start.lasting_units``). A learned termination
-    is always fitted from scratch.
+    is always fitted from scratch. ``units`` and ``joined``: as of ``fit_regression``.
 
     Warns where the limit of steps came while the model was still learning (``FitResult.underfitted``). Raises
     InvalidInputError if there is too little data, no target varies in it, a rule cannot be called,
@@ -364,6 +367,8 @@ def fit_dynamics(
         start=None if start is None else start.regression,
         how=warm_start,
         outcome=_Rules(obs_dim, termination, reward, jump, direct).outcome,
+        units=None if units is None else units.regression,
+        joined=joined,
     )
     if result.underfitted:
         warnings.warn(

@@ -6,7 +6,7 @@ What a dynamics model is underneath, and all that a table needs.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -162,6 +162,8 @@ def fit_regression(
     start: Regression | None = None,
     how: WarmStart | None = None,
     outcome: Outcome | None = None,
+    units: Regression | None = None,
+    joined: Callable[[FitData], FitData] | None = None,
 ) -> tuple[Regression, FitResult]:
     """Fit x [N, X] to y [N, D], both raw; rows of one of the ``groups`` [N] are never parted.
 
@@ -179,12 +181,17 @@ def fit_regression(
 
     The parameters go on from ``start``, a fit by this method, as ``how`` says, where its targets are of use
     (``warm_start.lasting_units``), else from scratch; give ``folds`` whose held-out rows it has not seen
-    (``GrowingFolds``). Raises InvalidInputError if there is too little data, no target varies in it, a method
+    (``GrowingFolds``). The normalisers are those of ``units``, where given; what ``joined`` makes of the rows is what
+    is learned, with those of earlier tasks say. Raises InvalidInputError if there is too little data, no target varies in it, a method
     that looks ahead gets no successors, or a start is of another form.
     """
-    inputs, targets = Normaliser.fit(x), Normaliser.fit(y)
-    if start is not None:
-        _require_widths(start, x, y)
+    for other in (start, units):
+        if other is not None:
+            _require_widths(other, x, y)
+    if units is None:
+        inputs, targets = Normaliser.fit(x), Normaliser.fit(y)
+    else:
+        inputs, targets = units.inputs, units.targets
     lasting = None if start is None else lasting_units(start.targets, targets)
     targets = lasting or targets
     active = ~targets.constant
@@ -211,6 +218,8 @@ def fit_regression(
         chain,
         weight,
     )
+    if joined is not None:
+        data = joined(data)
     made = (policy or method.make_policy)(
         data.x.shape[1], data.y.shape[1], generator=generator, members=members, hidden=hidden
     )
@@ -222,9 +231,9 @@ def fit_regression(
                 f"{type(made).__name__}: leave it out"
             )
     if start is not None and lasting is not None:
-        units = ((start.inputs, inputs), (start.targets, targets))
         how = how or WarmStart()
-        warm_start(made, start.policy, *units, how)
+        pairs = ((start.inputs, inputs), (start.targets, targets))
+        warm_start(made, start.policy, *pairs, how)
         schedule = schedule or Schedule()
         schedule = replace(schedule, steps=max(1, round(how.part * schedule.steps)))
     result = method.fit(

@@ -77,7 +77,7 @@ REQUIRED: Mapping[str, Mapping[str, Check]] = {
         **{"method": text, "dataset": text, "seed": rising, "n_train": rising},
         **{"nrmse": number, "nll": number},
     },
-    "continual": {"method": text, "sequence": text, "seed": rising, "nll": square},
+    "continual": {"method": text, "sequence": text, "seed": rising},
     "classify": {
         **{"method": text, "dataset": text, "seed": rising, "n_train": rising},
         **{"accuracy": number, "nll": number, "ece": number, "brier": number},
@@ -98,7 +98,7 @@ OPTIONAL: Mapping[str, Mapping[str, Check]] = {
         **{"train_seconds": number, "outer": scores},
     },
     "continual": {
-        **dict.fromkeys(("rmse", "k_rmse", "return", "accuracy", "ece"), square),
+        **dict.fromkeys(("nll", "rmse", "k_rmse", "return", "success", "accuracy", "ece"), square),
         **{"train_seconds": numbers, "tasks": texts},
     },
     "classify": {
@@ -119,7 +119,7 @@ _TOGETHER = (
     ("k", "k_nrmse", "k_nll", "k_coverage_90"),
     ("count", "confidence", "correct"),
     ("reward_matrix", "labels"),
-    ("nll", "rmse", "k_rmse", "return", "accuracy", "ece", "tasks", "train_seconds"),
+    ("nll", "rmse", "k_rmse", "return", "success", "accuracy", "ece", "tasks", "train_seconds"),
 )
 
 

@@ -35,7 +35,8 @@ _METRICS: dict[str, tuple[str, Better]] = {
     "k_rmse": ("open-loop RMSE", "lower"),
     "accuracy": ("accuracy", "higher"),
     "ece": ("expected calibration error", "lower"),
-    "return": ("return of planning", "higher"),
+    "return": ("return", "higher"),
+    "success": ("success", "higher"),
 }
 #: Parts of the table: name -> (title, which is good; None: as the metric).
 _PARTS: dict[str, tuple[str, Better | None]] = {

@@ -20,7 +20,7 @@ from mbrl_bilevel.studies.repeats import number, once, pairs, repeats
 PARTS = tuple(field.name for field in dataclasses.fields(Transfer))
 _LOWER, _HIGHER = get_args(Better)
 #: Metrics that are the better the higher; all others are errors.
-HIGHER = ("return", "accuracy")
+HIGHER = ("return", "success", "accuracy")
 #: Columns of a row in metrics.json: ``bwt_nll`` and so on.
 _SHORT = {"backward": "bwt", "backward_all": "bwt_all", "forward": "fwt"}
 #: Forgetting below this many nats per dimension is none, and no share of it can be removed.
@@ -72,11 +72,13 @@ def summarise(rows: Sequence[Row], methods: Sequence[str], metrics: Sequence[str
             mine = repeats(rows, method=method, sequence=sequence).values()
             if not mine:
                 continue
+            first = next(iter(mine))
             line: Row = {"method": method, "sequence": sequence}
             for metric in metrics:
                 found = transfers(rows, method, sequence, metric).values()
                 line[metric] = {part: _interval(found, part) for part in PARTS}
-            for name in ("moved", "kl_strength", "train_seconds"):
+            told = (name for name in ("moved", "kl_strength", "train_seconds") if name in first)
+            for name in told:
                 line[name] = np.mean([_array(row[name]) for row in mine], axis=0).tolist()
             yield line
 

@@ -44,6 +44,21 @@ class Args(OwnModuleArgs, RepeatedArgs, FitArgs):
     ones), replay (stored rows), der (half of their targets as the model said them), ewc and online-ewc
     (a penalty on moved parameters, strength 100), joint (all data so far, from fresh parameters), alone
     (each task by itself)."""
+    agents: tuple[str, ...] = ()
+    """Agents that learn the tasks by acting, in place of the methods: AGENT+PART=VALUE. AGENT is planning (its model by
+    bilevel, or the method behind a colon: planning:nll) or sac (the learner of the same preset alone). The parts say
+    what is kept when the task changes: model=KEEP (one of --methods' that goes on), policy=STRENGTH (of the KL to the
+    policy before, at observations like those of earlier tasks), replay=ROWS (of earlier tasks, in the learner's
+    replay); without any, parameters alone go on. +joint acts in all tasks side by side, +alone starts each anew. The
+    observations tell the tasks apart, one-hot. The first agent is compared with the others."""
+    agent_steps: int = 5000
+    """Real steps of an agent in a task."""
+    eval_episodes: int = 5
+    """Episodes that an agent is tested by, in each task after each, and five times while it learns one."""
+    updates_per_step: int | None = None
+    """Updates of an agent's learner after a real step; none: as the preset of the task says."""
+    learning_starts: int | None = None
+    """Random steps of an agent at the start of a task; none: as the preset says."""
     n_train: int = 2000
     """Training steps of a task; of a table's task at most that many rows."""
     n_test: int = 1500
@@ -87,6 +102,26 @@ class Args(OwnModuleArgs, RepeatedArgs, FitArgs):
         with naming("--methods"):
             for name in self.methods:
                 self.recipe(name)
+        if self.agents:
+            self._check_agents()
+
+    def _check_agents(self) -> None:
+        from agents.sequence_agents import get_sequence_agent
+
+        if self.classes:
+            raise InvalidInputError("--agents: there is nothing to act in in a table; leave it out")
+        if self.plan_episodes:
+            raise InvalidInputError("--plan-episodes: agents act by themselves; leave it out")
+        self.require_at_least(50, "agent_steps", most=10**9)
+        self.require_at_least(1, "eval_episodes", most=1000)
+        for name in ("updates_per_step", "learning_starts"):
+            if getattr(self, name) is not None:
+                self.require_at_least(1, name, most=10**6)
+        if len(set(self.agents)) < len(self.agents):
+            raise InvalidInputError("--agents: give none twice")
+        with naming("--agents"):
+            for name in self.agents:
+                get_sequence_agent(name, self.memory)
 
     @property
     def classes(self) -> bool:
@@ -98,6 +133,8 @@ class Args(OwnModuleArgs, RepeatedArgs, FitArgs):
     @property
     def metrics(self) -> tuple[str, ...]:
         """What is measured on every task after each; the first two are what matters most."""
+        if self.agents:
+            return ("return", "success")
         if self.classes:
             return CLASS_METRICS
         return (*DYNAMICS_METRICS, "return") if self.plan_episodes else DYNAMICS_METRICS

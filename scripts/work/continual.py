@@ -13,37 +13,46 @@ from mbrl_bilevel.base.rows import Row
 from mbrl_bilevel.continual.learner import Learner
 from mbrl_bilevel.continual.sequence import run as run_sequence
 from mbrl_bilevel.figures.continual import draw_matrices, draw_pareto, draw_seen
+from mbrl_bilevel.studies.agent_summaries import agent_scores
 from mbrl_bilevel.studies.cells import Cells, Done, run_cells
 from mbrl_bilevel.studies.continual_summaries import against, removed, scored, summarise
 from mbrl_bilevel.studies.launching import Result
 from mbrl_bilevel.studies.run_folder import RunFolder
+from work.continual_agents import learn_agent_cell
 from work.continual_tasks import TaskData, make_tasks
 
 
 def learn_sequences(args: Args, run: RunFolder) -> Result:
     """Fill in the rows that are missing, then summarise and draw."""
+    learners = args.agents or args.methods
     keys: list[dict[str, Any]] = [
         {"sequence": sequence, "seed": seed, "method": method}
         for seed in range(args.seed, args.seed + args.seeds)
         for sequence in args.sequences
-        for method in args.methods
+        for method in learners
     ]
-    metrics = args.metrics
-    cells = Cells(keys, learn_cell, (*metrics, "moved", "train_seconds"))
+    if args.agents:
+        cells = Cells(keys, learn_agent_cell, ("return", "return_before", "train_seconds"))
+    else:
+        cells = Cells(keys, learn_cell, (*args.metrics, "moved", "train_seconds"))
     rows = run_cells(run, args, cells, "continual", args.jobs)
-    summary = list(summarise(rows, args.methods, metrics))
+    metrics = tuple(name for name in args.metrics if all(name in row for row in rows))
+    summary = list(summarise(rows, learners, metrics))
     figures = [
-        *draw_matrices(run.figures, rows, args.methods, metrics),
-        draw_seen(run.figures, rows, args.methods, metrics),
-        draw_pareto(run.figures, summary, args.methods, metrics),
+        *draw_matrices(run.figures, rows, learners, metrics),
+        draw_seen(run.figures, rows, learners, metrics),
+        draw_pareto(run.figures, summary, learners, metrics),
     ]
     found = {
         **scored(rows, metrics),
         "summary": summary,
-        "against": list(against(rows, args.methods, metrics)),
-        "removed": list(removed(rows, args.methods)),
+        "against": list(against(rows, learners, metrics)),
         "sequences": {name: args.sequence(name).kind for name in args.sequences},
     }
+    if args.agents:
+        found |= {"agents": agent_scores(rows, learners, metrics[-1])}
+    else:
+        found |= {"removed": list(removed(rows, learners))}
     short = {
         f"{line['method']}@{line['sequence']}": {
             f"{name}_{part}": _rounded(line[name][part])
