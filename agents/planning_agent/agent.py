@@ -132,6 +132,8 @@ class PlanningAgent(AgentParts):
         if log_interval is not None:
             log_interval = as_count("log_interval", log_interval)
         self._require_idle("learn")
+        # A task counts its steps from 0.
+        reset_num_timesteps = reset_num_timesteps or self.fresh_task
         if until is not None:
             end = total_timesteps + (0 if reset_num_timesteps else self.num_timesteps)
             until = as_count("until", until)
@@ -383,8 +385,7 @@ class PlanningAgent(AgentParts):
         """Go on with ``env``, another task with the same spaces, and keep of the tasks so far what ``keeping`` says (by
         default, the parameters alone); it is the same for all tasks of an agent.
 
-        The next ``learn`` begins with ``learning_starts`` random steps; call it with ``reset_num_timesteps=True``. From
-        now on the model is fitted in the units of the first task and never from scratch, neither shrunk nor perturbed.
+        The next ``learn`` counts its steps from 0, and begins with ``learning_starts`` random ones. From now on the model is fitted in the units of the first task and never from scratch, neither shrunk nor perturbed.
         A file holds no earlier tasks: an agent that is loaded keeps nothing of them but parameters. A learned
         termination is of the present task alone.
 
@@ -421,6 +422,11 @@ class PlanningAgent(AgentParts):
         # Random steps come first, and the model goes on at the first fit.
         self.model = self.value = self.last_fit = self._better = None
         self.progress = Progress()
+
+    @property
+    def fresh_task(self) -> bool:
+        """Whether nothing was done yet in a task that follows others."""
+        return self.earlier is not None and not len(self.experience)
 
     def _fit_value(self, experience: Transitions) -> Value | None:
         """Of the agent's own planning, once there is enough of it: random steps, which soon fail

@@ -125,16 +125,10 @@ class Bed:
     def learn(self, agent: PlanningAgent, j: int) -> list[Score]:
         """Task j, the one that ``agent`` is in; its scores on the way."""
         curve = []
-        for look in range(_LOOKS):
-            steps = (
-                look + 1
-            ) * self.args.agent_steps // _LOOKS - look * self.args.agent_steps // _LOOKS
-            agent.learn(
-                steps,
-                log_interval=None,
-                reset_num_timesteps=look == 0,
-                until=self.args.agent_steps,
-            )
+        for steps in np.diff(
+            np.linspace(0, self.args.agent_steps, _LOOKS + 1).astype(int)
+        ).tolist():
+            agent.learn(steps, log_interval=None, until=self.args.agent_steps)
             curve.append(self.score(agent, j))
         return curve
 

@@ -87,7 +87,8 @@ def after_both(keeping: Keeping, **changes: Any) -> PlanningAgent:
     agent = PlanningAgent(Sided(1), replace(SETTINGS, **changes), algorithm_kwargs=KWARGS)
     agent.learn(500, log_interval=None)
     agent.next_task(Sided(-1), keeping)
-    agent.learn(500, log_interval=None, reset_num_timesteps=True)
+    agent.learn(500, log_interval=None)
+    assert agent.num_timesteps == 500
     return agent
 
 
@@ -169,7 +170,7 @@ def test_a_task_begins_with_random_steps() -> None:
     agent.next_task(Sided(-1))
     assert len(agent.experience) == 0
     with pytest.warns(UserWarning, match="there is no model yet"):
-        agent.learn(99, log_interval=None, reset_num_timesteps=True)
+        agent.learn(99, log_interval=None)
     assert agent.algorithm._n_updates == updates
     assert agent.model is None
     agent.learn(10, log_interval=None)
