@@ -53,6 +53,16 @@ class StepsAhead(Protocol):
     def __call__(self, obs: Tensor, action: Tensor, /) -> ImaginedStep: ...
 
 
+@dataclass(frozen=True)
+class Ahead:
+    """``steps`` of ``model`` that the actor looks ahead. What it climbs is the mean over horizons h = 0 … ``steps`` with
+    the weights (1 − λ)λʰ, the last having the rest: λ = 0 asks the critics alone, 1 the longest horizon alone."""
+
+    model: StepsAhead
+    steps: int
+    lam: float = 1.0
+
+
 class FastSAC(SAC):
     """SAC (Haarnoja et al. 2018, arXiv 1801.01290 and 1812.05905) with SB3's arguments and methods.
 
@@ -103,9 +113,8 @@ class FastSAC(SAC):
         self.actor_every, self.target_critics, self.actor_q = actor_every, target_critics, actor_q
         self.standardise, self.imitation = standardise, float(imitation)
         self.reward_scale, self.standardised = 1.0, False
-        #: Asked at each update of the actor for a model, and how many of its steps to look ahead; None: the critics
-        #: alone are asked.
-        self.look_ahead: Callable[[], tuple[StepsAhead, int] | None] | None = None
+        #: Asked at each update of the actor how it looks ahead; None: the critics alone are asked.
+        self.look_ahead: Callable[[], Ahead | None] | None = None
         #: How far the actor is from what it was on earlier tasks, a scalar with a gradient; None: nothing is kept.
         self.drift: Callable[[], Tensor] | None = None
         super().__init__(policy, env, *args, **kwargs)  # type: ignore[arg-type]
@@ -251,27 +260,36 @@ class FastSAC(SAC):
 
     def climbed(self, obs: Tensor, actions: Tensor, ent_coef: Tensor) -> Tensor:
         """What the actor climbs, differentiable in its actions [B, A] at obs [B, …]: the critics' Q [B]; with
-        ``look_ahead`` what H steps in the model pay, and the critics behind them, for as many rows as its
-        members can share (Amos et al. 2021, arXiv 2008.12775, equation 5):
-        Σ_{h<H} γʰ (r_h − [h > 0] α log π(a_h|s_h)) + γᴴ (Q(s_H, a_H) − α log π(a_H|s_H))."""
-        critic, total = self.critic, torch.zeros(())
-        assert isinstance(critic, EnsembleCritic)
-        going = torch.ones(())
+        ``look_ahead`` the λ-return (Sutton 1988; Hafner et al. 2020, arXiv 1912.01603, equation 6) of horizons 0 to H,
+        (1 − λ) Σ_{h<H} λʰ G_h + λᴴ G_H, for as many rows as the model's members can share. G_h is what h steps in
+        the model pay, and the critics behind them (Amos et al. 2021, arXiv 2008.12775, equation 5):
+        Σ_{i<h} γⁱ (r_i − [i > 0] α log π(a_i|s_i)) + γʰ (Q(s_h, a_h) − [h > 0] α log π(a_h|s_h))."""
         ahead = None if self.look_ahead is None else self.look_ahead()
-        if ahead is not None:
-            model, horizon = ahead
-            rows = len(obs) - len(obs) % model.members
-            obs, actions = obs[:rows], actions[:rows]
-            for _ in range(horizon):
-                step = model(obs, actions)
-                total = total + going * step.reward
-                going = going * self.gamma * (1.0 - step.ended)
-                obs = step.obs
-                actions, log_prob = self.sample_actions(obs)
-                total = total - going * ent_coef * log_prob
+        if ahead is None:
+            return self._critics_say(obs, actions)
+        rows = len(obs) - len(obs) % ahead.model.members
+        obs, actions = obs[:rows], actions[:rows]
+        climbed, total, going, weight = torch.zeros(()), torch.zeros(()), torch.ones(()), 1.0
+        for _ in range(ahead.steps):
+            if ahead.lam < 1.0:
+                worth = total + going * self._critics_say(obs, actions)
+                climbed = climbed + weight * (1.0 - ahead.lam) * worth
+                weight *= ahead.lam
+            step = ahead.model(obs, actions)
+            total = total + going * step.reward
+            going = going * self.gamma * (1.0 - step.ended)
+            obs = step.obs
+            actions, log_prob = self.sample_actions(obs)
+            total = total - going * ent_coef * log_prob
+        return climbed + weight * (total + going * self._critics_say(obs, actions))
+
+    def _critics_say(self, obs: Tensor, actions: Tensor) -> Tensor:
+        """Q [B], with a gradient for actions [B, A] and obs alone."""
+        critic = self.critic
+        assert isinstance(critic, EnsembleCritic)
         q = critic.values(obs, actions, fixed=True)
         # Where critics agree amin would share the gradient, and SB3 does not.
-        return total + going * (q.min(dim=0).values if self.actor_q == "min" else q.mean(dim=0))
+        return q.min(dim=0).values if self.actor_q == "min" else q.mean(dim=0)
 
     def _excluded_save_params(self) -> list[str]:
         # A model is its holder's, not the learner's; so are earlier tasks.

@@ -36,7 +36,7 @@ from agents.common.spaces import (
     from_vectors,
     vector_env,
 )
-from agents.learners.fast_sac import FastSAC
+from agents.learners.fast_sac import Ahead, FastSAC
 from agents.learners.held import divergence_told
 from agents.learners.normalisation import update_vec_normalize
 from agents.planning_agent.base_agent import AgentParts
@@ -444,11 +444,12 @@ class PlanningAgent(AgentParts):
             experience = planned
         return fit_value(experience, settings, self.generator)
 
-    def _steps_ahead(self) -> tuple[ModelSteps, int] | None:
+    def _steps_ahead(self) -> Ahead | None:
         """The model of now, for the learner's actor to look ahead in; None while there is no learned one."""
         if not isinstance(self.model, DynamicsModel):
             return None
-        return ModelSteps(self.model, self.held, self.action_space), self.settings.look_ahead
+        model = ModelSteps(self.model, self.held, self.action_space)
+        return Ahead(model, self.settings.look_ahead, self.settings.look_ahead_lambda)
 
     def _take_rules(self, rules: Rules) -> None:
         """Go by ``rules``, and let the models that were fitted under the old ones go by them."""

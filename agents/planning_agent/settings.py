@@ -164,6 +164,9 @@ class PlanningSettings:
     look_ahead: int = 0
     """Imagined steps through which the policy's update is differentiated before it asks the critics; 0: it asks
     them alone. Of fast-sac."""
+    look_ahead_lambda: float = 1.0
+    """λ of the mean over all horizons up to that many steps, by which the policy's update goes: 1 takes the
+    longest alone, 0 the critics alone."""
 
     def __post_init__(self) -> None:
         self._check_kinds()
@@ -267,7 +270,8 @@ def require_in_range(values: Mapping[str, Any]) -> None:
         share = values.get(name, "auto")
         if share != "auto" and not _within(share, 1.0):
             raise InvalidInputError(f'{name} must be from 0 to 1, or "auto"; got {share!r}')
-    for name, limit in (("least_real_share", 1.0), ("exploration", 1000.0)):
+    limits = {"least_real_share": 1.0, "look_ahead_lambda": 1.0, "exploration": 1000.0}
+    for name, limit in limits.items():
         if not _within(values.get(name, 0.0), limit):
             raise InvalidInputError(f"{name} must be from 0 to {limit:.0f}; got {values[name]!r}")
     cut = values.get("rollout_cut")

@@ -31,7 +31,7 @@ Part = Literal["model", "plan", "imagined", "learner"]
 OF_PART: Mapping[Part, tuple[str, ...]] = {
     "model": (
         *("method", "members", "hidden", "schedule", "refit_every"),
-        *("fresh_every", "warm_start", "direct", "look_ahead"),
+        *("fresh_every", "warm_start", "direct", "look_ahead", "look_ahead_lambda"),
     ),
     "plan": (
         *("planner", "imagination", "replan_every", "proposals", "value"),
@@ -43,7 +43,7 @@ OF_PART: Mapping[Part, tuple[str, ...]] = {
     ),
     "learner": (
         *("updates_per_step", "real_rows", "n_steps", "proposals", "plan_share"),
-        "look_ahead",
+        *("look_ahead", "look_ahead_lambda"),
     ),
 }
 

@@ -247,7 +247,8 @@ _ENTROPIC = _FAST | {"SAC": "sac", "TQC": "tqc", "CrossQ": "crossq"}
 #: Whose an option is that not all learners take: their classes, and what --learner calls them.
 _USERS: dict[str, dict[str, str]] = {
     **dict.fromkeys(("actor_every", "critics", "target_critics"), _FAST),
-    **dict.fromkeys(("layer_norm", "dropout", "imitation", "look_ahead"), _FAST),
+    **dict.fromkeys(("layer_norm", "dropout", "imitation"), _FAST),
+    **dict.fromkeys(("look_ahead", "look_ahead_lambda"), _FAST),
     **dict.fromkeys(("initial_temperature", "fixed_temperature"), _ENTROPIC),
     "tau": _FAST | {"SAC": "sac", "TD3": "td3", "DDPG": "ddpg", "DQN": "dqn", "TQC": "tqc"},
 }

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from agents.learners.adam import DirectAdam
 from agents.learners.critics import EnsembleCritic, Standardised
-from agents.learners.fast_sac import FastSAC, ImaginedStep, standardising_rows
+from agents.learners.fast_sac import Ahead, FastSAC, ImaginedStep, standardising_rows
 from agents.learners.named import learner_class
 from mbrl_bilevel.base.errors import InvalidInputError
 
@@ -133,7 +133,7 @@ def test_with_sb3s_values_it_is_sb3s_sac(kwargs: dict[str, Any]) -> None:
 def test_its_arguments_are_sb3s_and_its_own() -> None:
     agent, peer = FastSAC(env=Spaces()), SAC("MlpPolicy", Spaces())
     own = {"actor_every", "target_critics", "actor_q", "standardise", "imitation"}
-    own |= {"reward_scale", "standardised", "look_ahead"}
+    own |= {"reward_scale", "standardised", "look_ahead", "drift"}
     assert vars(agent).keys() - vars(peer).keys() == own
     for name, value in vars(peer).items():
         if type(value) in (int, float, str, bool, tuple):
@@ -327,9 +327,9 @@ def test_the_actor_looks_ahead_in_a_model(actor_q: str) -> None:
     taken = torch.rand(7, ACTION, generator=torch.Generator().manual_seed(1)) - 0.5
     model = Falling()
 
-    def ahead(actions: Tensor, steps: int) -> Tensor:
+    def ahead(actions: Tensor, steps: int, lam: float = 1.0) -> Tensor:
         torch.manual_seed(3)
-        agent.look_ahead = None if steps == 0 else lambda: (model, steps)
+        agent.look_ahead = None if steps == 0 else lambda: Ahead(model, steps, lam)
         found: Tensor = agent.climbed(obs, actions, alpha)
         return found
 
@@ -347,6 +347,16 @@ def test_the_actor_looks_ahead_in_a_model(actor_q: str) -> None:
     torch.testing.assert_close(ahead(taken, 2), wanted)
     assert len(ahead(taken, 0)) == 7
 
+    # The mean over horizons 0, 1 and 2.
+    def worth(obs: Tensor, actions: Tensor) -> Tensor:
+        found = agent.critic.values(obs, actions)
+        return found.amin(0) if actor_q == "min" else found.mean(0)
+
+    short = first.reward + going * (worth(first.obs, then) - alpha * log_prob)
+    mixed = 0.3 * worth(obs[:6], taken[:6]) + 0.7 * 0.3 * short + 0.7**2 * wanted
+    torch.testing.assert_close(ahead(taken, 2, 0.7), mixed)
+    torch.testing.assert_close(ahead(taken, 2, 0.0), worth(obs[:6], taken[:6]))
+
     taken.requires_grad_()
     (slope,) = torch.autograd.grad(ahead(taken, 2).sum(), taken)
     eps = 1e-2
@@ -361,7 +371,7 @@ def test_the_actor_looks_ahead_in_a_model(actor_q: str) -> None:
 def test_looking_ahead_the_actor_finds_the_best_action_without_critics() -> None:
     """Critics that do not learn say nothing of the actions; the model does: ½ is best."""
     agent = make(gamma=0.0, ent_coef=1e-3, learning_rate=1e-2, standardise=True)
-    agent.look_ahead = lambda: (Falling(), 1)
+    agent.look_ahead = lambda: Ahead(Falling(), 1)
     train(agent, 150)
     acts, _ = agent.predict(batch_of(agent, 50).observations.numpy(), deterministic=True)
     assert np.abs(acts - 0.5).mean() < 0.1

@@ -330,11 +330,11 @@ def test_the_actor_looks_ahead_in_the_model_of_now() -> None:
     found = PlanningAgent(PointMass(), settings, algorithm_kwargs=learner, reward=pays, seed=1)
     found.learn(60)
     first = found.algorithm.look_ahead()  # type: ignore[attr-defined]
-    assert first[0].model is found.model
+    assert first.model.model is found.model
     found.learn(120)
     lent = found.algorithm.look_ahead()  # type: ignore[attr-defined]
-    assert lent[0].model is not first[0].model
-    assert lent[0].model is found.model
+    assert lent.model.model is not first.model.model
+    assert lent.model.model is found.model
     for x in (-0.8, 0.8):
         told, _ = found.predict(np.array([x], np.float32), deterministic=True)
         assert told[0] == pytest.approx(-np.sign(x), abs=0.2)
@@ -351,9 +351,9 @@ def test_the_actor_looks_ahead_in_units_of_the_environment_of_now() -> None:
     settings = replace(SMALL, planner=None, value=None, proposals=0, look_ahead=1)
     found = PlanningAgent(normalised(1.0), settings, algorithm_kwargs=KWARGS, seed=1).learn(61)
     action = torch.zeros(2, 1)
-    before = found.algorithm.look_ahead()[0](torch.full((2, 1), 0.5), action).obs  # type: ignore[attr-defined]
+    before = found.algorithm.look_ahead().model(torch.full((2, 1), 0.5), action).obs  # type: ignore[attr-defined]
     found.set_env(normalised(2.0))
-    after = found.algorithm.look_ahead()[0](torch.full((2, 1), 0.25), action).obs  # type: ignore[attr-defined]
+    after = found.algorithm.look_ahead().model(torch.full((2, 1), 0.25), action).obs  # type: ignore[attr-defined]
     torch.testing.assert_close(2.0 * after, before, rtol=1e-4, atol=1e-5)
 
 
