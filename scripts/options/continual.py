@@ -104,11 +104,11 @@ class Args(OwnModuleArgs, RepeatedArgs, FitArgs):
 
     def recipe(self, method: str) -> Recipe:
         """What METHOD+KEEP means for these tasks. Raises as ``get_recipe``."""
-        from mbrl_bilevel.continual.recipes import get_recipe
+        from mbrl_bilevel.continual.recipes import get_recipe, get_target_method
         from mbrl_bilevel.training.class_methods import get_class_method
-        from mbrl_bilevel.training.methods import get_method
 
-        return get_recipe(method, self.memory, get_class_method if self.classes else get_method)
+        way = get_class_method if self.classes else get_target_method
+        return get_recipe(method, self.memory, way)
 
     def sequence(self, name: str) -> TaskSequence | ClassSequence:
         """The one of that name, with --context or not. Raises InvalidInputError if there is none."""

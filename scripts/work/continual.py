@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -42,6 +43,7 @@ def learn_sequences(args: Args, run: RunFolder) -> Result:
         "summary": summary,
         "against": list(against(rows, args.methods, metrics)),
         "removed": list(removed(rows, args.methods)),
+        "told_the_task": [name for name in args.methods if args.recipe(name).told_the_task],
         "sequences": {name: args.sequence(name).kind for name in args.sequences},
     }
     short = {
@@ -80,7 +82,8 @@ def learn_cell(args: Args, key: Row) -> Done:
         "train_seconds": [],
     }
 
-    def learn(learner: Learner, task: TaskData) -> Learner:
+    def learn(learner: Learner, numbered: tuple[int, TaskData]) -> Learner:
+        _, task = numbered
         began = time.perf_counter()
         after = learner.learn(task.x, task.y, task.groups, generator=generator, schedule=schedule)
         assert after.last is not None
@@ -91,7 +94,11 @@ def learn_cell(args: Args, key: Row) -> Done:
         told["kl_strength"].append(after.last.outer.get("kl_strength"))
         return after
 
-    ran = run_sequence(found.tasks, start, learn, lambda learner, task: task.evaluate(learner))
+    def evaluate(learner: Learner, numbered: tuple[int, TaskData]) -> Mapping[str, float]:
+        number, task = numbered
+        return task.evaluate(learner.for_task(number))
+
+    ran = run_sequence(tuple(enumerate(found.tasks)), start, learn, evaluate)
     matrices = {name: matrix.tolist() for name, matrix in ran.matrices.items()}
     before = {f"{name}_before": values.tolist() for name, values in ran.before.items()}
     return Done({**matrices, **before, **told, "tasks": [task.name for task in found.tasks]})
