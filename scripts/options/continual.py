@@ -35,15 +35,17 @@ class Args(OwnModuleArgs, RepeatedArgs, FitArgs):
     context: bool = False
     """Append what varies between the tasks to every observation; for those that change the dynamics."""
     methods: tuple[str, ...] = ("bilevel+kl-seen", "bilevel", "nll+kl-seen", "nll")
-    """METHOD+KEEP; a strength goes behind a colon: nll+ewc:1000. METHOD is one of compare's, or of
-    classify's for classes. KEEP is none (fine-tuning), kl (KL to the previous policy on the new inputs,
-    strength 1), kl-seen (the same at inputs like those of earlier tasks), kl-stored (at the inputs of a
-    memory), kl-inferred (kl's strength inferred by the outer loop on new rows and on draws of the
-    previous policy), kl-memory (inferred on new rows and on a memory that the inner loop does not see),
-    lwf (the previous policy's draws at the new inputs), generative (its draws at inputs like the old
-    ones), replay (stored rows), der (half of their targets as the model said them), ewc and online-ewc
-    (a penalty on moved parameters, strength 100), joint (all data so far, from fresh parameters), alone
-    (each task by itself)."""
+    """METHOD+KEEP; a strength goes behind a colon: nll+ewc:1000. METHOD is one of compare's, or of classify's
+    for classes, or losse (least squares on sparse random features). KEEP is none (fine-tuning), kl (KL to the
+    previous policy on the new inputs, strength 1), kl-seen (the same at inputs like those of earlier tasks),
+    kl-stored (at the inputs of a memory), kl-inferred (kl's strength inferred by the outer loop on new rows
+    and on draws of the previous policy), kl-memory (inferred on new rows and on a memory that the inner loop
+    does not see), lwf (the previous policy's draws at the new inputs), generative (its draws at inputs like
+    the old ones), replay (stored rows), der (half of their targets as the model said them), ewc and
+    online-ewc (a penalty on moved parameters, strength 100), packnet (each task has weights of its own, the
+    strength a share of those still free, 0.5; it is told at test which task it is in), slow (fine-tuning, the
+    learning rate times the strength from the second task on, 0.1), ftl (for losse: the sums of all rows so
+    far), joint (all data so far, from fresh parameters), alone (each task by itself)."""
     n_train: int = 2000
     """Training steps of a task; of a table's task at most that many rows."""
     n_test: int = 1500

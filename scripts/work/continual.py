@@ -13,7 +13,7 @@ from options.continual import Args
 from mbrl_bilevel.base.rows import Row
 from mbrl_bilevel.continual.learner import Learner
 from mbrl_bilevel.continual.sequence import run as run_sequence
-from mbrl_bilevel.figures.continual import draw_matrices, draw_pareto, draw_seen
+from mbrl_bilevel.figures.continual import draw_matrices, draw_pareto, draw_seen, drawn
 from mbrl_bilevel.studies.cells import Cells, Done, run_cells
 from mbrl_bilevel.studies.continual_summaries import against, removed, scored, summarise
 from mbrl_bilevel.studies.launching import Result
@@ -38,11 +38,13 @@ def learn_sequences(args: Args, run: RunFolder) -> Result:
         draw_seen(run.figures, rows, args.methods, metrics),
         draw_pareto(run.figures, summary, args.methods, metrics),
     ]
+    shown = drawn(summary, args.methods, metrics[0])
     found = {
         **scored(rows, metrics),
         "summary": summary,
         "against": list(against(rows, args.methods, metrics)),
         "removed": list(removed(rows, args.methods)),
+        "not_drawn": [name for name in args.methods if name not in shown],
         "told_the_task": [name for name in args.methods if args.recipe(name).told_the_task],
         "sequences": {name: args.sequence(name).kind for name in args.sequences},
     }
