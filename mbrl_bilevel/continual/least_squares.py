@@ -116,7 +116,7 @@ class Sums:
         cross = torch.zeros(members, features, outputs, dtype=torch.float64)
         squared = torch.zeros(members, outputs, dtype=torch.float64)
         for member, mine in enumerate(rows):
-            for part in torch.from_numpy(mine).split(_ROWS):
+            for part in torch.split(torch.from_numpy(mine), _ROWS):
                 y = data.y[part].double()
                 place, value = policy.code(data.x[part].expand(members, -1, -1))
                 phi = torch.zeros(len(part), features, dtype=torch.float64)

@@ -144,7 +144,8 @@ def draw_pareto(
     )
     for line, metric in zip(axes, metrics, strict=True):
         for axis, sequence in zip(line, names, strict=True):
-            across, up = [], [0.0]
+            across: list[float] = []
+            up = [0.0]
             for one in summary:
                 look, found = looks.get(one["method"]), one[metric]
                 if look is None or one["sequence"] != sequence or found["forgetting"] is None:
@@ -219,7 +220,7 @@ def _frame(axis: Any, along: str, found: Sequence[float]) -> None:
         )
         margin = 0.0
         decades = [10.0**k for k in range(-3, 12) if 3.0 * reach < 10.0**k]
-        ticks = [round(float(first), 1), *decades, *(-one for one in decades)]
+        ticks = [round(float(first), 1) + 0.0, *decades, *(-one for one in decades)]
         ticks = [one for one in ticks if low <= one <= high]
         getattr(axis, f"set_{along}ticks")(ticks, [f"{one:g}" for one in ticks])
         getattr(axis, f"{along}axis").set_minor_locator(NullLocator())

@@ -127,4 +127,4 @@ def test_it_ends_with_the_mass_that_the_reward_holds(mass: float) -> None:
 def test_where_the_reward_no_longer_holds_it_policy_gradient_loses_it_too_and_faster() -> None:
     by_reward = descend(0.5, paid_for(1e-12), rows(1), 12, 0.25)
     by_likelihood = descend(0.5, NLL(), new_data(), 12, 0.25)
-    assert by_reward < 1e-3 < 0.1 < by_likelihood
+    assert by_reward < 0.02 < 0.1 < by_likelihood
