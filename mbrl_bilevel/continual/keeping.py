@@ -40,6 +40,7 @@ from mbrl_bilevel.outer.problem import GradientSolver
 from mbrl_bilevel.policies.policies import GaussianPolicy, MixturePolicy, Policy
 from mbrl_bilevel.policies.tempered import TemperedPolicy
 from mbrl_bilevel.training.method import Method
+from mbrl_bilevel.training.settings import Schedule
 
 Fitted = GaussianPolicy | MixturePolicy | TemperedPolicy
 #: Outer levels that set the reward by a formula for an inner problem with entropy alone.
@@ -64,6 +65,15 @@ class Keep(Protocol):
         """How the next fit is made."""
         ...
 
+    def schedule(self, schedule: Schedule) -> Schedule:
+        """How long and how fast the next fit is trained, of those of the same ``schedule``."""
+        ...
+
+    def of_task(self, policy: Fitted, number: int) -> Fitted:
+        """What answers in task ``number`` (the first is 0): ``policy`` itself, unless this way is told at test which
+        task it is in."""
+        ...
+
     def after(self, policy: Fitted, new: FitData, generator: torch.Generator) -> Keep:
         """What is kept once ``policy`` has learned ``new`` as well."""
         ...
@@ -82,8 +92,35 @@ class Nothing:
     def method(self, method: Method) -> Method:
         return method
 
+    def schedule(self, schedule: Schedule) -> Schedule:
+        return schedule
+
+    def of_task(self, policy: Fitted, number: int) -> Fitted:
+        return policy
+
     def after(self, policy: Fitted, new: FitData, generator: torch.Generator) -> Nothing:
         return self
+
+
+@dataclass(frozen=True)
+class Slow(Nothing):
+    """Fine-tuning with a learning rate ``factor`` times as high from the second task on: at small ones a likelihood
+    forgets about as little as a reward does (arXiv 2509.20758)."""
+
+    factor: float
+    begun: bool = False
+
+    def require_for(self, method: Method) -> None:
+        """Raises UnsupportedCombinationError for a method without gradient steps."""
+        require_steps(method)
+
+    def schedule(self, schedule: Schedule) -> Schedule:
+        if not self.begun:
+            return schedule
+        return replace(schedule, learning_rate=self.factor * schedule.learning_rate)
+
+    def after(self, policy: Fitted, new: FitData, generator: torch.Generator) -> Slow:
+        return replace(self, begun=True)
 
 
 @dataclass(frozen=True)
@@ -149,12 +186,11 @@ class Elastic(Nothing):
     def require_for(self, method: Method) -> None:
         """Raises UnsupportedCombinationError for a mixture, whose Fisher information has no closed form, or
         an outer level that needs the inner problem without a penalty."""
+        require_plain_loss(method, "ewc")
         policy, _ = method.sketch()
-        solver = None if method.outer is None else method.outer.solver
-        if isinstance(policy, MixturePolicy) or isinstance(solver, GradientSolver | _FORMULAS):
+        if isinstance(policy, MixturePolicy):
             raise UnsupportedCombinationError(
-                "EWC needs the Fisher information of the policy in closed form, and an outer level, if any, "
-                "that holds with a penalty too: use kl, or a method such as bilevel or nll"
+                "EWC needs the Fisher information of the policy in closed form, which a mixture has not: use kl"
             )
 
     def method(self, method: Method) -> Method:
@@ -222,6 +258,7 @@ class Near(Nothing):
     def require_for(self, method: Method) -> None:
         """Raises UnsupportedCombinationError for an outer level whose formula knows of no KL, or, if λ_K is
         to be inferred, one that cannot (``_inferring``)."""
+        require_steps(method)
         if method.outer is not None and isinstance(method.outer.solver, _FORMULAS):
             raise UnsupportedCombinationError(
                 f"the formula of {type(method.outer.solver).__name__} holds with entropy alone, not with a "
@@ -250,6 +287,7 @@ class Recalled(Nothing):
 
     def require_for(self, method: Method) -> None:
         """Raises UnsupportedCombinationError for an outer level that needs the inner problem without it."""
+        require_steps(method)
         if method.outer is not None and isinstance(method.outer.solver, GradientSolver | _FORMULAS):
             raise UnsupportedCombinationError(
                 f"{type(method.outer.solver).__name__} infers a reward from the rows that it is paid on, not "
@@ -280,6 +318,27 @@ class Recalled(Nothing):
         assert memory.rows is not None
         order = torch.randperm(len(memory.rows.x), generator=generator)
         return replace(kept, memory=memory, inputs=memory.rows.x[order])
+
+
+def require_steps(method: Method) -> None:
+    """Raises UnsupportedCombinationError for a ``method`` that is fitted by a formula: nothing in its loss reaches
+    it."""
+    if method.trainer is not None:
+        raise UnsupportedCombinationError(
+            f"{type(method.trainer).__name__} fits by a formula, which knows no loss and no learning rate: "
+            "use ftl, replay or none"
+        )
+
+
+def require_plain_loss(method: Method, keep: str) -> None:
+    """Raises UnsupportedCombinationError for a ``method`` whose outer level does not hold for a loss with something
+    around it, in the name of ``keep``."""
+    require_steps(method)
+    if method.outer is not None and isinstance(method.outer.solver, GradientSolver | _FORMULAS):
+        raise UnsupportedCombinationError(
+            f"{keep} changes the inner problem, for which {type(method.outer.solver).__name__} no longer "
+            "holds: use kl, or a method such as bilevel or nll"
+        )
 
 
 def in_training(policy: Fitted) -> Fitted:

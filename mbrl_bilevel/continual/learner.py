@@ -103,6 +103,7 @@ class Learner:
                 hidden=self.hidden,
             )
         data = keep.data(new, generator)
+        schedule = keep.schedule(schedule or Schedule())
         result = keep.method(method).fit(policy, data, generator=generator, schedule=schedule)
         return replace(
             self,
@@ -111,6 +112,12 @@ class Learner:
             last=result,
             moved=_moved(model.policy, policy, new.x[new.folds.rows]) / new.y.shape[1],
         )
+
+    def for_task(self, number: int) -> Learner:
+        """The one that answers where it is told that the task is ``number`` (the first is 0): this one, unless it keeps
+        weights of each task's own (``packing.Packed``)."""
+        policy: Any = self.recipe.keep.of_task(self.model.policy, number)
+        return replace(self, model=replace(self.model, policy=policy))
 
 
 @torch.no_grad()

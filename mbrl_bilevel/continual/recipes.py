@@ -18,8 +18,11 @@ from mbrl_bilevel.continual.keeping import (
     Nothing,
     Recalled,
     Replay,
+    Slow,
 )
+from mbrl_bilevel.continual.least_squares import LOSSE, Followed
 from mbrl_bilevel.continual.memory import Memory
+from mbrl_bilevel.continual.packing import Packed
 from mbrl_bilevel.training.method import Method
 from mbrl_bilevel.training.methods import get_method
 
@@ -76,6 +79,19 @@ KEEPS: dict[str, Keeping] = {
     "online-ewc": Keeping(
         lambda s, m: Elastic(s, decay=0.95), "elastic weights, one penalty for all", 100.0
     ),
+    "packnet": Keeping(
+        lambda s, m: Packed(s),
+        "PackNet: each task keeps a share of the free weights, frozen; it is told the task at test",
+        0.5,
+    ),
+    "slow": Keeping(
+        lambda s, m: Slow(s),
+        "fine-tuning at a fraction of the learning rate from the second task on",
+        0.1,
+    ),
+    "ftl": Keeping(
+        lambda s, m: Followed(), "the sums of all rows so far, for losse: follow the leader"
+    ),
     "joint": Keeping(
         lambda s, m: Replay(Memory(_ALL)), "all data so far, from fresh parameters", anew=True
     ),
@@ -93,8 +109,24 @@ class Recipe:
     keep: Keep
     anew: bool = False
 
+    @property
+    def told_the_task(self) -> bool:
+        """Whether it is told at test which task it is in, which the others are not."""
+        return isinstance(self.keep, Packed)
 
-def get_recipe(name: str, memory: int = 500, way: Callable[[str], Method] = get_method) -> Recipe:
+
+#: Methods that only a sequence of tasks has a use for.
+SHALLOW = {"losse": LOSSE}
+
+
+def get_target_method(name: str) -> Method:
+    """The method of that name for real targets. Raises InvalidInputError with the nearest name."""
+    return SHALLOW.get(name) or get_method(name)
+
+
+def get_recipe(
+    name: str, memory: int = 500, way: Callable[[str], Method] = get_target_method
+) -> Recipe:
     """The method called ``name``, "bilevel+kl" say; "bilevel" alone is "bilevel+none".
 
     ``memory`` rows are stored by those that store any. ``way`` finds what stands before the plus:

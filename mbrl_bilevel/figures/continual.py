@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.ticker import NullLocator
 
 from mbrl_bilevel.base.rows import Row
 from mbrl_bilevel.evaluation.statistics import interval
@@ -18,10 +19,11 @@ from mbrl_bilevel.studies.continual_summaries import HIGHER, sequences
 
 #: Matrices side by side.
 _ABREAST = 6
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">", "h", "p")
-#: Methods with a colour and a name; the others are grey.
+_MARKERS = ("o", "s", "^", "D", "v", "P")
+#: Methods that are drawn; the others are in metrics.json alone.
 _MOST = 6
-_GREY = "#c4c4c4"
+#: Most values fill less than this part of the range where something broke down.
+_BROKEN = 12.0
 _TITLES = {
     "rmse": "RMSE (std of the first task's targets)",
     "nll": "NLL (nats per dimension)",
@@ -100,9 +102,10 @@ def _write(axis: Any, image: Any, matrix: Any) -> None:
 def draw_seen(
     folder: Path, rows: Sequence[Row], methods: Sequence[str], metrics: Sequence[str]
 ) -> Path:
-    """The mean of each metric over the tasks seen so far, against their number."""
+    """The mean of each metric over the tasks seen so far, against their number, of the methods ``drawn``; bands
+    are intervals over repeats."""
     names = sequences(rows)
-    looks = _looks(rows, methods, metrics)
+    looks = _looks(drawn(rows, methods, metrics[0]))
     figure, axes = subplots(
         len(metrics),
         len(names),
@@ -111,28 +114,29 @@ def draw_seen(
     )
     for line, metric in zip(axes, metrics, strict=True):
         for axis, sequence in zip(line, names, strict=True):
-            for method in methods:
+            ends = []
+            for method, look in looks.items():
                 repeats = [_seen(row[metric]) for row in _mine(rows, method, sequence)]
                 if repeats:
-                    _curve(axis, np.array(repeats), method, looks.get(method))
+                    ends += _curve(axis, np.array(repeats), method, look)
             axis.set_title(sequence, fontsize=9)
             axis.set_xlabel("tasks learned")
             axis.locator_params(axis="x", integer=True)
             axis.grid(alpha=0.3)
-            _show_most(axis, "y", metric in HIGHER)
+            _frame(axis, "y", ends)
         line[0].set_ylabel(_said(metric), fontsize=8)
-    _legend(figure, axes, len(methods) > len(looks))
+    _legend(figure, axes, len(methods) - len(looks))
     return save(figure, folder / "seen.png")
 
 
 def draw_pareto(
     folder: Path, summary: Sequence[Row], methods: Sequence[str], metrics: Sequence[str]
 ) -> Path:
-    """Forgetting of the first two ``metrics`` against their mean just after learning: better is down, and
-    to the left for errors."""
+    """``Transfer.forgetting`` of the first two ``metrics`` against ``Transfer.learning``, their mean just after each
+    task, of the methods ``drawn``, with intervals: better is down, and to the left for errors."""
     names = list(dict.fromkeys(line["sequence"] for line in summary))
     metrics = metrics[:2]
-    looks = _looks(summary, methods, metrics)
+    looks = _looks(drawn(summary, methods, metrics[0]))
     figure, axes = subplots(
         len(metrics),
         len(names),
@@ -141,90 +145,93 @@ def draw_pareto(
     )
     for line, metric in zip(axes, metrics, strict=True):
         for axis, sequence in zip(line, names, strict=True):
-            here = [
-                one
-                for one in summary
-                if one["sequence"] == sequence and one[metric]["backward"] is not None
-            ]
-            for one in here:
-                x, y = one[metric]["learning"], one[metric]["backward"]
-                look = looks.get(one["method"])
-                named = {"label": one["method"]} if look else {"zorder": 1}
-                axis.plot(x["mean"], -y["mean"], **named, **(look or _UNNAMED))
-            axis.locator_params(axis="x", nbins=4)
-            _show_most(axis, "x", metric in HIGHER)
-            _show_most(axis, "y")
-            axis.autoscale_view()
-            axis.autoscale(False)
-            for one in here:
-                if one["method"] in looks:
-                    _cross(axis, one[metric], looks[one["method"]]["color"])
+            across: list[float] = []
+            up = [0.0]
+            for one in summary:
+                look, found = looks.get(one["method"]), one[metric]
+                if look is None or one["sequence"] != sequence or found["forgetting"] is None:
+                    continue
+                x, y = (_whiskers(found[part]) for part in ("learning", "forgetting"))
+                bars = {"color": look["color"], "linewidth": 1.0, "alpha": 0.5, "zorder": 1}
+                axis.plot(x, [y[1]] * 3, **bars)
+                axis.plot([x[1]] * 3, y, **bars)
+                axis.plot(x[1], y[1], label=one["method"], **look)
+                across, up = [*across, *x], [*up, *y]
+            _frame(axis, "x", across)
+            _frame(axis, "y", up)
             axis.axhline(0.0, color="black", linewidth=0.8, linestyle=":")
             axis.set_title(sequence, fontsize=9)
             axis.set_xlabel(f"just learned: {_said(metric)}", fontsize=8)
             axis.grid(alpha=0.3)
-        line[0].set_ylabel("forgotten since (lower is better)", fontsize=8)
-    _legend(figure, axes, len(methods) > len(looks))
+        line[0].set_ylabel(
+            "forgetting: the end against just learned\n(lower is better)", fontsize=8
+        )
+    _legend(figure, axes, len(methods) - len(looks))
     return save(figure, folder / "pareto.png")
 
 
-def _cross(axis: Any, found: Row, tint: Any) -> None:
-    """The intervals, faint: they are many."""
-    x, y = found["learning"], found["backward"]
-    if y["low"] is not None:
-        bars = {"color": tint, "linewidth": 0.8, "alpha": 0.3, "zorder": 1}
-        axis.plot([x["mean"]] * 2, [-y["low"], -y["high"]], **bars)
-        axis.plot([x["low"], x["high"]], [-y["mean"]] * 2, **bars)
-
-
-def _curve(axis: Any, repeats: Any, method: str, look: dict[str, Any] | None) -> None:
-    x = np.arange(1, repeats.shape[1] + 1)
-    if look is None:
-        axis.plot(x, repeats.mean(0), color=_GREY, linewidth=0.8, zorder=1)
-        return
-    axis.plot(x, repeats.mean(0), label=method, linewidth=1.4, **(look | {"linestyle": "-"}))
-    if len(repeats) > 1 and np.isfinite(repeats).all():
-        found = [interval(column) for column in repeats.T]
-        low, high = ([f[end] for f in found] for end in ("low", "high"))
-        axis.fill_between(x, low, high, color=look["color"], alpha=0.12, linewidth=0)
-
-
-def _show_most(axis: Any, along: str, higher: bool = False) -> None:
-    """Leave out what lies far on the bad side, a method that broke down would hide all the others, and
-    farther still on the good side (what was never learned is not forgotten)."""
-    get = "get_ydata" if along == "y" else "get_xdata"
-    values = np.concatenate([getattr(line, get)() for line in axis.get_lines()] or [np.zeros(1)])
-    values = values[np.isfinite(values)] * (-1.0 if higher else 1.0)
-    if len(values) == 0:
-        return
-    middle, most = np.quantile(values, (0.1, 0.85))
-    best = max(values.min(), middle - 1.6 * (most - middle))
-    end, margin = best + 1.6 * (most - best), 0.05 * (most - best)
-    if not (values.max() > end > best or values.min() < best):
-        return
-    limits = (-end, -best + margin) if higher else (best - margin, end)
-    (axis.set_ylim if along == "y" else axis.set_xlim)(*limits)
-    place = (0.02, 0.93) if along == "y" else (0.88, 0.02)
-    axis.annotate("(cut)", place, xycoords="axes fraction", fontsize=7)
-
-
-#: How a method without a name looks.
-_UNNAMED: dict[str, Any] = {"color": _GREY, "marker": "o", "linestyle": "", "markersize": 4}
-
-
-def _looks(
-    rows: Sequence[Row], methods: Sequence[str], metrics: Sequence[str]
-) -> dict[str, dict[str, Any]]:
-    """The methods that have a name, and how they look: the first, learning on with nothing kept, and of each way of
-    training the one that ends best in the first metric."""
-    final = {method: _final(rows, method, metrics[0]) for method in methods}
-    sign = -1.0 if metrics[0] in HIGHER else 1.0
+def drawn(found: Sequence[Row], methods: Sequence[str], metric: str) -> list[str]:
+    """At most six of the ``methods``, those that the figures show, in their order: the first, learning on with
+    nothing kept, of each way of training the one that ends best in ``metric``, then the best of all. ``found`` are rows or
+    the summary."""
+    final = {method: _final(found, method, metric) for method in methods}
+    sign = -1.0 if metric in HIGHER else 1.0
     ranked = sorted(methods, key=lambda method: (math.isnan(final[method]), sign * final[method]))
     plain = [method for method in methods if "+" not in method]
     best = {method.partition("+")[0]: method for method in reversed(ranked)}
     ways = dict.fromkeys(method.partition("+")[0] for method in methods)
     named = list(dict.fromkeys([methods[0], *plain[:1], *(best[w] for w in ways), *ranked]))[:_MOST]
-    shown = [method for method in methods if method in named]
+    return [method for method in methods if method in named]
+
+
+def _whiskers(found: Row) -> list[float]:
+    """Low end, mean and high end; the mean thrice where one repeat has no interval."""
+    ends = (found["low"], found["mean"], found["high"])
+    return [float(found["mean"] if end is None else end) for end in ends]
+
+
+def _curve(axis: Any, repeats: Any, method: str, look: dict[str, Any]) -> list[float]:
+    """Draw the mean and its band; every value that was drawn."""
+    x, mean = np.arange(1, repeats.shape[1] + 1), repeats.mean(0)
+    axis.plot(x, mean, label=method, linewidth=1.4, **(look | {"linestyle": "-"}))
+    if len(repeats) == 1 or not np.isfinite(repeats).all():
+        return list(mean)
+    found = [interval(column) for column in repeats.T]
+    low, high = ([f[end] for f in found] for end in ("low", "high"))
+    axis.fill_between(x, low, high, color=look["color"], alpha=0.12, linewidth=0)
+    return [*mean, *low, *high]
+
+
+def _frame(axis: Any, along: str, found: Sequence[float]) -> None:
+    """Limits that hold all of ``found``; logarithmic beyond what most of it fills, where one method that broke down
+    would squeeze all the others into a line."""
+    values = np.array(found, dtype=float)
+    values = values[np.isfinite(values)]
+    if len(values) == 0:
+        return
+    low, high = float(values.min()), float(values.max())
+    first, last = np.quantile(values, (0.15, 0.75))
+    margin = 0.06 * (high - low) or 0.05 * abs(high) or 0.05
+    if high - low > _BROKEN * max(last - first, 1e-12) and high - low > _BROKEN * 1e-3:
+        reach = max(abs(float(first)), abs(float(last)), 1e-3)
+        getattr(axis, f"set_{along}scale")("symlog", linthresh=reach)
+        low, high = (
+            low - 0.3 * max(abs(low), reach) * (low < 0.0) - 0.1 * reach,
+            high + 0.3 * max(abs(high), reach),
+        )
+        margin = 0.0
+        decades = [10.0**k for k in range(-3, 12) if 3.0 * reach < 10.0**k]
+        ticks = [round(float(first), 1) + 0.0, *decades, *(-one for one in decades)]
+        ticks = [one for one in ticks if low <= one <= high]
+        getattr(axis, f"set_{along}ticks")(ticks, [f"{one:g}" for one in ticks])
+        getattr(axis, f"{along}axis").set_minor_locator(NullLocator())
+    elif along == "x":
+        axis.locator_params(axis="x", nbins=4)
+    getattr(axis, f"set_{along}lim")(low - margin, high + margin)
+
+
+def _looks(methods: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """How each of these methods looks."""
     return {
         method: {
             "color": PALETTE[place][0],
@@ -232,7 +239,7 @@ def _looks(
             "linestyle": "",
             "markersize": 5,
         }
-        for place, method in enumerate(shown)
+        for place, method in enumerate(methods)
     }
 
 
@@ -250,13 +257,11 @@ def _said(metric: str) -> str:
     return f"{_TITLES[metric]}\n({'higher' if metric in HIGHER else 'lower'} is better)"
 
 
-def _legend(figure: Any, axes: Any, others: bool) -> None:
+def _legend(figure: Any, axes: Any, others: int) -> None:
     found: dict[str, Any] = {}
     for axis in axes.flat:
         for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
             found.setdefault(label, handle)
-    if others:
-        found["all other methods"] = axes[0, 0].plot([], [], **_UNNAMED)[0]
     figure.legend(
         found.values(),
         found.keys(),
@@ -264,6 +269,8 @@ def _legend(figure: Any, axes: Any, others: bool) -> None:
         ncols=max(1, min(len(found), int(figure.get_figwidth() / 1.9))),
         frameon=False,
         fontsize=8,
+        title=f"{others} more methods are in metrics.json" if others else None,
+        title_fontsize=8,
     )
 
 

@@ -116,8 +116,8 @@ def removed(rows: Sequence[Row], methods: Sequence[str], reference: str = "nll")
             both = pairs(base, mine)
             if method == reference or not both:
                 continue
-            theirs, ours = np.array([[part.backward or 0.0 for part in pair] for pair in both]).T
-            if -theirs.mean() < _SOME:
+            theirs, ours = np.array([[part.forgetting or 0.0 for part in pair] for pair in both]).T
+            if theirs.mean() < _SOME:
                 continue
             draws = random.integers(len(both), size=(5000, len(both)))
             shares = 1.0 - ours[draws].mean(1) / theirs[draws].mean(1)
@@ -125,7 +125,7 @@ def removed(rows: Sequence[Row], methods: Sequence[str], reference: str = "nll")
             yield {
                 "method": method,
                 "sequence": sequence,
-                "forgetting": -float(theirs.mean()),
+                "forgetting": float(theirs.mean()),
                 "removed": 1.0 - float(ours.mean() / theirs.mean()),
                 "low": low if len(both) > 1 else None,
                 "high": high if len(both) > 1 else None,

@@ -47,6 +47,21 @@ class MakePolicy(Protocol):
 MakeLoss = Callable[[Any, FitData], Loss]
 
 
+class Trainer(Protocol):
+    """Fits a policy in the place of the training loop: by a formula, say, or by more than one fit."""
+
+    def __call__(
+        self,
+        method: Method,
+        policy: Any,
+        data: FitData,
+        generator: torch.Generator,
+        schedule: Schedule,
+    ) -> FitResult:
+        """Fit ``policy`` in place to ``data``. ``method`` is the one that has this trainer, without it."""
+        ...
+
+
 @dataclass(frozen=True)
 class WarmUp:
     """The first ``part`` of the steps goes by ``loss``: a start for a reward with more than one optimum.
@@ -73,7 +88,8 @@ class Method:
     ``criterion`` is what early stopping reads on held-out rows, None the loss itself. ``summary`` says in one
     sentence what the method is. ``warm_up`` comes before the loss; ``horizon`` is the number of rows in
     a row's segment, for losses and objectives that look ahead. ``other`` is the row for objectives other
-    than likelihood, whose outer level is given them; None: this method can want nothing else.
+    than likelihood, whose outer level is given them; None: this method can want nothing else. ``trainer`` stands
+    in the place of the training loop, None for the loop itself.
     """
 
     make_policy: MakePolicy
@@ -84,6 +100,7 @@ class Method:
     warm_up: WarmUp | None = None
     horizon: int = 1
     other: Method | None = None
+    trainer: Trainer | None = None
 
     def around(self, wrap: Callable[[Loss], Loss]) -> Method:
         """The same with ``wrap`` put around the loss, once that is made: a penalty, say."""
@@ -124,6 +141,9 @@ class Method:
         ``loss`` is one that ``make_loss`` made (by default it is made here): it holds the reward that was
         inferred. Raises as ``mbrl_bilevel.training.fit.fit`` does.
         """
+        if self.trainer is not None:
+            plain = replace(self, trainer=None)
+            return self.trainer(plain, policy, data, generator, schedule or Schedule())
         outer, criterion = self.outer, self.criterion
         loss = self.make_loss(policy, data) if loss is None else loss
         if outer is None:

@@ -35,15 +35,17 @@ class Args(OwnModuleArgs, RepeatedArgs, FitArgs):
     context: bool = False
     """Append what varies between the tasks to every observation; for those that change the dynamics."""
     methods: tuple[str, ...] = ("bilevel+kl-seen", "bilevel", "nll+kl-seen", "nll")
-    """METHOD+KEEP; a strength goes behind a colon: nll+ewc:1000. METHOD is one of compare's, or of
-    classify's for classes. KEEP is none (fine-tuning), kl (KL to the previous policy on the new inputs,
-    strength 1), kl-seen (the same at inputs like those of earlier tasks), kl-stored (at the inputs of a
-    memory), kl-inferred (kl's strength inferred by the outer loop on new rows and on draws of the
-    previous policy), kl-memory (inferred on new rows and on a memory that the inner loop does not see),
-    lwf (the previous policy's draws at the new inputs), generative (its draws at inputs like the old
-    ones), replay (stored rows), der (half of their targets as the model said them), ewc and online-ewc
-    (a penalty on moved parameters, strength 100), joint (all data so far, from fresh parameters), alone
-    (each task by itself)."""
+    """METHOD+KEEP; a strength goes behind a colon: nll+ewc:1000. METHOD is one of compare's, or of classify's
+    for classes, or losse (least squares on sparse random features). KEEP is none (fine-tuning), kl (KL to the
+    previous policy on the new inputs, strength 1), kl-seen (the same at inputs like those of earlier tasks),
+    kl-stored (at the inputs of a memory), kl-inferred (kl's strength inferred by the outer loop on new rows
+    and on draws of the previous policy), kl-memory (inferred on new rows and on a memory that the inner loop
+    does not see), lwf (the previous policy's draws at the new inputs), generative (its draws at inputs like
+    the old ones), replay (stored rows), der (half of their targets as the model said them), ewc and
+    online-ewc (a penalty on moved parameters, strength 100), packnet (each task has weights of its own, the
+    strength a share of those still free, 0.5; it is told at test which task it is in), slow (fine-tuning, the
+    learning rate times the strength from the second task on, 0.1), ftl (for losse: the sums of all rows so
+    far), joint (all data so far, from fresh parameters), alone (each task by itself)."""
     agents: tuple[str, ...] = ()
     """Agents that learn the tasks by acting, in place of the methods: AGENT+PART=VALUE. AGENT is planning (its model by
     bilevel, or the method behind a colon: planning:nll) or sac (the learner of the same preset alone). The parts say
@@ -141,11 +143,11 @@ class Args(OwnModuleArgs, RepeatedArgs, FitArgs):
 
     def recipe(self, method: str) -> Recipe:
         """What METHOD+KEEP means for these tasks. Raises as ``get_recipe``."""
-        from mbrl_bilevel.continual.recipes import get_recipe
+        from mbrl_bilevel.continual.recipes import get_recipe, get_target_method
         from mbrl_bilevel.training.class_methods import get_class_method
-        from mbrl_bilevel.training.methods import get_method
 
-        return get_recipe(method, self.memory, get_class_method if self.classes else get_method)
+        way = get_class_method if self.classes else get_target_method
+        return get_recipe(method, self.memory, way)
 
     def sequence(self, name: str) -> TaskSequence | ClassSequence:
         """The one of that name, with --context or not. Raises InvalidInputError if there is none."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from options.continual import Args
 from mbrl_bilevel.base.rows import Row
 from mbrl_bilevel.continual.learner import Learner
 from mbrl_bilevel.continual.sequence import run as run_sequence
-from mbrl_bilevel.figures.continual import draw_matrices, draw_pareto, draw_seen
+from mbrl_bilevel.figures.continual import draw_matrices, draw_pareto, draw_seen, drawn
 from mbrl_bilevel.studies.agent_summaries import agent_scores
 from mbrl_bilevel.studies.cells import Cells, Done, run_cells
 from mbrl_bilevel.studies.continual_summaries import against, removed, scored, summarise
@@ -43,16 +44,19 @@ def learn_sequences(args: Args, run: RunFolder) -> Result:
         draw_seen(run.figures, rows, learners, metrics),
         draw_pareto(run.figures, summary, learners, metrics),
     ]
+    shown = drawn(summary, learners, metrics[0])
     found = {
         **scored(rows, metrics),
         "summary": summary,
         "against": list(against(rows, learners, metrics)),
+        "not_drawn": [name for name in learners if name not in shown],
         "sequences": {name: args.sequence(name).kind for name in args.sequences},
     }
     if args.agents:
         found |= {"agents": agent_scores(rows, learners, metrics[-1])}
     else:
-        found |= {"removed": list(removed(rows, learners))}
+        told = [name for name in args.methods if args.recipe(name).told_the_task]
+        found |= {"removed": list(removed(rows, learners)), "told_the_task": told}
     short = {
         f"{line['method']}@{line['sequence']}": {
             f"{name}_{part}": _rounded(line[name][part])
@@ -89,7 +93,8 @@ def learn_cell(args: Args, key: Row) -> Done:
         "train_seconds": [],
     }
 
-    def learn(learner: Learner, task: TaskData) -> Learner:
+    def learn(learner: Learner, numbered: tuple[int, TaskData]) -> Learner:
+        _, task = numbered
         began = time.perf_counter()
         after = learner.learn(task.x, task.y, task.groups, generator=generator, schedule=schedule)
         assert after.last is not None
@@ -100,7 +105,11 @@ def learn_cell(args: Args, key: Row) -> Done:
         told["kl_strength"].append(after.last.outer.get("kl_strength"))
         return after
 
-    ran = run_sequence(found.tasks, start, learn, lambda learner, task: task.evaluate(learner))
+    def evaluate(learner: Learner, numbered: tuple[int, TaskData]) -> Mapping[str, float]:
+        number, task = numbered
+        return task.evaluate(learner.for_task(number))
+
+    ran = run_sequence(tuple(enumerate(found.tasks)), start, learn, evaluate)
     matrices = {name: matrix.tolist() for name, matrix in ran.matrices.items()}
     before = {f"{name}_before": values.tolist() for name, values in ran.before.items()}
     return Done({**matrices, **before, **told, "tasks": [task.name for task in found.tasks]})

@@ -17,6 +17,7 @@ from mbrl_bilevel.continual.recipes import get_recipe
 from mbrl_bilevel.models.classification import Classification
 from mbrl_bilevel.models.regression import Regression
 from mbrl_bilevel.training.class_methods import get_class_method
+from mbrl_bilevel.training.method import Method
 from mbrl_bilevel.training.settings import Schedule
 
 #: Of no consequence: θ hardly moves.
@@ -173,3 +174,26 @@ def test_bad_input() -> None:
     with pytest.raises(InvalidInputError, match="groups"):
         learner.learn(*task, np.arange(120), generator=seeded())
     assert math.isfinite(accuracy(learner, task))
+
+
+def test_slow_learns_the_first_task_as_ever_and_the_later_ones_at_a_fraction_of_the_rate(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rates: list[float] = []
+    fit = Method.fit
+
+    def spied(*args: Any, schedule: Schedule, **more: Any) -> Any:
+        rates.append(schedule.learning_rate)
+        return fit(*args, schedule=schedule, **more)
+
+    monkeypatch.setattr(Method, "fit", spied)
+    x = torch.randn(60, 1, generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)
+    learner = Learner.start(
+        get_recipe("nll+slow:0.2"), x, x, generator=generator, members=1, hidden=(4,)
+    )
+    for _ in range(3):
+        learner = learner.learn(
+            x, x, generator=generator, schedule=Schedule(steps=2, learning_rate=0.05)
+        )
+    assert rates == pytest.approx([0.05, 0.01, 0.01])

@@ -15,8 +15,10 @@ from mbrl_bilevel.continual.keeping import (
     Nothing,
     Recalled,
     Replay,
+    Slow,
 )
 from mbrl_bilevel.continual.memory import Memory
+from mbrl_bilevel.continual.packing import Packed
 from mbrl_bilevel.continual.recipes import get_recipe
 from mbrl_bilevel.training.class_methods import CLASS_METHODS, get_class_method
 from mbrl_bilevel.training.method import Method
@@ -48,6 +50,9 @@ def test_a_method_alone_is_fine_tuning() -> None:
         ("der", Replay(Memory(70), dark=True), False),
         ("ewc:1e3", Elastic(1000.0), False),
         ("online-ewc", Elastic(100.0, decay=0.95), False),
+        ("packnet", Packed(0.5), False),
+        ("slow", Slow(0.1), False),
+        ("slow:0.3", Slow(0.3), False),
         ("alone", Nothing(), True),
     ],
 )
@@ -87,12 +92,12 @@ def test_names_that_are_none(name: str, told: str) -> None:
         ("nll+kl-inferred", get_method, "inferred by an outer level"),
         ("mse-network+kl-memory", get_method, "inferred by an outer level"),
         ("bilevel-constant+kl", get_method, "ClosedForm holds with entropy alone"),
-        ("bilevel-constant+ewc", get_method, "EWC"),
-        ("bilevel-mixture+ewc", get_method, "EWC"),
+        ("bilevel-constant+ewc", get_method, "ewc changes"),
+        ("bilevel-mixture+ewc", get_method, "ewc changes"),
         ("nll-mixture+online-ewc", get_method, "EWC"),
         ("temperature-scaling+kl-inferred", get_class_method, "inferred by an outer level"),
         ("pg-beta+kl", get_class_method, "ClosedFormBeta"),
-        ("bilevel-matrix+ewc", get_class_method, "EWC"),
+        ("bilevel-matrix+ewc", get_class_method, "ewc changes"),
         ("bilevel-mixture+kl-seen", get_method, "FisherImplicit infers a reward"),
     ],
 )
