@@ -1,7 +1,7 @@
 """One world, many objects: a body in a room with six of them, a task each; ``gym.make("mbrl/Room-v0", task="door")``.
 
 The dynamics and the spaces are those of all tasks; what differs is where the body starts and what is paid.
-The idea is that of Continual Bench (Liu et al. 2025, arXiv 2507.09177): one world, so that one model can be right
+The idea is that of Continual Bench (arXiv 2507.09177): one world, so that one model can be right
 about all tasks at once.
 """
 
