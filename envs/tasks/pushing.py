@@ -44,4 +44,6 @@ class Pushing:
         ahead, left = 3.0 * (cos * dx + sin * dy), 3.0 * (cos * dy - sin * dx)
         steering = np.clip([ahead, left, np.sin(np.arctan2(left, ahead))], -1.0, 1.0)
         gait = self._gaits(obs, t)
-        return ((1.0 - self._mixed) * steering + self._mixed * gait).astype(gait.dtype)
+        action = (1.0 - self._mixed) * steering + self._mixed * gait
+        found: npt.NDArray[Any] = action.astype(gait.dtype)
+        return found

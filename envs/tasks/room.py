@@ -113,7 +113,7 @@ class Room(MujocoEnv, EzPickle):
         obs = self._get_obs()
         reward = float(self.object.reward(before, np.asarray(action, np.float64), obs))
         if self.render_mode == "human":
-            self.render()
+            self.render()  # type: ignore[no-untyped-call]
         return obs, reward, False, False, {"success": bool(self.object.progress(obs) >= 1.0)}
 
     def reset_model(self) -> Array:
@@ -129,7 +129,8 @@ class Room(MujocoEnv, EzPickle):
         vx, vy = draw.normal(0.0, 0.5, 2)
         # A ball that rolls without slip: ω = (−vy, vx, 0)/r.
         rolling = (vx, vy, 0.0, -vy / 0.2, vx / 0.2, 0.0)
-        self.set_state(qpos, np.concatenate([draw.normal(0.0, spread), rolling]))
+        qvel = np.concatenate([draw.normal(0.0, spread), rolling])
+        self.set_state(qpos, qvel)  # type: ignore[no-untyped-call]
         return self._get_obs()
 
     def _get_obs(self) -> Array:
