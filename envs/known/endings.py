@@ -29,6 +29,7 @@ from torch import Tensor
 
 from envs.tasks.appended import for_own_dims
 from envs.tasks.layers import Env, acting_layers
+from envs.tasks.room import Room
 from envs.tasks.user_module import import_user_module
 from mbrl_bilevel.base.checks import require_entries
 from mbrl_bilevel.base.errors import InvalidInputError
@@ -64,7 +65,7 @@ _UNREACHED_VELOCITY = 50.0
 def termination_rule(env: Env) -> Rule | None:
     """When ``env`` terminates, as a function of the observation; None where that is not known.
 
-    Known are the eleven MuJoCo tasks of Gymnasium, version 5, with whatever arguments they were
+    Known are the eleven MuJoCo tasks of Gymnasium, version 5, and the tasks of a ``Room``, with whatever arguments they were
     made with, bare or under wrappers that leave the observation as it is, and subclasses that only
     change the physics, the reward or the reset. Everything else gives None: the model has to learn
     it.
@@ -265,6 +266,7 @@ _BUILDERS: dict[type, Callable[[Any], Rule | None]] = {
     InvertedPendulumEnv: _inverted_pendulum,
     PusherEnv: _never,
     ReacherEnv: _never,
+    Room: _never,
     SwimmerEnv: _never,
     Walker2dEnv: _walker,
 }

@@ -28,7 +28,11 @@ def observation_names(env: Env) -> tuple[str, ...]:
 
 
 def _parts(base: Any) -> tuple[str, ...]:
-    """The names of MuJoCo's positions, velocities and forces in the order of ``observation_structure``."""
+    """The names that a task gives itself, or those of MuJoCo's positions, velocities and forces in the order of
+    ``observation_structure``."""
+    told: tuple[str, ...] | None = getattr(base, "observation_names", None)
+    if told is not None:
+        return told
     structure = getattr(base, "observation_structure", None)
     if not isinstance(structure, dict):
         return ()

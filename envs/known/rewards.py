@@ -23,6 +23,7 @@ from torch import Tensor
 from envs.known.endings import double_pendulum_tip, termination_rule
 from envs.tasks.appended import for_own_dims
 from envs.tasks.layers import Env, acting_layers
+from envs.tasks.room import Room
 from mbrl_bilevel.base.records import Rule
 
 
@@ -30,7 +31,7 @@ from mbrl_bilevel.base.records import Rule
 def reward_rule(env: Env) -> Rule | None:
     """The reward of ``env`` as a function of (obs, action, next_obs); None where it is not shown.
 
-    Always known: InvertedPendulum, Reacher, Pusher, and HumanoidStandup with contact forces in its
+    Always known: InvertedPendulum, Reacher, Pusher, a Room, and HumanoidStandup with contact forces in its
     observation. Known with ``exclude_current_positions_from_observation=False`` alone: HalfCheetah,
     Swimmer, Hopper, Walker2d, which pay for the mean velocity of a step, (x' − x) / dt, where their
     observation shows the velocity at its end. Never: Ant and Humanoid, whose velocities are taken
@@ -181,6 +182,7 @@ _BUILDERS: dict[type, Callable[[Any], Rule | None]] = {
     InvertedPendulumEnv: _inverted_pendulum,
     PusherEnv: _pusher,
     ReacherEnv: _reacher,
+    Room: lambda room: room.object.reward,
     SwimmerEnv: _forward,
     Walker2dEnv: _forward_alive,
 }

@@ -62,6 +62,8 @@ def make_env(
             f"--env-id {env_id!r}: it does not take all of the arguments {sorted(kwargs)}; "
             f"leave out the one named here: {error}"
         ) from error
+    except InvalidInputError as error:  # of this project's own, whose line is clear
+        raise InvalidInputError(f"--env-id {env_id!r}: {error}") from error
     except Exception as error:
         said = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise InvalidInputError(

@@ -30,7 +30,7 @@ _AIR = 1.2
 class _Varied(MujocoEnv, EzPickle):
     """Takes the variations from the keywords; the others go to Gymnasium's class.
 
-    Raises InvalidInputError for a variation or a body that is not there, or a value out of range.
+    Raises InvalidInputError for a variation, a body or a joint that is not there, or a value out of range.
     """
 
     def __init__(self, **kwargs: Any) -> None:
@@ -58,7 +58,7 @@ class _Varied(MujocoEnv, EzPickle):
     def _resized(self, model: mujoco.MjModel, factors: Factors) -> mujoco.MjModel:
         """Compiled anew, so that masses and inertias follow the sizes; standing as high as before."""
         spec = mujoco.MjSpec.from_file(self.fullpath)
-        factor = _factor_of(factors, [body.name for body in spec.bodies[1:]])
+        factor = _factor_of("body", factors, [body.name for body in spec.bodies[1:]])
         for body in spec.bodies[1:]:
             _resize(body, factor(body.name))
         with warnings.catch_warnings():
@@ -108,13 +108,15 @@ def _vary(model: mujoco.MjModel, variation: Mapping[str, Any]) -> None:
     model.opt.gravity[:] *= variation.get("gravity", 1.0)
     model.geom_friction[:, 0] *= variation.get("friction", 1.0)
     model.dof_damping[:] *= variation.get("damping", 1.0)
-    model.actuator_gear[:] *= variation.get("strength", 1.0)
+    driven = [model.joint(joint).name for joint in model.actuator_trnid[:, 0]]
+    factor = _factor_of("driven joint", variation.get("strength", 1.0), driven)
+    model.actuator_gear[:] *= np.array([[factor(name)] for name in driven])
     if variation.get("wind", 0.0) != 0.0:
         model.opt.wind[0] = variation["wind"]
         model.opt.density = model.opt.density or _AIR
     if "mass" in variation:
         names = [model.body(i).name for i in range(model.nbody)]
-        factor = _factor_of(variation["mass"], names[1:])
+        factor = _factor_of("body", variation["mass"], names[1:])
         for i, name in enumerate(names[1:], start=1):
             model.body_mass[i] *= factor(name)
             model.body_inertia[i] *= factor(name)
@@ -123,13 +125,13 @@ def _vary(model: mujoco.MjModel, variation: Mapping[str, Any]) -> None:
             model.body("goal").pos[axis] += variation[name]
 
 
-def _factor_of(factors: Factors, bodies: Sequence[str]) -> Callable[[str], float]:
+def _factor_of(part: str, factors: Factors, names: Sequence[str]) -> Callable[[str], float]:
     if not isinstance(factors, Mapping):
         return lambda name: float(factors)
-    unknown = sorted(set(factors) - set(bodies))
+    unknown = sorted(set(factors) - set(names))
     if unknown:
         raise InvalidInputError(
-            f"no body {unknown[0]!r}; choose from {', '.join(filter(None, bodies))}"
+            f"no {part} {unknown[0]!r}; choose from {', '.join(filter(None, names))}"
         )
     return lambda name: float(factors.get(name, 1.0))
 

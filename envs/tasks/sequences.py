@@ -12,10 +12,13 @@ from typing import Any, Literal
 
 import gymnasium as gym
 import numpy as np
+import numpy.typing as npt
 
 from envs.tasks.gaits import Gaits
 from envs.tasks.layers import Env
 from envs.tasks.make import make_env
+from envs.tasks.pushing import Pushing
+from envs.tasks.room import OBJECTS
 from envs.tasks.variations import ROBOTS, VARIATIONS
 from mbrl_bilevel.base.errors import InvalidInputError, look_up
 from mbrl_bilevel.base.records import Transitions
@@ -23,6 +26,9 @@ from mbrl_bilevel.data.splits import sample_segments, stretch_means
 
 #: ``collect(env, behaviour, steps, seed=…, max_episode_steps=…)``: that of ``agents.common.experience``, passed in.
 Collect = Callable[..., Transitions]
+
+#: ``make_behaviour(env, generator)`` gives the ``behaviour(obs, t) -> action`` that collects a task's data.
+MakeBehaviour = Callable[[Env, np.random.Generator], Callable[[npt.NDArray[Any], int], Any]]
 
 #: Steps of an episode, and of the stretches that belong to one region.
 _EPISODE, STRETCH = 100, 20
@@ -39,8 +45,8 @@ class Region:
 
 @dataclass(frozen=True)
 class Task:
-    """One task: a ``robot`` with a ``variation``, driven by gaits of these ``frequencies``; of what they
-    do, one ``region`` only, if given. A ``context`` is appended to every observation.
+    """One task: a ``robot`` with a ``variation``, driven by gaits of these ``frequencies``, or by a ``behaviour``;
+    of what they do, one ``region`` only, if given. A ``context`` is appended to every observation.
 
     ``robot`` is one of ``variations.ROBOTS``, or the id of any registered environment with Box actions, a
     robot of your own say; the ``variation`` is then what its maker is called with (``gymnasium.make``).
@@ -52,6 +58,7 @@ class Task:
     frequencies: tuple[float, float] = (0.02, 0.2)
     region: Region | None = None
     context: tuple[float, ...] = ()
+    behaviour: MakeBehaviour | None = None
 
     def make(self) -> Env:
         """Its environment."""
@@ -95,9 +102,13 @@ class Task:
         steps = int(np.ceil(1.2 * rows / share / _EPISODE)) * _EPISODE
         random = np.random.default_rng(seed)
         assert isinstance(env.action_space, gym.spaces.Box)
-        gaits = Gaits(env.action_space, random, self.frequencies)
+        behaviour = (
+            Gaits(env.action_space, random, self.frequencies)
+            if self.behaviour is None
+            else self.behaviour(env, random)
+        )
         first = int(random.integers(2**31))
-        return collect(env, gaits, steps, seed=first, max_episode_steps=_EPISODE)
+        return collect(env, behaviour, steps, seed=first, max_episode_steps=_EPISODE)
 
 
 @dataclass(frozen=True)
@@ -176,12 +187,12 @@ def _named(variation: Mapping[str, Any]) -> str:
 
 
 def _numbers(variation: Mapping[str, Any]) -> dict[str, float]:
-    """One number a name; those of bodies are called ``mass.torso``."""
+    """One number a name; those of parts are called ``mass.torso``. What is no number is left out."""
     found: dict[str, float] = {}
     for name, value in variation.items():
         if isinstance(value, Mapping):
-            found |= {f"{name}.{body}": float(factor) for body, factor in value.items()}
-        else:
+            found |= {f"{name}.{part}": float(factor) for part, factor in value.items()}
+        elif not isinstance(value, str):
             found[name] = float(value)
     return found
 
@@ -198,6 +209,11 @@ def _within(transitions: Transitions, index: int, low: float, high: float) -> Tr
 _CHEETAH_SPEED = 8
 
 SEQUENCES: dict[str, TaskSequence] = {
+    "room": TaskSequence(
+        "shared",
+        tuple(Task(name, "mbrl/Room-v0", {"task": name}, behaviour=Pushing) for name in OBJECTS),
+        "one room with six objects, of which each task moves one",
+    ),
     "halfcheetah-speed": TaskSequence(
         "shared",
         tuple(
@@ -256,5 +272,57 @@ SEQUENCES: dict[str, TaskSequence] = {
             {"mass": {"torso": 0.6}, "friction": 2.0},
         ],
         "ten tasks that differ in one thing or two",
+    ),
+    "halfcheetah-flipped": changing(
+        "HalfCheetah",
+        [
+            {},
+            {"strength": {"bthigh": -1.0, "fthigh": -1.0}},
+            {"strength": {"bshin": -1.0, "fshin": -1.0}},
+            {"strength": -1.0},
+        ],
+        "motors that push the other way",
+    ),
+    "halfcheetah-lame": changing(
+        "HalfCheetah",
+        [
+            {},
+            {"strength": {"bthigh": 0.0, "bshin": 0.0, "bfoot": 0.0}},
+            {"strength": {"fthigh": 0.0, "fshin": 0.0, "ffoot": 0.0}},
+            {"strength": {"bthigh": 0.0, "fthigh": 0.0}},
+        ],
+        "legs without strength",
+    ),
+    "halfcheetah-planets": changing(
+        "HalfCheetah", [{"gravity": g} for g in (1.0, 0.2, 2.0, 0.5, 3.0)], "gravity, far apart"
+    ),
+    "hopper-planets": changing(
+        "Hopper", [{"gravity": g} for g in (1.0, 0.2, 2.0, 0.5, 3.0)], "gravity, far apart"
+    ),
+    "halfcheetah-long": changing(
+        "HalfCheetah",
+        [
+            {},
+            {"strength": {"bthigh": 0.0}},
+            {"gravity": 0.3},
+            {"strength": {"fthigh": -1.0, "bthigh": -1.0}},
+            {"mass": 2.0},
+            {"strength": {"fthigh": 0.0, "fshin": 0.0, "ffoot": 0.0}},
+            {"gravity": 2.5},
+            {"strength": {"bshin": -1.0, "fshin": -1.0}},
+            {"friction": 0.1},
+            {"strength": 0.4},
+            {"damping": 10.0},
+            {"strength": {"bthigh": 0.0, "bshin": 0.0, "bfoot": 0.0}},
+            {"wind": 30.0},
+            {"strength": {"bthigh": -1.0}},
+            {"gravity": 0.3, "mass": 0.5},
+            {"strength": {"fshin": 0.0, "bshin": 0.0}},
+            {"mass": {"torso": 3.0}},
+            {"strength": 2.0},
+            {"strength": {"fthigh": -1.0, "fshin": -1.0, "ffoot": -1.0}},
+            {"strength": -1.0, "gravity": 2.0},
+        ],
+        "twenty tasks: lame legs, motors that push the other way, gravity, masses, grip, drag and wind",
     ),
 }

@@ -9,12 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import gymnasium as gym
 
 from mbrl_bilevel.base.errors import InvalidInputError
 
-#: One factor for all bodies, or a factor for each of the bodies named.
+#: One factor for all parts (bodies, or actuators), or a factor for each of those named.
 Factors = float | Mapping[str, float]
 
 RUNNERS = ("HalfCheetah", "Hopper", "Walker2d", "Ant")
@@ -25,8 +26,8 @@ ROBOTS = (*RUNNERS, "Pusher")
 class Variation:
     """One thing that can vary: within ``low`` and ``high``, unchanged at ``default``.
 
-    ``field`` is what it sets, of MuJoCo's model (or of the reward); for ``robots`` only. Where
-    ``bodies``, it may be a mapping from body names to factors.
+    ``field`` is what it sets, of MuJoCo's model (or of the reward); for ``robots`` only. Where it has
+    ``parts``, it may be a mapping from their names to factors: of bodies, or of the joints that actuators drive.
     """
 
     low: float
@@ -35,7 +36,7 @@ class Variation:
     field: str
     summary: str
     robots: tuple[str, ...] = ROBOTS
-    bodies: bool = False
+    parts: Literal["", "bodies", "joints"] = ""
 
 
 #: All variations, by the keyword of ``gym.make``.
@@ -43,7 +44,7 @@ VARIATIONS: dict[str, Variation] = {
     "gravity": Variation(0.2, 3.0, 1.0, "opt.gravity", "factor of gravity", RUNNERS),
     "friction": Variation(0.05, 5.0, 1.0, "geom_friction", "factor of sliding friction"),
     "mass": Variation(
-        0.2, 5.0, 1.0, "body_mass, body_inertia", "factor of masses and inertias", bodies=True
+        0.2, 5.0, 1.0, "body_mass, body_inertia", "factor of masses and inertias", parts="bodies"
     ),
     "length": Variation(
         0.5,
@@ -52,10 +53,17 @@ VARIATIONS: dict[str, Variation] = {
         "body_pos, geom_pos, geom_size, jnt_pos",
         "factor of the size of limbs; mass and inertia follow",
         RUNNERS,
-        bodies=True,
+        parts="bodies",
     ),
     "damping": Variation(0.0, 20.0, 1.0, "dof_damping", "factor of joint damping"),
-    "strength": Variation(0.1, 3.0, 1.0, "actuator_gear", "factor of the actuators' torque"),
+    "strength": Variation(
+        -3.0,
+        3.0,
+        1.0,
+        "actuator_gear",
+        "factor of the actuators' torque; 0: lame, below 0: it pushes the other way",
+        parts="joints",
+    ),
     "wind": Variation(
         -40.0, 40.0, 0.0, "opt.wind", "m/s along x, in air of 1.2 kg/m³ where there is no medium"
     ),
@@ -83,13 +91,13 @@ def checked_variation(robot: str, name: str, value: object) -> None:
     if found is None or robot not in found.robots:
         known = ", ".join(n for n, v in VARIATIONS.items() if robot in v.robots)
         raise InvalidInputError(f"{robot} has no variation {name!r}; choose from {known}")
-    if isinstance(value, Mapping) and found.bodies and value:
+    if isinstance(value, Mapping) and found.parts and value:
         for factor in value.values():
             checked_variation(robot, name, factor)
         return
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        kind = "a number, or a mapping from bodies to numbers" if found.bodies else "a number"
-        raise InvalidInputError(f"{name} must be {kind}; got {value!r}")
+        many = f", or a mapping from {found.parts} to numbers" if found.parts else ""
+        raise InvalidInputError(f"{name} must be a number{many}; got {value!r}")
     if not found.low <= value <= found.high:
         raise InvalidInputError(
             f"{name} ({found.summary}) must lie between {found.low:g} and {found.high:g}; got {value}"
@@ -104,3 +112,5 @@ for _robot in ROBOTS:
         entry_point=f"envs.tasks.perturbed:{_robot}",
         max_episode_steps=100 if _robot == "Pusher" else 1000,
     )
+# A world of its own, with a ``task`` in place of variations.
+gym.register("mbrl/Room-v0", entry_point="envs.tasks.room:Room", max_episode_steps=50)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from agents.common.experience import collect
+from envs.tasks.room import Room
 from envs.tasks.sequences import SEQUENCES, changing, get_sequence
 from mbrl_bilevel.base.errors import InvalidInputError
 
@@ -14,11 +15,13 @@ from mbrl_bilevel.base.errors import InvalidInputError
 def test_every_task_has_its_own_env_and_data(name: str) -> None:
     sequence = get_sequence(name)
     assert len({task.name for task in sequence.tasks}) == len(sequence.tasks) >= 4
-    if name == "halfcheetah-mix":
-        assert len(sequence.tasks) == 10
+    if name in ("halfcheetah-mix", "halfcheetah-long"):
+        assert len(sequence.tasks) == {"halfcheetah-mix": 10, "halfcheetah-long": 20}[name]
     for task in sequence.tasks:
         env = task.make()
-        assert env.unwrapped.variation == task.variation  # type: ignore[attr-defined]
+        made = env.unwrapped
+        found = {"task": made.task} if isinstance(made, Room) else made.variation  # type: ignore[attr-defined]
+        assert found == task.variation
         env.close()
     first, second = sequence.tasks[0], sequence.tasks[-1]
     train, test = first.data(collect, rows=100, test_rows=60, seed=0)
@@ -57,8 +60,22 @@ def test_the_context_is_what_varies() -> None:
     assert (train.next_obs[:, -1] == 0.5).all()
     env = task.make()
     assert env.observation_space.contains(env.reset(seed=0)[0])
-    with pytest.raises(InvalidInputError, match="their data only"):
-        SEQUENCES["halfcheetah-speed"].with_context()
+    for name in ("halfcheetah-speed", "room"):
+        with pytest.raises(InvalidInputError, match="their data only"):
+            SEQUENCES[name].with_context()
+
+
+def test_the_context_says_which_legs_are_lame_or_flipped() -> None:
+    tasks = SEQUENCES["halfcheetah-flipped"].with_context().tasks
+    # all, bshin, bthigh, fshin, fthigh
+    assert [task.context for task in tasks] == [
+        (1.0, 1.0, 1.0, 1.0, 1.0),
+        (1.0, 1.0, -1.0, 1.0, -1.0),
+        (1.0, -1.0, 1.0, -1.0, 1.0),
+        (-1.0, 1.0, 1.0, 1.0, 1.0),
+    ]
+    long = SEQUENCES["halfcheetah-long"].with_context().tasks
+    assert len({task.context for task in long}) == 20
 
 
 def test_a_user_adds_one_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -145,6 +145,18 @@ def test_strength_is_torque_and_damping_is_drag() -> None:
     np.testing.assert_allclose(env.data.qfrc_damper[3:], -3.0 * 0.1 * 0.7)
 
 
+def test_a_leg_may_be_lame_or_pushed_the_other_way() -> None:
+    env = base("mbrl/HalfCheetah-v0", strength={"bthigh": 0.0, "fshin": -1.0})
+    env.reset(seed=0)
+    env.data.ctrl[:] = 0.5
+    mujoco.mj_forward(env.model, env.data)
+    factors = np.array([0.0, 1.0, 1.0, 1.0, -1.0, 1.0])
+    usual = 0.5 * np.array([120.0, 90.0, 60.0, 120.0, 60.0, 30.0])
+    np.testing.assert_allclose(env.data.qfrc_actuator[3:], factors * usual)
+    with pytest.raises(InvalidInputError, match="no driven joint 'bthig'; choose from bthigh, "):
+        base("mbrl/HalfCheetah-v0", strength={"bthig": 0.0})
+
+
 def test_wind_pushes_its_way() -> None:
     force = {}
     for wind in (-20.0, 20.0):
