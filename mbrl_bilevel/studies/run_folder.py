@@ -29,7 +29,10 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 #: Options that may differ when a run is resumed: they do not change what it computes.
-FREE_ON_RESUME = ("out", "resume", "quiet", "no_report", "threads", "jobs")
+FREE_ON_RESUME = (
+    *("out", "resume", "quiet", "no_report", "threads", "jobs"),
+    *("launcher", "ray_address", "cell_cpus", "cell_gpus"),
+)
 
 _PACKAGES = ("torch", "numpy", "gymnasium", "mujoco", "stable_baselines3", "mbrl_bilevel")
 _TRACES = ("config.json", "metrics.json", "summary.json", "rows.jsonl")

@@ -30,7 +30,7 @@ def learn_sequences(args: Args, run: RunFolder) -> Result:
     ]
     metrics = args.metrics
     cells = Cells(keys, learn_cell, (*metrics, "moved", "train_seconds"))
-    rows = run_cells(run, args, cells, "continual", args.jobs)
+    rows = run_cells(run, args, cells, "continual", args.launching())
     summary = list(summarise(rows, args.methods, metrics))
     figures = [
         *draw_matrices(run.figures, rows, args.methods, metrics),

@@ -15,8 +15,8 @@ sys.path.append(str(Path(__file__).resolve().parent))  # where my_task.py is
 
 import compare  # noqa: E402
 import tune  # noqa: E402
-from work.tune import SPACE  # noqa: E402
 from work.tuned_settings import read_settings  # noqa: E402
+from work.tuning_studies import SPACE  # noqa: E402
 
 from mbrl_bilevel.base.errors import DivergedError, InvalidInputError  # noqa: E402
 from mbrl_bilevel.models.dynamics import fit_dynamics  # noqa: E402
