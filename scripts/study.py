@@ -83,12 +83,12 @@ def _launch(args: Args, left: Sequence[Cell], total: int) -> int:
         with launcher.session(), closing(launcher.outcomes(args, cells, cells.keys)) as ending:
             for key, outcome in ending:
                 cell = waiting.pop(key["cell"])
-                told = {"code": 1, "log": str(outcome)}
+                code, log = 1, str(outcome)
                 if isinstance(outcome, Done):
-                    told = dict(outcome.row)
+                    code, log = int(str(outcome.row["code"])), str(outcome.row["log"])
                 _log(args, cell).parent.mkdir(parents=True, exist_ok=True)
-                _log(args, cell).write_text(told["log"])
-                failed += not _ended(args, cell, told["code"])
+                _log(args, cell).write_text(log)
+                failed += not _ended(args, cell, code)
                 _tell(
                     args,
                     f"{total - len(waiting) - failed} of {total} done, {failed} failed: {cell.name} ended",

@@ -161,14 +161,13 @@ def _own_modules() -> list[str]:
 @dataclass(frozen=True)
 class _Errand:
     """One try at a cell, as its worker is told of it. ``number``: of the try, 0 the first; ``folder``: of the cell,
-    inside ``home``, with what it holds so far."""
+    inside ``home``."""
 
     index: int
     number: int
     cwd: Path
     home: Path
     folder: str | None
-    start: Change
 
 
 def _outcomes(
@@ -183,12 +182,13 @@ def _outcomes(
         exceptions.OutOfMemoryError,
         exceptions.ObjectLostError,
     )
-    # A run in a folder tells the memory that its process took: it has one of its own.
+    # A run in a folder tells the memory that its process took: it has one of its own. One that has used a GPU
+    # frees its memory by ending.
     run = ray.remote(
         num_cpus=cluster.cell_cpus,
         num_gpus=cluster.cell_gpus,
         max_retries=0,
-        max_calls=0 if cells.folder is None else 1,
+        max_calls=1 if cells.folder is not None or cluster.cell_gpus else 0,
     )(_run)
     post = None if cells.folder is None else _queue(ray)
     common = ray.put((cells.work, args))
@@ -197,7 +197,7 @@ def _outcomes(
 
     def start(index: int) -> None:
         errand = _errand(args, cells, todo[index], index, losses[index])
-        running[run.remote(common, todo[index], errand, post)] = errand
+        running[run.remote(common, todo[index], errand, _so_far(errand), post)] = errand
 
     try:
         for index in range(len(todo)):
@@ -223,11 +223,12 @@ def _outcomes(
                     raise BilevelError(f"--launcher ray: a worker did not start: {why}") from error
                 yield todo[index], outcome
     finally:
-        for reference in running:
-            ray.cancel(reference, force=True)
-        if post is not None:
-            _collect(post, list(running.values()))
-            post.shutdown(force=True)
+        with suppress(exceptions.RayError):  # if Ray itself is lost, that is what is told
+            for reference in running:
+                ray.cancel(reference, force=True)
+            if post is not None:
+                _collect(post, list(running.values()))
+                post.shutdown(force=True)
 
 
 def _tell_lost(key: Row, error: Exception) -> None:
@@ -238,8 +239,12 @@ def _tell_lost(key: Row, error: Exception) -> None:
 def _errand(args: Any, cells: Cells[Any], key: Row, index: int, number: int) -> _Errand:
     folder = None if cells.folder is None else cells.folder(key)
     home = Path() if args.out is None else args.out
-    start = Change({}) if folder is None else whole(home / folder)
-    return _Errand(index, number, Path.cwd(), home, folder, start)
+    return _Errand(index, number, Path.cwd(), home, folder)
+
+
+def _so_far(errand: _Errand) -> Change | None:
+    """What the cell's folder holds here: of a try before this one, or of a run that goes on."""
+    return None if errand.folder is None else whole(errand.home / errand.folder)
 
 
 def _queue(ray: Any) -> Any:
@@ -263,7 +268,11 @@ def _collect(post: Any, running: Sequence[_Errand]) -> None:
 
 
 def _run(
-    common: tuple[Callable[[Any, Row], Done], Any], key: Row, errand: _Errand, post: Any
+    common: tuple[Callable[[Any, Row], Done], Any],
+    key: Row,
+    errand: _Errand,
+    so_far: Change | None,
+    post: Any,
 ) -> tuple[Outcome, str]:
     """One cell, on its worker; and what it wrote on stderr."""
     work, args = common
@@ -271,22 +280,22 @@ def _run(
     with suppress(OSError):  # on another machine there may be none: paths are then to be absolute
         os.chdir(errand.cwd)
     with redirect_stderr(io.StringIO()) as told:
-        outcome = _in_folder(work, args, key, errand, post)
+        if errand.folder is None or so_far is None:
+            return attempt(work, args, key), told.getvalue()
+        with _folder_of(errand.folder, errand, so_far, post) as home:
+            outcome = attempt(work, replace(args, out=home), key)
     return outcome, told.getvalue()
 
 
-def _in_folder(
-    work: Callable[[Any, Row], Done], args: Any, key: Row, errand: _Errand, post: Any
-) -> Outcome:
-    if errand.folder is None:
-        return attempt(work, args, key)
+@contextmanager
+def _folder_of(name: str, errand: _Errand, so_far: Change, post: Any) -> Iterator[Path]:
+    """A folder of this machine in place of ``errand.home``; what is written into the cell's own is posted."""
     with tempfile.TemporaryDirectory(prefix="cell-") as place:
         home = Path(place).resolve()
-        folder = home / errand.folder
-        errand.start.apply(folder)
+        so_far.apply(home / name)
 
         def send(change: Change) -> None:
             post.put(((errand.index, errand.number), moved(change, home, errand.home)))
 
-        with posting(folder, send):
-            return attempt(work, replace(args, out=home), key)
+        with posting(home / name, send):
+            yield home

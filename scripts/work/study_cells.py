@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import train
+from options.train import Args
 
 from mbrl_bilevel.base.rows import Row
 from mbrl_bilevel.studies.cells import Cells, Done
@@ -33,7 +34,7 @@ def _train(args: Any, key: Row) -> Done:
     code: Any = 0
     with redirect_stderr(io.StringIO()) as log, redirect_stdout(io.StringIO()):
         try:
-            launch(train.Args, train.main, [*key["options"], "--out", str(out)])
+            launch(Args, train.main, [*key["options"], "--out", str(out)])
         except SystemExit as stop:
             code = stop.code
         except Exception:

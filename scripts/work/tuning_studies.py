@@ -24,7 +24,7 @@ SPACE: Mapping[str, tuple[float, float]] = {
     "weight_decay": (1e-6, 1e-1),
 }
 
-_DISTRIBUTIONS = {
+_DISTRIBUTIONS: dict[str, optuna.distributions.BaseDistribution] = {
     name: optuna.distributions.FloatDistribution(*ends, log=True) for name, ends in SPACE.items()
 }
 
