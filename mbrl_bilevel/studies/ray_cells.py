@@ -26,6 +26,7 @@ from mbrl_bilevel.base.errors import BilevelError, InvalidInputError
 from mbrl_bilevel.base.rows import Row
 from mbrl_bilevel.studies.cell_folder import Change, moved, posting, whole
 from mbrl_bilevel.studies.cells import Cells, Done, Launcher, Outcome, attempt, killed, one_thread
+from mbrl_bilevel.studies.run_folder import SENT_FROM, git_commit
 
 #: How often a cell is tried again whose worker was lost.
 RETRIES = 3
@@ -89,7 +90,8 @@ def _connect(ray: Any, cluster: RayCluster) -> None:
     else:
         _require_answer(cluster.address)
         place = {"address": cluster.address}
-    environment = {"py_modules": _own_modules(), "env_vars": {"OMP_NUM_THREADS": "1"}}
+    variables = {"OMP_NUM_THREADS": "1", SENT_FROM: git_commit() or ""}
+    environment = {"py_modules": _own_modules(), "env_vars": variables}
     handler = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(**place, runtime_env=environment, logging_level="ERROR", log_to_driver=False)
