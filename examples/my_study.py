@@ -19,9 +19,9 @@ from mbrl_bilevel.models.regression import fit_regression
 from mbrl_bilevel.studies import (
     Cells,
     Done,
+    LauncherArgs,
     Result,
     Row,
-    RunArgs,
     RunFolder,
     launch,
     paired,
@@ -36,15 +36,13 @@ METRICS = ("rmse", "nll", "crps")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Args(RunArgs):
+class Args(LauncherArgs):
     """Options of the study; --help lists them with these words."""
 
     methods: tuple[str, ...] = ("bilevel", "nll", "mse")
     """Methods to compare; differences are those of the first to each of the others."""
     seeds: int = 3
     """Repeats: --seed, --seed + 1, …"""
-    jobs: int = 1
-    """Processes; the rows are the same whatever their number."""
     n_train: int = 500
     """Training rows."""
     train_steps: int = 500
@@ -78,7 +76,7 @@ def main(args: Args, run: RunFolder) -> Result:
         for seed in range(args.seed, args.seed + args.seeds)
         for method in args.methods
     ]
-    rows = run_cells(run, args, Cells(keys, fit_one, METRICS), "my study", args.jobs)
+    rows = run_cells(run, args, Cells(keys, fit_one, METRICS), "my study", args.launching())
     summary = list(summarise(rows, args.methods, METRICS))
     metrics = {
         "rows": rows,

@@ -12,17 +12,22 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 
 from options.study import Args
 
 from mbrl_bilevel.base.errors import BilevelError, look_up
+from mbrl_bilevel.studies.cells import Done
 from mbrl_bilevel.studies.grid import Cell, read_grid
 from mbrl_bilevel.studies.grid_rows import evaluations, keep, kept
 from mbrl_bilevel.studies.launching import launch_tool
 
 TRAIN = Path(__file__).resolve().parent / "train.py"
+
+#: What every run of a study is told besides its cell's own options.
+QUIETLY = ("--threads", "1", "--resume", "--quiet", "--no-report")
 
 
 def main(args: Args) -> Mapping[str, object]:
@@ -63,8 +68,39 @@ def _state(args: Args, cell: Cell) -> str:
     return f"half-done, {max(rows)} of {cell.steps}" if rows else "to do"
 
 
-def _run(args: Args, left: Iterable[Cell], total: int) -> int:
-    """Run the cells, ``args.jobs`` at a time; how many failed. However it ends, their rows are kept."""
+def _run(args: Args, left: Sequence[Cell], total: int) -> int:
+    """Run the cells; how many failed. However it ends, their rows are kept."""
+    return _run_here(args, left, total) if args.launcher == "local" else _launch(args, left, total)
+
+
+def _launch(args: Args, left: Sequence[Cell], total: int) -> int:
+    """Run the cells where the launcher has room; it brings what each run writes into its folder here."""
+    from work.study_cells import train_cells  # it brings in train
+
+    launcher, cells = args.launching(), train_cells(left, QUIETLY)
+    waiting, failed = {cell.name: cell for cell in left}, 0
+    try:
+        with launcher.session(), closing(launcher.outcomes(args, cells, cells.keys)) as ending:
+            for key, outcome in ending:
+                cell = waiting.pop(key["cell"])
+                code, log = 1, str(outcome)
+                if isinstance(outcome, Done):
+                    code, log = int(str(outcome.row["code"])), str(outcome.row["log"])
+                _log(args, cell).parent.mkdir(parents=True, exist_ok=True)
+                _log(args, cell).write_text(log)
+                failed += not _ended(args, cell, code)
+                _tell(
+                    args,
+                    f"{total - len(waiting) - failed} of {total} done, {failed} failed: {cell.name} ended",
+                )
+    finally:
+        for cell in waiting.values():
+            keep(args.out / cell.name, args.store, cell)
+    return failed
+
+
+def _run_here(args: Args, left: Iterable[Cell], total: int) -> int:
+    """The same on this machine, ``args.jobs`` at a time, each a process of its own."""
     waiting, running, failed = deque(left), dict[Cell, subprocess.Popen[bytes]](), 0
     try:
         while waiting or running:
@@ -90,19 +126,17 @@ def _run(args: Args, left: Iterable[Cell], total: int) -> int:
 
 
 def _start(args: Args, cell: Cell) -> subprocess.Popen[bytes]:
-    own = [
-        "--out",
-        str(args.out / cell.name),
-        "--threads",
-        "1",
-        "--resume",
-        "--quiet",
-        "--no-report",
-    ]
     _log(args, cell).parent.mkdir(parents=True, exist_ok=True)
     with _log(args, cell).open("wb") as log:
         return subprocess.Popen(
-            [sys.executable, str(TRAIN), *cell.options, *own],
+            [
+                sys.executable,
+                str(TRAIN),
+                *cell.options,
+                "--out",
+                str(args.out / cell.name),
+                *QUIETLY,
+            ],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=log,

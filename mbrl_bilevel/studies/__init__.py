@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from mbrl_bilevel.studies.cells import Cells as Cells
     from mbrl_bilevel.studies.cells import Done as Done
     from mbrl_bilevel.studies.cells import run_cells as run_cells
+    from mbrl_bilevel.studies.launchers import LauncherArgs as LauncherArgs
     from mbrl_bilevel.studies.launching import Result as Result
     from mbrl_bilevel.studies.launching import launch as launch
     from mbrl_bilevel.studies.run_folder import RunFolder as RunFolder
@@ -34,6 +35,7 @@ else:
         {
             "mbrl_bilevel.studies.arguments": ("RunArgs",),
             "mbrl_bilevel.studies.cells": ("Cells", "Done", "run_cells"),
+            "mbrl_bilevel.studies.launchers": ("LauncherArgs",),
             "mbrl_bilevel.studies.launching": ("Result", "launch"),
             "mbrl_bilevel.base.rows": ("Row",),
             "mbrl_bilevel.studies.run_folder": ("RunFolder",),

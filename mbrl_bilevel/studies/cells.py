@@ -1,21 +1,15 @@
 """The cells of a study (a method, a size, a seed each) run side by side, each finished row kept.
 
-The rows are the same whatever the number of processes: a cell depends on its key alone, and each
+The rows are the same wherever the cells are run (``Launcher``): a cell depends on its key alone, and each
 process computes with one thread.
 """
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import signal
 import sys
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import AbstractContextManager, closing, nullcontext
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
 
 from mbrl_bilevel.base.errors import BilevelError
@@ -50,19 +44,39 @@ class Cells(Generic[R]):
     the same. ``work(args, key)`` does one of them; all that it draws and computes depends on these two alone,
     and it is a function at the top level of its file, since other processes import it by name.
     ``columns``: what every finished row holds beside its key, numbers or lists of them; a row on disk
-    without one is refused on a resume.
+    without one is refused on a resume. ``folder(key)``: where a cell writes files as well, the name of the
+    folder inside ``args.out`` that is its own; a cell that is tried again finds there what it wrote before, also on
+    another machine. None: the row is all.
     """
 
     keys: Sequence[Row]
     work: Callable[[R, Row], Done]
     columns: Sequence[str] = ()
+    folder: Callable[[Row], str] | None = None
 
 
-def run_cells(run: RunFolder, args: R, cells: Cells[R], desc: str, jobs: int) -> list[Row]:
+#: What becomes of a cell: its result, or the error that it failed by.
+Outcome = Done | BilevelError
+
+
+@dataclass(frozen=True)
+class Launcher:
+    """Where cells are run: on this machine (``local``) or on a Ray cluster (``on_ray``).
+
+    ``outcomes(args, cells, todo)``: run the cells with the keys ``todo``, and give (key, outcome) pairs as they end.
+    ``session()``: a context that holds what they run on; entered by ``run_cells``, and once around several of
+    its calls by whoever wants to start it only once.
+    """
+
+    outcomes: Callable[[Any, Cells[Any], Sequence[Row]], Generator[tuple[Row, Outcome]]]
+    session: Callable[[], AbstractContextManager[object]] = nullcontext
+
+
+def run_cells(run: RunFolder, args: R, cells: Cells[R], desc: str, launcher: Launcher) -> list[Row]:
     """Do the cells that the run's folder has no row of, and give all rows back in the order of the keys.
 
-    ``args`` is handed to each cell; ``desc`` stands beside the progress bar; ``jobs`` processes work at a
-    time, each with one thread (1: this process alone), and the rows are the same whatever their number.
+    ``args`` is handed to each cell, its ``out`` being the run's folder; ``desc`` stands beside the progress bar;
+    ``launcher`` says where the cells run (``LauncherArgs.launching()``), and the rows are the same wherever.
 
     A cell that fails by a BilevelError is told in a line on stderr and left in rows.jsonl with its
     error under ``failed``; the others go on, and it is tried again under --resume. ``run.failed``
@@ -73,16 +87,20 @@ def run_cells(run: RunFolder, args: R, cells: Cells[R], desc: str, jobs: int) ->
     bar = run.bar(len(cells.keys), desc, initial=len(cells.keys) - len(todo))
     failures: list[tuple[Row, BilevelError]] = []
     told = 0
-    for key, outcome in _outcomes(args, cells.work, todo, jobs):
-        if isinstance(outcome, BilevelError):
-            failures.append((key, outcome))
-        else:
-            run.rows.append(key | dict(outcome.row))
-            _draw(run, key, outcome.curves)
-        if len(run.rows):  # if nothing works, it is the options or the data: one error says it all
-            _tell(run, failures[told:])
-            told = len(failures)
-        bar.update(1)
+    ending = launcher.outcomes(replace(args, out=run.path), cells, todo)
+    with launcher.session() if todo else nullcontext(), closing(ending):
+        for key, outcome in ending:
+            if isinstance(outcome, BilevelError):
+                failures.append((key, outcome))
+            else:
+                run.rows.append(key | dict(outcome.row))
+                _draw(run, key, outcome.curves)
+            if len(
+                run.rows
+            ):  # if nothing works, it is the options or the data: one error says it all
+                _tell(run, failures[told:])
+                told = len(failures)
+            bar.update(1)
     bar.close()
     rows = _finished(run, cells)
     if failures and not rows:
@@ -104,80 +122,21 @@ def _finished(run: RunFolder, cells: Cells[R]) -> list[Row]:
     return [run.rows.require(row, *cells.columns) for row in rows]
 
 
-def _outcomes(
-    args: R, work: Callable[[R, Row], Done], todo: Sequence[Row], jobs: int
-) -> Iterator[tuple[Row, Done | BilevelError]]:
-    if jobs == 1 or len(todo) < 2:
-        _one_thread()
-        for key in todo:
-            yield key, _attempt(work, args, key)
-        return
-    broken: list[Row] = []
-    with _processes(min(jobs, len(todo))) as executor:
-        futures = {executor.submit(_attempt, work, args, key): key for key in todo}
-        for done in as_completed(futures):
-            outcome = _result(done)
-            if outcome is None:
-                broken.append(futures[done])
-            else:
-                yield futures[done], outcome
-    # A worker that is killed takes the whole pool with it. Alone, each cell answers for itself.
-    for key in broken:
-        with _processes(1) as executor:
-            yield key, _result(executor.submit(_attempt, work, args, key)) or _killed()
-
-
-def _attempt(work: Callable[[R, Row], Done], args: R, key: Row) -> Done | BilevelError:
+def attempt(work: Callable[[R, Row], Done], args: R, key: Row) -> Outcome:
+    """Do one cell in this process; what it gives back, or the BilevelError that it failed by."""
     try:
         return work(args, key)
     except BilevelError as error:
         return error
 
 
-def _result(done: Future[Done | BilevelError]) -> Done | BilevelError | None:
-    try:
-        return done.result()
-    except BrokenProcessPool:
-        return None
-
-
-def _killed() -> BilevelError:
+def killed() -> BilevelError:
+    """What is told of a cell whose process was killed whenever it was tried."""
     return BilevelError("its process was killed, perhaps for want of memory; ask for less of it")
 
 
-@contextmanager
-def _processes(jobs: int) -> Iterator[ProcessPoolExecutor]:
-    """A pool that is gone with this block, and with this process, however either ends."""
-    # Libraries that a worker loads later take their number of threads from here.
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    context = multiprocessing.get_context("spawn")
-    executor = ProcessPoolExecutor(jobs, mp_context=context, initializer=_start_worker)
-    try:
-        yield executor
-    except BaseException:
-        for process in multiprocessing.active_children():
-            process.kill()
-        raise
-    finally:
-        executor.shutdown(cancel_futures=True)
-
-
-def _start_worker() -> None:
-    # Ctrl-C reaches the whole group: the parent decides what becomes of the workers.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
-    _one_thread()
-
-
-def _leave_with(parent: Any) -> None:
-    """A parent killed by -9 cannot end its workers: they end themselves."""
-    parent.join()
-    os._exit(1)
-
-
-def _one_thread() -> None:
+def one_thread() -> None:
+    """From here on, PyTorch, NumPy and scikit-learn compute with one thread in this process."""
     import torch
     from threadpoolctl import threadpool_limits
 

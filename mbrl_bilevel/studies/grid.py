@@ -20,6 +20,7 @@ RANDOM = "random actions"
 _TAKEN = (
     *("--seed", "--seeds", "--steps", "--env-id", "--eval-every", "--eval-episodes"),
     *("--out", "--resume", "--jobs", "--threads", "--quiet", "--no-report"),
+    *("--launcher", "--ray-address", "--cell-cpus", "--cell-gpus"),
 )
 
 

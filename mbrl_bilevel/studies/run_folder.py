@@ -29,7 +29,13 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 #: Options that may differ when a run is resumed: they do not change what it computes.
-FREE_ON_RESUME = ("out", "resume", "quiet", "no_report", "threads", "jobs")
+FREE_ON_RESUME = (
+    *("out", "resume", "quiet", "no_report", "threads", "jobs"),
+    *("launcher", "ray_address", "cell_cpus", "cell_gpus"),
+)
+
+#: The environment variable that tells a worker on another machine the commit of the code that it was sent.
+SENT_FROM = "MBRL_BILEVEL_COMMIT"
 
 _PACKAGES = ("torch", "numpy", "gymnasium", "mujoco", "stable_baselines3", "mbrl_bilevel")
 _TRACES = ("config.json", "metrics.json", "summary.json", "rows.jsonl")
@@ -276,7 +282,7 @@ def _config(script: str, args: RunArgs, command: str | None) -> dict[str, object
         "args": _options(args),
         "versions": versions,
         "platform": platform.platform(),
-        "git_commit": _git_commit(Path(__file__).resolve().parents[2]),
+        "git_commit": git_commit(),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
 
@@ -285,8 +291,12 @@ def _options(args: RunArgs) -> dict[str, Any]:
     return strict({field.name: getattr(args, field.name) for field in fields(args)})
 
 
-def _git_commit(root: Path) -> str | None:
-    """The commit of our own checkout; None if there is none, whatever checkout lies around it."""
+def git_commit() -> str | None:
+    """The commit of our own checkout; None if there is none, whatever checkout lies around it. Where this code was
+    sent to another machine, the commit of the checkout that it came from."""
+    root = Path(__file__).resolve().parents[2]
+    if SENT_FROM in os.environ:
+        return os.environ[SENT_FROM] or None
     command = ["git", "-C", str(root), "rev-parse", "--show-toplevel", "HEAD"]
     try:
         answer = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)

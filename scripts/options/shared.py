@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from mbrl_bilevel.studies.arguments import RunArgs, naming
+from mbrl_bilevel.studies.launchers import LauncherArgs
 
 if TYPE_CHECKING:
     from mbrl_bilevel.training.settings import Schedule
@@ -76,19 +77,17 @@ class EpisodeArgs(EnvironmentArgs):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RepeatedArgs(RunArgs):
+class RepeatedArgs(LauncherArgs):
     """Of a run with repeats, which are cells (``mbrl_bilevel.studies.cells``)."""
 
     grows: ClassVar[tuple[str, ...]] = ("seeds",)
 
     seeds: int = 3
     """Repeats: --seed, --seed + 1, …"""
-    jobs: int = 1
-    """Processes, each with one thread; the rows are the same whatever their number."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.require_at_least(1, "seeds", "jobs", most=100_000)
+        self.require_at_least(1, "seeds", most=100_000)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,11 +8,11 @@ from typing import Annotated
 
 import tyro
 
-from mbrl_bilevel.base.errors import InvalidInputError
+from mbrl_bilevel.studies.launchers import LauncherOptions
 
 
 @dataclass(frozen=True, kw_only=True)
-class Args:
+class Args(LauncherOptions):
     """Options of study."""
 
     file: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="FILE")]]
@@ -22,7 +22,7 @@ class Args:
     rows: Path | None = None
     """Folder that the cells' rows and settings are copied to; none: the folder rows beside FILE."""
     jobs: int = 2
-    """Cells at a time, each with one thread."""
+    """Cells at a time on this machine, a process each, with one thread."""
     only: tuple[str, ...] = ()
     """Run the cells of these tasks alone."""
     list: bool = False
@@ -31,8 +31,7 @@ class Args:
     """Do not tell each cell's start and end on stderr; failures are told."""
 
     def __post_init__(self) -> None:
-        if not 1 <= self.jobs <= 1000:
-            raise InvalidInputError(f"--jobs must be at least 1 and at most 1,000; got {self.jobs}")
+        self.check_launcher()
 
     @property
     def store(self) -> Path:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from mbrl_bilevel.base.errors import InvalidInputError, look_up
 from mbrl_bilevel.studies.arguments import naming
+from mbrl_bilevel.studies.launchers import LauncherArgs
 from options.from_settings import Part, Place, require_settings_in_range, with_settings
 from options.shared import (
     MODEL_IS_METHOD,
@@ -82,7 +83,7 @@ else:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Args(_WithSettings):
+class Args(_WithSettings, LauncherArgs):
     """Options of train. Where "none" is the default, the value is the preset's, or the agent's own."""
 
     termination: str | None = _of("model")
@@ -125,8 +126,6 @@ class Args(_WithSettings):
 
     seeds: int = 1
     """Repeats: --seed, --seed + 1, …; each fills the folder seed-N inside --out."""
-    jobs: int = 1
-    """Processes for several seeds, each with one thread; the rows are the same whatever their number."""
     save_minari: str | None = None
     """Id under which to write the experience as a Minari data set, such as me/hopper-v0; not with
     several seeds."""
@@ -139,10 +138,14 @@ class Args(_WithSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.require_at_least(1, "steps", "eval_every", most=10**9)
-        self.require_at_least(1, "seeds", "jobs", "keep_checkpoints", most=100_000)
+        self.require_at_least(1, "seeds", "keep_checkpoints", most=100_000)
         self.require_at_least(1, "eval_episodes", most=10_000)
         if self.save_minari is not None and self.seeds > 1:
             raise InvalidInputError("--save-minari: one id is for one seed; leave out --seeds")
+        if self.launcher != "local" and self.seeds == 1:
+            raise InvalidInputError(
+                f"--launcher {self.launcher} is for several seeds, a cell each: give --seeds"
+            )
         if self.preset not in ("auto", "none"):
             from agents.presets import NAMES  # it brings in PyTorch
 

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 from mbrl_bilevel.base.errors import InvalidInputError
 from mbrl_bilevel.studies.arguments import option_name
+from mbrl_bilevel.studies.launchers import LauncherArgs
 from options.shared import EnvironmentArgs, NetworkArgs, require_methods
 from options.sources import Source
 
 
 @dataclass(frozen=True, kw_only=True)
-class Args(EnvironmentArgs, NetworkArgs):
+class Args(EnvironmentArgs, NetworkArgs, LauncherArgs):
     """Options of tune."""
+
+    renamed: ClassVar[Mapping[str, str]] = {"repeats": "seeds"}
 
     methods: tuple[str, ...] = ("bilevel", "nll", "mse")
     """How the models are trained; every method gets as many trials."""
@@ -22,21 +27,24 @@ class Args(EnvironmentArgs, NetworkArgs):
     """Minari data sets to tune on, instead of --env-id."""
     trials: int = 16
     """Trials of each method."""
-    repeats: int = 1
-    """Repeats of each trial: new data, a new split and a new initialisation."""
+    seeds: int = 1
+    """Seeds that a trial's value is the mean over: --seed, --seed + 1, …; each has new data, a new split and a new
+    initialisation."""
+    storage: str | None = None
+    """Optuna's storage, for one tuning by several processes or machines: the path of a journal file on a disk that
+    they share, or the URL of a database, such as sqlite:///tuning.db. --trials is then the number of all
+    together."""
     n_train: int = 1000
     """Training transitions of each data set."""
     n_test: int = 2000
     """Transitions of other episodes that a trial is judged on."""
-    jobs: int = 1
-    """Processes, each with one thread; the trials are the same whatever their number."""
     segment: int = 50
     """Training data is taken in stretches of at most this many steps, from many episodes."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.require_at_least(1, "segment", "n_test")
-        self.require_at_least(1, "trials", "repeats", "jobs", most=100_000)
+        self.require_at_least(1, "trials", "seeds", most=100_000)
         self.require_at_least(50, "n_train")
         for name in ("methods", "env_id"):
             values = getattr(self, name)

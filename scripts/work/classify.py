@@ -45,7 +45,7 @@ def classify(args: Args, run: RunFolder) -> Result:
         for method in args.methods
     ]
     cells = Cells(keys, fit_cell, (*METRICS, "count", "confidence", "correct", "train_seconds"))
-    rows = run_cells(run, args, cells, "classify", args.jobs)
+    rows = run_cells(run, args, cells, "classify", args.launching())
     summary = list(summarise(rows))
     figures = [
         draw_differences(run.figures, rows, args.methods),

@@ -66,7 +66,7 @@ def compare(args: Args, run: RunFolder) -> Result:
     task = ("task_rmse", "task_nll") if args.distractor else ()
     extra = () if args.csv else ("return_error", *task)
     cells = Cells(keys, fit_cell, (*METRICS, "coverage", *ahead, *extra))
-    rows = run_cells(run, args, cells, "compare", args.jobs)
+    rows = run_cells(run, args, cells, "compare", args.launching())
     returns = ("return",) if args.plan_episodes else ()
     summary = list(summarise(rows, args.methods, METRICS + extra + returns))
     figures = [

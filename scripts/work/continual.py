@@ -36,7 +36,7 @@ def learn_sequences(args: Args, run: RunFolder) -> Result:
         cells = Cells(keys, learn_agent_cell, ("return", "return_before", "train_seconds"))
     else:
         cells = Cells(keys, learn_cell, (*args.metrics, "moved", "train_seconds"))
-    rows = run_cells(run, args, cells, "continual", args.jobs)
+    rows = run_cells(run, args, cells, "continual", args.launching())
     metrics = tuple(name for name in args.metrics if all(name in row for row in rows))
     summary = list(summarise(rows, learners, metrics))
     figures = [

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -45,7 +44,7 @@ def learn_offline(args: Args, run: RunFolder) -> Result:
         for seed in range(args.seed, args.seed + args.seeds)
     ]
     cells = Cells(keys, learn, ("mean", "std", "returns"))
-    rows = run_cells(run, replace(args, out=run.path), cells, "offline", args.jobs)
+    rows = run_cells(run, args, cells, "offline", args.launching())
     summary = {
         policy: interval([row["mean"] for row in rows if row["policy"] == policy])
         for policy in dict.fromkeys(row["policy"] for row in rows)

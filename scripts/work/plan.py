@@ -53,7 +53,7 @@ def plan_episodes(args: Args, run: RunFolder) -> Result:
         if kind != "nothing" or isinstance(space, gym.spaces.Box)
         for seed in range(args.seed, args.seed + args.seeds)
     ]
-    rows = run_cells(run, args, Cells(keys, play, ("return", "steps")), "plan", args.jobs)
+    rows = run_cells(run, args, Cells(keys, play, ("return", "steps")), "plan", args.launching())
     summary = _summary(rows)
     figure = draw_planners(run.figures / "planners.png", rows, kinds)
     told: dict[str, Any] = {"summary": summary, "figure": str(figure)}

@@ -26,6 +26,7 @@ from mbrl_bilevel.base.rows import Row
 from mbrl_bilevel.evaluation.statistics import interval
 from mbrl_bilevel.figures.returns import draw_returns
 from mbrl_bilevel.studies.cells import Cells, Done, run_cells
+from mbrl_bilevel.studies.launchers import HERE
 from mbrl_bilevel.studies.launching import Result, run_inside
 from mbrl_bilevel.studies.returns import PolicyAlone, episode_returns
 from mbrl_bilevel.studies.run_folder import Bar, RunFolder
@@ -50,8 +51,8 @@ def _several(args: Args, run: RunFolder) -> Result:
         {"seed": seed, "env_steps": args.steps}
         for seed in range(args.seed, args.seed + args.seeds)
     ]
-    cells = Cells(keys, train_seed, ("final_return", "steps", "means"))
-    rows = run_cells(run, replace(args, out=run.path), cells, "train", args.jobs)
+    cells = Cells(keys, train_seed, ("final_return", "steps", "means"), _folder)
+    rows = run_cells(run, args, cells, "train", args.launching())
     curves = [
         [{"step": k, "mean": mean} for k, mean in zip(row["steps"], row["means"], strict=True)]
         for row in rows
@@ -79,12 +80,16 @@ def _spread(values: list[float]) -> dict[str, Any]:
     return {"std": float(np.std(values)), **interval(values)}
 
 
+def _folder(key: Row) -> str:
+    return f"seed-{key['seed']}"
+
+
 def train_seed(args: Args, key: Row) -> Done:
     """One seed of several, in its own folder, where it goes on after a stop."""
     assert args.out is not None
-    folder = args.out / f"seed-{key['seed']}"
+    folder = args.out / _folder(key)
     begun = (folder / "config.json").exists()
-    own = replace(args, out=folder, seed=key["seed"], seeds=1, jobs=1, quiet=True, resume=begun)
+    own = replace(args, out=folder, seed=key["seed"], seeds=1, quiet=True, resume=begun, **HERE)
     own = replace(own, video=args.video and key["seed"] == args.seed)
     metrics = run_inside("train", own, _one)
     means = [point["mean"] for point in metrics["returns"]]

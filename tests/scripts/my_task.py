@@ -7,6 +7,7 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+from gymnasium.envs.mujoco.reacher_v5 import ReacherEnv
 
 
 class Line(gym.Env[Any, Any]):
@@ -48,6 +49,15 @@ class Line(gym.Env[Any, Any]):
         return np.array([self.x, np.sin(self.x)])
 
 
+class SlowReacher(ReacherEnv):
+    """Reacher-v5 whose steps take four milliseconds; its ending, that there is none, is still known."""
+
+    def _get_rew(self, action: Any) -> Any:
+        time.sleep(0.004)
+        return super()._get_rew(action)
+
+
+gym.register("SlowReacher-v0", entry_point=SlowReacher, max_episode_steps=50)
 gym.register("Line-v0", entry_point=Line, max_episode_steps=20)
 gym.register("EndlessLine-v0", entry_point=Line)
 gym.register("SickLine-v0", entry_point=Line, max_episode_steps=20, kwargs={"sick": True})

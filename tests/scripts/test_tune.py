@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
@@ -15,8 +16,8 @@ sys.path.append(str(Path(__file__).resolve().parent))  # where my_task.py is
 
 import compare  # noqa: E402
 import tune  # noqa: E402
-from work.tune import SPACE  # noqa: E402
 from work.tuned_settings import read_settings  # noqa: E402
+from work.tuning_studies import SPACE, MethodStudy, best  # noqa: E402
 
 from mbrl_bilevel.base.errors import DivergedError, InvalidInputError  # noqa: E402
 from mbrl_bilevel.models.dynamics import fit_dynamics  # noqa: E402
@@ -93,6 +94,52 @@ def test_a_method_that_diverges_has_no_best(
     assert [row["value"] for row in found["trials"] if row["method"] == "nll"] == [None, None]
 
 
+def bowl(key: dict[str, Any]) -> float:
+    """In place of a fit: lowest at a learning rate of 10^-2.9 and a weight decay of 10^-3.3."""
+    rate, decay = np.log10(key["learning_rate"]), np.log10(key["weight_decay"])
+    return float((rate + 2.9) ** 2 + (decay + 3.3) ** 2)
+
+
+def answered(keys: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [key | {"value": bowl(key)} for key in keys]
+
+
+@pytest.mark.parametrize("storage", ["trials.journal", "sqlite:///trials.db"])
+def test_two_runs_share_the_trials_of_a_storage(
+    storage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    args = tune.Args(trials=10, storage=storage)
+    first, second = (MethodStudy(args, "nll", tmp_path / name) for name in ("a", "b"))
+    mine, theirs = first.ask(4), second.ask(4)
+    assert [key["trial"] for key in mine + theirs] == list(range(8))
+    alone = MethodStudy(tune.Args(trials=10), "nll", tmp_path)
+    assert (mine + theirs)[:5] == alone.ask(5)  # the Halton half, whoever proposes it
+    first.tell(answered(mine))
+    # The other was killed before it could tell: it is what it goes on with.
+    second = MethodStudy(args, "nll", tmp_path / "b")
+    assert second.own() == theirs
+    second.tell(answered(theirs))
+    last = first.ask(4)
+    assert [key["trial"] for key in last] == [8, 9]
+    assert second.ask(4) == []
+    first.tell(answered(last))
+    assert first.rows() == second.rows() == answered(mine + theirs + last)
+    found = best(first.rows())
+    assert found is not None
+    assert found["value"] == min(bowl(key) for key in mine + theirs + last)
+    with pytest.raises(InvalidInputError, match="n_train 1000, now it is 500"):
+        MethodStudy(tune.Args(trials=10, storage=storage, n_train=500), "nll", tmp_path / "c")
+
+
+def test_a_run_that_comes_when_all_trials_are_made_has_their_best(tmp_path: Path) -> None:
+    place = ["--storage", str(tmp_path / "trials.journal"), "--trials", "2", "--seeds", "2"]
+    found = tuned(tmp_path / "a", *place)
+    assert [row["trial"] for row in found["trials"]] == [0, 1, 0, 1]
+    assert tuned(tmp_path / "b", *place) == found
+    assert (tmp_path / "b" / "rows.jsonl").exists() is False
+
+
 @pytest.mark.parametrize(
     ("text", "told"),
     [
@@ -123,6 +170,9 @@ def test_a_file_that_is_not_there_is_told(tmp_path: Path) -> None:
         (["--methods", "nl"], "nll"),
         (["--env-id", "Nowhere-v0"], "Nowhere"),
         (["--n-train", "3"], "--n-train"),
+        (["--storage", "/nowhere/at/all.journal"], "--storage"),
+        (["--cell-gpus", "1"], "--launcher ray"),
+        (["--launcher", "ray", "--ray-address", "a:1", "--jobs", "2"], "--jobs"),
     ],
 )
 def test_bad_input_is_one_line(

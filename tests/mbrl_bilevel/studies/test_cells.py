@@ -22,6 +22,7 @@ from mbrl_bilevel.base.errors import DivergedError, InvalidInputError
 from mbrl_bilevel.studies.arguments import RunArgs
 from mbrl_bilevel.studies.cells import Cells, Done, run_cells
 from mbrl_bilevel.studies.launching import Result, launch
+from mbrl_bilevel.studies.local_cells import local
 from mbrl_bilevel.studies.run_folder import RunFolder
 
 
@@ -54,7 +55,7 @@ def work(args: Args, key: dict[str, Any]) -> Done:
 
 def main(args: Args, run: RunFolder) -> Result:
     cells = Cells([{"n": n} for n in range(args.cells)], here.work, ("value",))
-    rows = run_cells(run, args, cells, "cells", args.jobs)
+    rows = run_cells(run, args, cells, "cells", local(args.jobs))
     return Result({"rows": rows}, {"n": len(rows)})
 
 
