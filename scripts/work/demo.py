@@ -44,8 +44,12 @@ def demonstrate(args: Args, run: RunFolder) -> Result:
             partial(_run_part, run, name, command) for name, command in parts.items()
         ]
         work.insert(1, partial(_reference_lines, args, run))
-        for future in [pool.submit(job) for job in work]:
-            future.result()
+        try:
+            for future in [pool.submit(job) for job in work]:
+                future.result()
+        except BaseException:  # stopped or failed: what has not begun does not begin
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
     lines = run.rows.find(name="references") or {}
     names = ("doing nothing", "random actions", "true simulator")
     references = {name: run.rows.require(lines, name)[name] for name in names}
