@@ -41,7 +41,7 @@ def demonstrate(args: Args, run: RunFolder) -> Result:
     bar = run.bar(rows_expected + 1, "demo (models fitted, agents evaluated)")
     with _watching(run, parts, bar), ThreadPoolExecutor(2) as pool:
         work: list[Callable[[], object]] = [
-            partial(_run_part, run, name, command) for name, command in parts.items()
+            partial(_run_part, run, args.wandb, name, command) for name, command in parts.items()
         ]
         work.insert(1, partial(_reference_lines, args, run))
         try:
@@ -91,9 +91,18 @@ def _folder(agent: str) -> str:
     return f"train-{agent.replace(' ', '-')}"
 
 
-def _run_part(run: RunFolder, name: str, command: list[str]) -> None:
+def _run_part(run: RunFolder, wandb: bool, name: str, command: list[str]) -> None:
     script, *options = command
-    fixed = ["--out", str(run.path / name), "--resume", "--quiet", "--no-report", "--threads=1"]
+    told = ["--wandb"] if wandb else []
+    fixed = [
+        *told,
+        "--out",
+        str(run.path / name),
+        "--resume",
+        "--quiet",
+        "--no-report",
+        "--threads=1",
+    ]
     done = subprocess.run(
         [sys.executable, str(SCRIPTS / script), *options, *fixed],
         capture_output=True,
