@@ -72,7 +72,7 @@ class WandbRun:
 
         columns, data = _table([flat(row) for row in rows])
         if data:
-            self._run.log({"rows": wandb.Table(columns=columns, data=data)})
+            self._run.log({"rows": wandb.Table(columns=[*columns], data=data)})
         self._run.summary.update(flat(summary or {}))
         self._run.finish(exit_code=int(failed))
 
