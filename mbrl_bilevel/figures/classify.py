@@ -1,6 +1,6 @@
 """The figures of classify: differences to the first method, reliability, rewards, learning rates.
 
-Points are means over repeats, bars their 95 % bootstrap intervals.
+Points are means over repeats, bars their 95 % bootstrap intervals; those of shares of rows are Wilson's.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from mbrl_bilevel.evaluation.statistics import interval
-from mbrl_bilevel.figures.style import Row, colour, save, subplots
+from mbrl_bilevel.figures.style import Row, colour, most_telling, save, subplots
 from mbrl_bilevel.studies.class_summaries import differences
 
 _PANELS = (("accuracy", "accuracy"), ("nll", "NLL (nats)"), ("ece", "ECE"))
@@ -72,7 +72,8 @@ def _bar(axis: Any, place: float, values: Sequence[float], tint: str) -> None:
 def draw_reliability(folder: Path, rows: Sequence[Row], methods: Sequence[str]) -> Path:
     """Accuracy against confidence, the test rows of all data sets and repeats pooled; a size a panel.
 
-    Bins with fewer than 20 rows are left out.
+    Bins with fewer than 20 rows are left out. Bars are Wilson's 95 % intervals of a share of so many rows; below,
+    how many there are.
     """
     sizes = sorted({row["n_train"] for row in rows})
     rates = sorted({row["learning_rate"] for row in rows})
@@ -101,11 +102,14 @@ def draw_reliability(folder: Path, rows: Sequence[Row], methods: Sequence[str]) 
             total = count.sum(0)
             kept = total >= 20
             weights = count[:, kept] / total[kept]
-            axis.plot(
+            right = (weights * correct[:, kept]).sum(0)
+            axis.errorbar(
                 (weights * confidence[:, kept]).sum(0),
-                (weights * correct[:, kept]).sum(0),
+                right,
+                yerr=_wilson(right, total[kept]),
                 marker="o",
                 markersize=3,
+                capsize=2,
                 color=colour(method, i),
                 label=method,
             )
@@ -120,6 +124,16 @@ def draw_reliability(folder: Path, rows: Sequence[Row], methods: Sequence[str]) 
     axes[1][0].set_ylabel("test rows")
     axes[0][0].legend(frameon=False, fontsize=8)
     return save(figure, folder / "reliability.png")
+
+
+def _wilson(share: Any, n: Any) -> Any:
+    """How far below and above a share [bins] of ``n`` rows its 95 % score interval reaches: [2, bins]. E. B. Wilson,
+    Probable inference, the law of succession, and statistical inference, 1927."""
+    z = 1.96
+    middle = (share + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2)) / (1 + z**2 / n)
+    # Rounding may put an end of a share of 0 or 1 on its wrong side.
+    return np.clip([share - middle + half, middle + half - share], 0.0, None)
 
 
 def draw_rewards(folder: Path, rows: Sequence[Row]) -> Path | None:
@@ -164,11 +178,14 @@ def draw_learning_rates(folder: Path, rows: Sequence[Row], methods: Sequence[str
     rates = sorted({row["learning_rate"] for row in rows})
     if len(rates) < 2:
         return None
+    # Here: a process that fits one cell of a study draws nothing.
+    from matplotlib.ticker import LogLocator, NullLocator
+
     names = list(dict.fromkeys(row["dataset"] for row in rows))
     figure, axes = subplots(2, len(names), figsize=(3.6 * len(names), 6), squeeze=False)
     for column, name in enumerate(names):
         for axis, metric in zip(axes[:, column], ("accuracy", "nll"), strict=True):
-            for i, method in enumerate(methods):
+            for i, method in enumerate(most_telling(methods)):
                 found = [
                     interval(values)
                     for rate in rates
@@ -189,7 +206,12 @@ def draw_learning_rates(folder: Path, rows: Sequence[Row], methods: Sequence[str
                     )
                 axis.plot([], [], color=colour(method, i), label=method)
             axis.set_xscale("log")
-            axis.set_ylabel(metric)
+            axis.set_ylabel(f"{metric}, {'higher' if metric == 'accuracy' else 'lower'} is better")
+            if metric == "nll":  # a rate that is far too small would flatten the others
+                axis.set_yscale("log")
+                axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+                axis.yaxis.set_major_formatter("{x:g}")
+                axis.yaxis.set_minor_locator(NullLocator())
             axis.grid(alpha=0.3)
         axes[0, column].set_title(name, fontsize=10)
         axes[1, column].set_xlabel("learning rate")

@@ -58,7 +58,7 @@ def _panels(grid: Grid) -> tuple[Any, list[Any]]:
     for axis in axes.flat[len(grid.tasks) :]:
         axis.set_axis_off()
     for row in axes:
-        row[0].set_ylabel("return")
+        row[0].set_ylabel("return (higher is better)")
     return figure, list(axes.flat[: len(grid.tasks)])
 
 
@@ -88,6 +88,7 @@ def _finish(axis: Any, label: str) -> None:
     axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.xaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
     axis.xaxis.set_minor_locator(NullLocator())
+    axis.tick_params(labelsize=8)
     axis.set_xlabel(label)
     if axis.get_legend_handles_labels()[0]:
         axis.legend(fontsize=6, framealpha=0.8, edgecolor="none")

@@ -16,6 +16,9 @@ from mbrl_bilevel.evaluation.levels import LEVELS
 from mbrl_bilevel.evaluation.statistics import interval
 from mbrl_bilevel.figures.style import Row, colour, draw_band, most_telling, save, subplots
 
+#: Bands that can lie over each other in one panel and still be told apart.
+_MOST_BANDS = 3
+
 
 def draw_errors(folder: Path, rows: Sequence[Row], methods: Sequence[str]) -> Path:
     """One-step error, likelihood and coverage against the number of training rows, a column a data
@@ -126,8 +129,8 @@ def draw_open_loop(folder: Path, rows: Sequence[Row], methods: Sequence[str]) ->
 
 
 def draw_rollout(folder: Path, rows: Sequence[Row], methods: Sequence[str]) -> list[Path]:
-    """A predicted rollout with its 90 % band against the true one: a figure a data set, a column a
-    method, a row an observation. Rows without one are passed over."""
+    """A predicted rollout with its 90 % band against the true one: a figure a data set, a panel an observation, the
+    first three methods that have one. Rows without one are passed over."""
     paths = []
     for dataset in dict.fromkeys(row["dataset"] for row in rows):
         found = {
@@ -135,34 +138,45 @@ def draw_rollout(folder: Path, rows: Sequence[Row], methods: Sequence[str]) -> l
             for row in rows
             if row["dataset"] == dataset and row.get("rollout")
         }
-        drawn = [method for method in methods if method in found]
+        drawn = [method for method in methods if method in found][:_MOST_BANDS]
         if not drawn:
             continue
         truth = np.array(found[drawn[0]]["truth"])
-        figure, axes = subplots(
-            truth.shape[1],
-            len(drawn),
-            figsize=(2.6 * len(drawn) + 0.6, 1.7 * truth.shape[1] + 0.5),
-            sharex=True,
-            sharey="row",
-            squeeze=False,
-        )
+        columns = min(truth.shape[1], 2)
+        lines = -(-truth.shape[1] // columns)
+        size = (4.4 * columns, 2.3 * lines + 0.7)
+        figure, axes = subplots(lines, columns, figsize=size, sharex=True, squeeze=False)
         steps = np.arange(1, len(truth) + 1)
-        for column, method in enumerate(drawn):
-            band = {name: np.array(value) for name, value in found[method].items()}
-            for dim, axis in enumerate(axes[:, column]):
+        for dim, axis in enumerate(axes.flat[: truth.shape[1]]):
+            for method in drawn:
+                band = {name: np.array(value)[:, dim] for name, value in found[method].items()}
                 tint = colour(method, methods.index(method))
-                low, high = band["low"][:, dim], band["high"][:, dim]
-                axis.fill_between(steps, low, high, color=tint, alpha=0.25, linewidth=0)
-                axis.plot(steps, band["mean"][:, dim], color=tint)
-                axis.plot(steps, band["truth"][:, dim], color="black", linewidth=1, linestyle="--")
-                span = np.ptp(truth[:, dim]) + 1e-6
-                axis.set_ylim(truth[:, dim].min() - span, truth[:, dim].max() + span)
-                if column == 0:
-                    axis.set_ylabel(f"obs {dim}")
-            axes[0, column].set_title(method, fontsize=10)
-            axes[-1, column].set_xlabel("steps ahead")
-        figure.suptitle(f"{dataset}: predicted (mean, 90 %) and true (dashed)", fontsize=10)
+                axis.fill_between(
+                    steps, band["low"], band["high"], color=tint, alpha=0.1, linewidth=0
+                )
+                for end in ("low", "high"):  # of bands that lie over each other
+                    axis.plot(steps, band[end], color=tint, linewidth=0.8)
+                axis.plot(steps, band["mean"], color=tint, linewidth=2, label=method)
+            axis.plot(
+                steps, truth[:, dim], color="black", linewidth=1, linestyle="--", label="true"
+            )
+            span = np.ptp(truth[:, dim]) + 1e-6
+            axis.set_ylim(truth[:, dim].min() - span, truth[:, dim].max() + span)
+            axis.set_ylabel(f"observation {dim}")
+            axis.grid(alpha=0.3)
+        for axis in axes.flat[truth.shape[1] :]:
+            axis.set_axis_off()
+        for axis in axes[-1]:
+            axis.set_xlabel("steps ahead")
+        figure.suptitle(
+            f"{dataset}: predicted (mean, 90 %) and true; bands may leave the frame", fontsize=10
+        )
+        figure.legend(
+            *axes[0, 0].get_legend_handles_labels(),
+            loc="outside lower center",
+            ncols=len(drawn) + 1,
+            frameon=False,
+        )
         paths.append(save(figure, folder / f"rollout-{dataset.replace('/', '-')}.png"))
     return paths
 
@@ -242,7 +256,7 @@ def draw_trials(folder: Path, rows: Sequence[Row], methods: Sequence[str]) -> Pa
             )
     axis.set_xscale("log")
     axis.set_xlabel("learning rate")
-    axis.set_ylabel("held-out NLL (nats per dimension)")
+    axis.set_ylabel("held-out NLL (nats per dimension; lower is better)")
     axis.grid(alpha=0.3)
     axis.legend(frameon=False, fontsize=8)
     return save(figure, folder / "trials.png")

@@ -24,7 +24,9 @@ _DASHES = (":", "--", "-.", (0, (1, 4)))
 _OTHERS = ("#111111", "#8a5a44", "#d66fb4", "#5f7a12", "#9a9a9a", "#2b8f86")
 _ALSO = {
     **{"mse-network": "#5f7a12", "beta-nll-1": "#2b8f86", "nll-mixture": "#8a5a44"},
-    **{"bilevel-constant": "#111111", "learner alone": "#777777"},
+    **{"bilevel-constant": "#111111", "learner": "#111111", "learner alone": "#111111"},
+    **{"sb3-sac": PALETTE[OWN["sac"]][0], "bilevel-bounded": "#111111"},
+    **{"pg-identity": "#d66fb4", "pg-beta": "#5f7a12"},
 }
 #: Lines of a panel at most.
 MOST_LINES = 6
@@ -80,6 +82,7 @@ def draw_references(axis: Any, lines: Sequence[Row], order: Sequence[str]) -> No
     """Lines within reach of the curves; one that would flatten them is told at the frame instead."""
     low, high = axis.get_ylim()
     room = high - low
+    told = {True: 0, False: 0}
     for line in lines:
         value, style = line["mean"], _DASHES[order.index(line["label"]) % len(_DASHES)]
         if low - room <= value <= high + room:
@@ -89,10 +92,12 @@ def draw_references(axis: Any, lines: Sequence[Row], order: Sequence[str]) -> No
             low, high = min(low, value - 0.05 * room), max(high, value + 0.05 * room)
             axis.set_ylim(low, high)
             continue
-        above, told = value > high, "" if ":" in line["label"] else f": {value:,.0f}"
+        above, number = value > high, "" if ":" in line["label"] else f": {value:,.0f}"
+        away = 0.03 + 0.06 * told[above]
+        told[above] += 1
         axis.annotate(
-            f"{plain(line['label'])}{told} {'↑' if above else '↓'}",
-            xy=(0.98, 0.97 if above else 0.03),
+            f"{plain(line['label'])}{number} {'↑' if above else '↓'}",
+            xy=(0.98, 1.0 - away if above else away),
             xycoords="axes fraction",
             ha="right",
             va="top" if above else "bottom",

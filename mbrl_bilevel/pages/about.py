@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from mbrl_bilevel.pages.folders import Run
 
 #: Options that are no part of what a run is.
 _LEFT_OUT = ("quiet", "resume", "no_report")
+#: What a reader may want to open beside the page, in this order; also of the seeds of a train.
+_FILES = ("**/*.mp4", "figures/*.png", "metrics.json", "rows.jsonl")
+_MOST_FILES = 24
 
 
 @dataclass(frozen=True)
 class About:
-    """Of one run, as texts: ``facts`` are pairs of a name and what is so called, ``settings`` its config.json."""
+    """Of one run, as texts: ``facts`` are pairs of a name and what is so called, ``settings`` its config.json, ``files`` pairs of a
+    name and a link from the page."""
 
     name: str
     script: str
@@ -26,10 +33,11 @@ class About:
     facts: Sequence[tuple[str, str]]
     settings: str
     failures: Sequence[str]
+    files: Sequence[tuple[str, str]]
 
 
-def about(run: Run) -> About:
-    """Of the run."""
+def about(run: Run, page: Path) -> About:
+    """Of the run, as the file ``page`` shows it."""
     config = run.config
     versions: Any = config.get("versions")
     facts = [("started", config.get("started")), ("platform", config.get("platform"))]
@@ -52,7 +60,19 @@ def about(run: Run) -> About:
         facts=[(name, str(value)) for name, value in facts if value is not None],
         settings=json.dumps(config, indent=2, ensure_ascii=False),
         failures=[_failure(row) for row in run.failed[:20]],
+        files=list(_files(run.path, page.parent)),
     )
+
+
+def _files(folder: Path, beside: Path) -> Iterator[tuple[str, str]]:
+    """The run's videos, figures and numbers: links that hold while page and folder keep their places."""
+    found = dict.fromkeys(path for pattern in _FILES for path in sorted(folder.glob(pattern)))
+    for path in list(found)[:_MOST_FILES]:
+        try:
+            link = os.path.relpath(path, beside)
+        except ValueError:  # on another drive
+            link = str(path.resolve())
+        yield path.relative_to(folder).as_posix(), quote(Path(link).as_posix())
 
 
 def command(run: Run) -> str:

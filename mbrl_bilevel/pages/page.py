@@ -51,7 +51,7 @@ def write_page(runs: Sequence[Path | str], path: Path | str) -> Written:
     """
     read = read_runs([Path(run) for run in runs])
     sections = sections_of(read)
-    document = render(read, sections).encode("utf-8", "backslashreplace")
+    document = render(read, sections, Path(path)).encode("utf-8", "backslashreplace")
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     write_atomically(Path(path), document)
     plots = sum(isinstance(block, Plot) for section in sections for block in section.blocks)
@@ -71,8 +71,8 @@ def sections_of(runs: Sequence[Run]) -> list[Section]:
     return [section for section in found if section is not None]
 
 
-def render(runs: Sequence[Run], sections: Sequence[Section]) -> str:
-    """The page as text."""
+def render(runs: Sequence[Run], sections: Sequence[Section], path: Path) -> str:
+    """The page as text, to be kept at ``path``."""
     looks = Looks(list(_groups(sections)))
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -82,7 +82,7 @@ def render(runs: Sequence[Run], sections: Sequence[Section]) -> str:
     plots: list[Mapping[str, Any]] = []
     document = environment.from_string(_file("page.html.jinja")).render(
         title=", ".join(dict.fromkeys(run.name for run in runs)),
-        abouts=[about(run) for run in runs],
+        abouts=[about(run, path) for run in runs],
         sections=[
             {
                 "id": f"section-{number}",

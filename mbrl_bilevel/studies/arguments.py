@@ -18,6 +18,7 @@ from typing import Any, ClassVar, TypeVar, get_args, get_type_hints
 import tyro
 
 from mbrl_bilevel.base.errors import BilevelError, InvalidInputError
+from mbrl_bilevel.studies.tracking import require_wandb
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +38,8 @@ class RunArgs:
     """No progress bars and no table on stderr."""
     no_report: bool = False
     """Write no report.html, the page of the run, at its end."""
+    wandb: bool = False
+    """Log to Weights & Biases as well (extra [wandb]); its variables, such as WANDB_MODE=offline, are obeyed."""
     resume: bool = False
     """Go on with the run in --out: its finished rows are kept. A finished one goes on to more --seeds, of
     train to more --steps."""
@@ -59,6 +62,8 @@ class RunArgs:
         if self.out is not None and self.out == Path():
             raise InvalidInputError("--out: give a folder of the run's own, not the working folder")
         self.require_at_least(0, "threads", most=1024)
+        if self.wandb:
+            require_wandb()
 
     def require_at_least(self, least: int, *names: str, most: float = 10**7) -> None:
         """Check numbers, and each number of a tuple.

@@ -147,7 +147,7 @@ def one_thread() -> None:
 def _draw(run: RunFolder, key: Row, curves: Curves) -> None:
     for name, points in curves.items():
         for step, value in points:
-            run.tensorboard.add_scalar(f"{name}/{_named(key, '/')}", value, step)
+            run.scalar(f"{name}/{_named(key, '/')}", value, step)
 
 
 def _named(key: Row, between: str = " ") -> str:

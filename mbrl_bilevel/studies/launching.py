@@ -104,6 +104,8 @@ def run_inside(script: str, args: R, main: Callable[[R, RunFolder], Result]) -> 
     """
     with RunFolder(script, args) as run:
         if run.summary is None:
+            if args.wandb:
+                run.track()
             result = main(args, run)
             run.finish(result.metrics, result.summary)
         return run.metrics
@@ -143,6 +145,8 @@ def _help(main: Callable[..., object]) -> str | None:
 
 def _run(main: Callable[[R, RunFolder], Result], args: R, run: RunFolder) -> dict[str, object]:
     try:
+        if args.wandb:
+            run.track()
         with _threads(args):
             result = main(args, run)
         return run.finish(result.metrics, result.summary)

@@ -19,18 +19,20 @@ from importlib import metadata
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
+from uuid import uuid4
 
 from mbrl_bilevel.base.atomic import write_atomically
 from mbrl_bilevel.base.errors import InvalidInputError
 from mbrl_bilevel.base.rows import Rows, strict
 from mbrl_bilevel.studies.arguments import RunArgs, option_name
+from mbrl_bilevel.studies.tracking import WandbRun
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 #: Options that may differ when a run is resumed: they do not change what it computes.
 FREE_ON_RESUME = (
-    *("out", "resume", "quiet", "no_report", "threads", "jobs"),
+    *("out", "resume", "quiet", "no_report", "wandb", "threads", "jobs"),
     *("launcher", "ray_address", "cell_cpus", "cell_gpus"),
 )
 
@@ -74,6 +76,7 @@ class RunFolder:
             raise InvalidInputError("--resume: say which run to go on with: --out DIR")
         self._quiet = args.quiet
         self._bars: list[Bar] = []
+        self._tracked: WandbRun | None = None
         self.path, self._made = _make(script, args.out)
         self._lock = _lock(self.path)
         _sweep(self.path)
@@ -122,6 +125,22 @@ class RunFolder:
 
         return SummaryWriter(str(self.path))
 
+    def scalar(self, name: str, value: float, step: int) -> None:
+        """A point of the curve ``name`` at ``step``: to TensorBoard, and to W&B where the run is tracked."""
+        self.tensorboard.add_scalar(name, value, step)
+        if self._tracked is not None:
+            self._tracked.scalar(name, value, step)
+
+    def track(self) -> None:
+        """From here on log to Weights & Biases as well; a run that is resumed goes on there.
+
+        Raises InvalidInputError where W&B refuses.
+        """
+        config = _read_json(self.path / "config.json")
+        identity = config.setdefault("wandb", uuid4().hex[:8])
+        self._tracked = WandbRun(self.path, config, identity)
+        self.write_json("config.json", config)
+
     @property
     def summary(self) -> dict[str, Any] | None:
         """The summary of a run that is finished; None while it is not, or where cells failed."""
@@ -162,6 +181,9 @@ class RunFolder:
         kept = strict({"out": self.path, **failed, **summary})
         self.write_json("summary.json", kept)
         self.write_json("metrics.json", metrics)
+        if self._tracked is not None:
+            self._tracked.finish(self.rows, kept, failed=False)
+            self._tracked = None
         return kept
 
     def progress(self, items: Iterable[T], desc: str, total: int | None = None) -> Iterable[T]:
@@ -178,6 +200,9 @@ class RunFolder:
             bar.close()
         if "tensorboard" in self.__dict__:
             self.tensorboard.close()
+        if self._tracked is not None:  # stopped, or ended by an error
+            self._tracked.finish(self.rows, None, failed=True)
+            self._tracked = None
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None

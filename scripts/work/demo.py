@@ -41,11 +41,15 @@ def demonstrate(args: Args, run: RunFolder) -> Result:
     bar = run.bar(rows_expected + 1, "demo (models fitted, agents evaluated)")
     with _watching(run, parts, bar), ThreadPoolExecutor(2) as pool:
         work: list[Callable[[], object]] = [
-            partial(_run_part, run, name, command) for name, command in parts.items()
+            partial(_run_part, run, args.wandb, name, command) for name, command in parts.items()
         ]
         work.insert(1, partial(_reference_lines, args, run))
-        for future in [pool.submit(job) for job in work]:
-            future.result()
+        try:
+            for future in [pool.submit(job) for job in work]:
+                future.result()
+        except BaseException:  # stopped or failed: what has not begun does not begin
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
     lines = run.rows.find(name="references") or {}
     names = ("doing nothing", "random actions", "true simulator")
     references = {name: run.rows.require(lines, name)[name] for name in names}
@@ -87,9 +91,18 @@ def _folder(agent: str) -> str:
     return f"train-{agent.replace(' ', '-')}"
 
 
-def _run_part(run: RunFolder, name: str, command: list[str]) -> None:
+def _run_part(run: RunFolder, wandb: bool, name: str, command: list[str]) -> None:
     script, *options = command
-    fixed = ["--out", str(run.path / name), "--resume", "--quiet", "--no-report", "--threads=1"]
+    told = ["--wandb"] if wandb else []
+    fixed = [
+        *told,
+        "--out",
+        str(run.path / name),
+        "--resume",
+        "--quiet",
+        "--no-report",
+        "--threads=1",
+    ]
     done = subprocess.run(
         [sys.executable, str(SCRIPTS / script), *options, *fixed],
         capture_output=True,

@@ -249,17 +249,17 @@ def _agent(
 
 
 def _log(run: RunFolder, agent: PlanningAgent, row: dict[str, Any]) -> None:
-    run.tensorboard.add_scalar("eval/return", row["mean"], row["step"])
+    run.scalar("eval/return", row["mean"], row["step"])
     if "policy_mean" in row:
-        run.tensorboard.add_scalar("eval/policy_return", row["policy_mean"], row["step"])
+        run.scalar("eval/policy_return", row["policy_mean"], row["step"])
     for name, value in agent.progress.health:
-        run.tensorboard.add_scalar(name, value, row["step"])
+        run.scalar(name, value, row["step"])
     fitted = agent.last_fit
     if fitted is not None:
         held_out = float(np.mean(fitted.criterion))
-        run.tensorboard.add_scalar("model/held_out", held_out, row["step"])
+        run.scalar("model/held_out", held_out, row["step"])
         for name, value in fitted.outer.items():
-            run.tensorboard.add_scalar(f"model/{name}", value, row["step"])
+            run.scalar(f"model/{name}", value, row["step"])
 
 
 class _Tick(BaseCallback):

@@ -256,7 +256,7 @@ def test_a_value_that_broke_down_does_not_hide_the_others(make: Make) -> None:
 def test_the_command_can_be_typed_again(make: Make) -> None:
     options = {"env_id": "My Env-v0", "methods": ["nll", "mse"], "noise": -0.5, "quick": True}
     (run,) = read_runs([make("run", "compare", {**options, "csv": [], "resume": True}, [])])
-    assert about(run).command == (
+    assert about(run, run.path / "report.html").command == (
         "python scripts/compare.py '--env-id=My Env-v0' --methods nll mse --noise=-0.5 --quick"
     )
 

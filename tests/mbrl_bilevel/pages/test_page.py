@@ -11,6 +11,7 @@ from html import unescape
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 
@@ -60,9 +61,12 @@ def test_everything_on_one_page(
     assert list(written.runs) == ["t", "c", "f", "k"]
     found = tags(page)
     assert sum(attrs.get("class") == "canvas" for _, attrs in found) == written.plots
-    for _, attrs in found:
+    for tag, attrs in found:
         for name in ("src", "href", "action", "srcset"):
-            assert (attrs.get(name) or "#").startswith(("#", "data:"))
+            link = attrs.get(name) or "#"
+            # What a reader may follow by hand leads to the runs' own files.
+            own = tag == "a" and (page.parent / unquote(link)).is_file()
+            assert own or link.startswith(("#", "data:"))
     ids = [attrs["id"] for _, attrs in found if "id" in attrs]
     assert len(ids) == len(set(ids))
     for _, attrs in found:  # each plot has its words and its name
@@ -71,6 +75,22 @@ def test_everything_on_one_page(
     assert [tag for tag, _ in found].count("details") >= written.plots
     headings = [int(tag[1]) for tag, _ in found if re.fullmatch("h[1-6]", tag)]
     assert all(later - earlier <= 1 for earlier, later in pairwise(headings))
+
+
+def test_videos_and_figures_of_a_run_are_linked_from_its_page(
+    tmp_path: Path, trained: Make
+) -> None:
+    run = trained("my run #1", [0])
+    for name in ("videos/agent.mp4", "figures/returns.png"):
+        (run / name).parent.mkdir(exist_ok=True)
+        (run / name).write_bytes(b"x")
+    for page in (run / "report.html", tmp_path / "elsewhere" / "page.html"):
+        write_page([run], page)
+        links = [attrs["href"] for tag, attrs in tags(page) if tag == "a"]
+        found = [(page.parent / unquote(link)).resolve() for link in links if link[0] != "#"]
+        assert (run / "videos/agent.mp4").resolve() == found[0]
+        assert (run / "figures/returns.png").resolve() == found[1]
+        assert all(path.is_file() for path in found)
 
 
 def test_what_a_folder_says_stays_text(tmp_path: Path, make: Make, compared: Make) -> None:
