@@ -546,9 +546,10 @@ class PlanningAgent(AgentParts):
     @property
     def acts_by_plan(self) -> bool:
         """Whether ``predict`` plans where it is not told."""
-        if self.settings.planner is None:
+        share = self.settings.plan_share
+        if self.settings.planner is None or (share == 0.0 and self.held.exists):
             return False
-        if self.settings.plan_share != "auto" or not self.held.exists:
+        if share != "auto" or not self.held.exists:
             return True
         if self._better is None:
             self._better = self.record.plan_is_better

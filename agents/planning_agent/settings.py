@@ -136,7 +136,8 @@ class PlanningSettings:
     plan_share: float | Literal["auto"] = "auto"
     """The part of the steps that are acted by plan while learning, drawn anew at every 50th step of an episode;
     in the others the policy explores. auto: a tenth, and another tenth by the policy's best guess, so that it is
-    known which of them does better. Without a policy, plans act throughout."""
+    known which of them does better. 0: no plan is made unless ``predict`` is asked for one. Without a policy, plans act
+    throughout."""
 
     imagine_every: int = 50
     """Real steps between two imaginations; one also follows each fit."""
