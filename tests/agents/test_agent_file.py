@@ -82,6 +82,7 @@ def test_settings_come_back(planner: Planner | None, value: Any) -> None:
         real_rows=5678,
         n_steps=2,
         look_ahead=3,
+        look_ahead_lambda=0.5,
     )
     default = PlanningSettings()
     changed = {name for name, kept in vars(settings).items() if kept != getattr(default, name)}

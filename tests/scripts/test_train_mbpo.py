@@ -102,6 +102,7 @@ def test_a_policy_is_learned_from_a_data_set_alone(
 
 #: Another value than the default of every option that is not a number of which 13 would do.
 OTHERS: dict[str, Any] = {
+    "look_ahead_lambda": 0.5,
     **{"method": "nll", "termination": "a:b", "reward": "known", "planner": "cem", "device": "cpu"},
     **{"propagation": "ts1", "pessimism": 0.25, "precision": "bfloat16", "elites": 1, "members": 1},
     **{"rollout_length": (2, 3), "rollout_growth": (4, 5), "rollout_cut": 0.5, "penalty": 1.0},
