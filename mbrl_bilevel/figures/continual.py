@@ -14,7 +14,7 @@ from matplotlib.ticker import NullLocator
 from mbrl_bilevel.base.rows import Row
 from mbrl_bilevel.evaluation.statistics import interval
 from mbrl_bilevel.figures.style import save, subplots
-from mbrl_bilevel.pages.looks import PALETTE
+from mbrl_bilevel.pages.looks import PALETTE, Looks
 from mbrl_bilevel.studies.continual_summaries import HIGHER, sequences
 
 #: Matrices side by side.
@@ -231,10 +231,11 @@ def _frame(axis: Any, along: str, found: Sequence[float]) -> None:
 
 
 def _looks(methods: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """How each of these methods looks."""
+    """How each of these methods looks; its colour is the one that it has on a page."""
+    colours = Looks([methods])
     return {
         method: {
-            "color": PALETTE[place][0],
+            "color": PALETTE[colours[method].colour][0],
             "marker": _MARKERS[place],
             "linestyle": "",
             "markersize": 5,
