@@ -1,7 +1,8 @@
 """The shallow model fitted to all data so far by follow-the-leader: sparse random features, least squares.
 
 W = (A + ρI)⁻¹B with A = Σ φ(x)φ(x)ᵀ and B = Σ φ(x)yᵀ over every row that was ever seen. The sums are all that
-is kept, so nothing can be forgotten (Losse-FTL; Liu et al. 2024, arXiv 2401.13034).
+is kept, so nothing can be forgotten (after Losse-FTL; Liu et al. 2024, arXiv 2401.13034). How x is coded follows that
+paper's idea; the number of grids, their knots and the noise are ours.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ _FLOOR = 1e-8
 
 
 class SparsePolicy(nn.Module):
-    """N(Wᵀφ(x), diag σ²), an ensemble of E; φ is a locality-sensitive sparse code (arXiv 2401.13034, section 4).
+    """N(Wᵀφ(x), diag σ²), an ensemble of E; φ is a locality-sensitive sparse code, after arXiv 2401.13034.
 
     Each of ``grids`` grids has two axes, random directions in x, with ``bins`` knots each at equally likely
     values of a standard normal. A point gives its four nearest knots of a grid what bilinear
