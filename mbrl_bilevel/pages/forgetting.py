@@ -68,9 +68,9 @@ def _of_sequence(sequence: str, frame: pd.DataFrame) -> Section:
     for name in metrics[:2]:
         blocks += _matrices(here, name)
     lead = (
-        "The tasks are learned one after another. Forgotten: how much better a task once was than it is at the end, "
-        "the mean over all tasks but the last (Chaudhry et al. 2018); below zero, later tasks helped. Means over "
-        "repeats with 95 % bootstrap intervals."
+        "The tasks are learned one after another. Forgotten: how much better a task was just after it was learned than "
+        "it is at the end, the mean over all tasks but the last (the negative of the backward transfer of Lopez-Paz & Ranzato "
+        "2017); below zero, later tasks helped. Means over repeats with 95 % bootstrap intervals."
     )
     return Section(f"Forgetting: {sequence}", lead, blocks)
 
