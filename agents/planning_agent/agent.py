@@ -385,9 +385,10 @@ class PlanningAgent(AgentParts):
         """Go on with ``env``, another task with the same spaces, and keep of the tasks so far what ``keeping`` says (by
         default, the parameters alone); it is the same for all tasks of an agent.
 
-        The next ``learn`` counts its steps from 0, and begins with ``learning_starts`` random ones. From now on the model is fitted in the units of the first task and never from scratch, neither shrunk nor perturbed.
-        A file holds no earlier tasks: an agent that is loaded keeps nothing of them but parameters. A learned
-        termination is of the present task alone.
+        The next ``learn`` counts its steps from 0, and begins with ``learning_starts`` random ones. From now on the model
+        is fitted in the units of the first task and never from scratch, neither shrunk nor perturbed. A file holds no earlier
+        tasks: an agent that is loaded keeps nothing of them but parameters. A learned termination is of the present task
+        alone.
 
         Raises InvalidInputError before anything was learned, for what ``set_env`` refuses, another ``keeping`` than
         before, or one that this agent cannot have: of a model of several steps, or without a FastSAC a policy.

@@ -70,12 +70,11 @@ class Keeping:
 
 @dataclass(frozen=True)
 class Earlier:
-    """What is left of ``tasks`` tasks: how the ``model`` is kept, and the fit that the next one goes on from and whose units
-    hold for ever (``start``; both None where no model is fitted); and the Gaussians of the ``observations``."""
+    """What is left of ``tasks`` tasks: how the ``model`` is kept (None where none is fitted), and the Gaussians of the
+    ``observations``."""
 
     keeping: Keeping
     model: Keep | None = None
-    start: FitStart | None = None
     observations: InputDensity = field(default_factory=InputDensity)
     tasks: int = 0
 
@@ -102,7 +101,7 @@ class Earlier:
             policy = start.model.regression.policy
             keep = keep.after(policy, _rows(experience, start), generator)
         seen = self.observations.after(torch.from_numpy(experience.obs))
-        return replace(self, model=keep, start=start, observations=seen, tasks=self.tasks + 1)
+        return replace(self, model=keep, observations=seen, tasks=self.tasks + 1)
 
     def hold(
         self,
