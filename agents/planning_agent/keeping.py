@@ -118,16 +118,11 @@ class Earlier:
 
 def _rows(experience: Transitions, start: FitStart) -> FitData:
     """What the last fit could learn from, in its units, seen by whom it was seen."""
-    model, units = start.model, start.model.regression
+    model = start.model
     x, y = regression_rows(
         experience, reward=model.reward is None, jump=model.terminal_jump, direct=model.direct
     )
-    dtype = torch.get_default_dtype()
-    return FitData(
-        units.inputs.normalise(x).to(dtype),
-        units.targets.normalise(y)[:, units.active].to(dtype),
-        start.folds.folds(experience.episode, experience.t),
-    )
+    return model.regression.fit_data(x, y, start.folds.folds(experience.episode, experience.t))
 
 
 class Drift:

@@ -71,7 +71,11 @@ class Regression:
     ) -> FitData:
         """Raw x [N, X] and y [N, D] to learn from, in this model's units. Rows of one of the ``groups``
         [N] are never parted; None takes each by itself. Raises as ``cross_fit``."""
-        folds = cross_fit(np.arange(len(x)) if groups is None else groups, self.members, random)
+        groups = np.arange(len(x)) if groups is None else groups
+        return self.fit_data(x, y, cross_fit(groups, self.members, random))
+
+    def fit_data(self, x: Tensor, y: Tensor, folds: Folds) -> FitData:
+        """The same, seen by whom ``folds`` say."""
         dtype = self._dtype
         targets = self.targets.normalise(y)[:, self.active]
         return FitData(self.inputs.normalise(x).to(dtype), targets.to(dtype), folds)
