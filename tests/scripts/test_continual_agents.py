@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from mbrl_bilevel.pages.page import write_page
 from mbrl_bilevel.studies.agent_summaries import agent_scores
 from mbrl_bilevel.studies.launching import launch
 from tests.agents.test_next_task import Sided
+from tests.scripts.test_continual import ran
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 sys.path.append(str(SCRIPTS))
@@ -41,8 +41,6 @@ TINY = [
     *["--learning-starts", "70", "--updates-per-step", "1", "--eval-episodes", "2"],
     *["--seeds", "1"],
 ]
-#: Times differ from run to run; nothing else may.
-TIMES = ("train_seconds", "wall_seconds")
 
 
 class Half(Sided):
@@ -68,20 +66,9 @@ def sides(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(SEQUENCES, "sides", TaskSequence("changing", tasks, ""))
 
 
-def ran(out: Path, *options: str) -> Any:
-    launch(continual.Args, continual.main, [*TINY, "--out", str(out), *options])
-
-    def drop(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {k: drop(v) for k, v in value.items() if k not in TIMES}
-        return [drop(v) for v in value] if isinstance(value, list) else value
-
-    return drop(json.loads((out / "metrics.json").read_text()))
-
-
 @pytest.mark.filterwarnings("ignore:the fit ended at its limit")
 def test_a_run_has_a_row_for_each_agent_and_ends_the_same_after_a_stop(tmp_path: Path) -> None:
-    found = ran(tmp_path / "a")
+    found = ran(tmp_path / "a", tiny=TINY)
     assert [row["method"] for row in found["rows"]] == AGENTS
     for matrices in found["matrices"]:
         for metric in ("return", "success"):
@@ -102,7 +89,7 @@ def test_a_run_has_a_row_for_each_agent_and_ends_the_same_after_a_stop(tmp_path:
     (tmp_path / "a" / "rows.jsonl").write_text("".join(rows[:1] + rows[2:]))
     for name in ("metrics.json", "summary.json"):
         (tmp_path / "a" / name).unlink()
-    assert ran(tmp_path / "a", "--resume") == found
+    assert ran(tmp_path / "a", "--resume", tiny=TINY) == found
 
 
 def test_scores_are_those_of_continual_world() -> None:
