@@ -103,14 +103,18 @@ def read_preset(name: str, text: str) -> Preset:
 
 
 def preset_for(env: gym.Env[Any, Any] | VecEnv) -> Preset:
-    """That of the environment's name; without a file, one chosen from its spaces and time limit.
+    """That of the environment's name (of mbrl/Hopper-v0 that of Hopper-v5); without a file, one chosen from its spaces
+    and time limit.
 
     The scale of its rewards needs no choice: the learner divides by their root mean square over the
     first random steps (``FastSAC.standardise``).
     """
     spec = _spec_of(env)
-    if spec is not None and spec.id in NAMES:
-        return named_preset(spec.id)
+    if spec is not None:
+        # A robot whose physics is varied has the settings of the robot.
+        name = re.sub(r"^mbrl/(.+)-v0$", r"\1-v5", spec.id)
+        if name in NAMES:
+            return named_preset(name)
     limit = None if spec is None else spec.max_episode_steps
     return default_preset(env.observation_space, env.action_space, limit)
 

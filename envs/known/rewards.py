@@ -38,10 +38,11 @@ def reward_rule(env: Env) -> Rule | None:
     from body positions an integrator step old, and InvertedDoublePendulum, whose reward reads
     joint speeds that its observation clips.
 
-    Subclasses, and wrappers that act on actions, observations or rewards, give None.
+    The robots of ``envs.tasks.variations`` count as Gymnasium's unless their reward itself is varied. Other
+    subclasses, and wrappers that act on actions, observations or rewards, give None.
     """
     *wrappers, base = acting_layers(env)
-    build = _BUILDERS.get(type(base))
+    build = _BUILDERS.get(_paid_as(base))
     return None if wrappers or build is None else build(base)
 
 
@@ -54,15 +55,21 @@ def approximate_reward_rule(env: Env) -> Rule | None:
     InvertedDoublePendulum, joint speeds beyond ±10 rad/s count as 10, and the tip is where it is at
     the end of the step, an instant later than the task looks. To plan with, not to evaluate with.
 
-    Subclasses, wrappers that act on actions, observations or rewards, and Hopper and Walker2d that do
-    not terminate when unhealthy, give None.
+    Subclasses (but those that ``reward_rule`` knows), wrappers that act on actions, observations or rewards, and Hopper
+    and Walker2d that do not terminate when unhealthy, give None.
     """
     exact = reward_rule(env)
     if exact is not None:
         return exact
     *wrappers, base = acting_layers(env)
-    build = _APPROXIMATE.get(type(base))
+    build = _APPROXIMATE.get(_paid_as(base))
     return None if wrappers or build is None else build(base)
+
+
+def _paid_as(base: Any) -> type | None:
+    """The class whose reward ``base`` pays; a subclass may say that it is its parent's (``paid_as``)."""
+    found: type | None = getattr(base, "paid_as", type(base))
+    return found
 
 
 def _reacher(base: Any) -> Rule:

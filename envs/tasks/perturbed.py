@@ -16,6 +16,8 @@ from gymnasium.envs.mujoco import MujocoEnv
 from gymnasium.envs.mujoco.ant_v5 import AntEnv
 from gymnasium.envs.mujoco.half_cheetah_v5 import HalfCheetahEnv
 from gymnasium.envs.mujoco.hopper_v5 import HopperEnv
+from gymnasium.envs.mujoco.inverted_double_pendulum_v5 import InvertedDoublePendulumEnv
+from gymnasium.envs.mujoco.inverted_pendulum_v5 import InvertedPendulumEnv
 from gymnasium.envs.mujoco.pusher_v5 import PusherEnv
 from gymnasium.envs.mujoco.walker2d_v5 import Walker2dEnv
 from gymnasium.utils.ezpickle import EzPickle
@@ -42,6 +44,12 @@ class _Varied(MujocoEnv, EzPickle):
         super().__init__(**kwargs)
         # What a copy is rebuilt from; Gymnasium's class has just said it without ours.
         EzPickle.__init__(self, **kwargs, **given)
+
+    @property
+    def paid_as(self) -> type | None:
+        """The class of Gymnasium whose reward this pays; None where the reward is varied too."""
+        varied = any(VARIATIONS[name].field == "reward" for name in self.variation)
+        return None if varied else type(self).__bases__[-1]
 
     def _initialize_simulation(self) -> tuple[mujoco.MjModel, mujoco.MjData]:
         model, data = super()._initialize_simulation()
@@ -101,6 +109,14 @@ class Ant(_Runner, AntEnv):
 
 class Pusher(_Varied, PusherEnv):
     """Pusher-v5, varied."""
+
+
+class InvertedPendulum(_Varied, InvertedPendulumEnv):
+    """InvertedPendulum-v5, varied."""
+
+
+class InvertedDoublePendulum(_Varied, InvertedDoublePendulumEnv):
+    """InvertedDoublePendulum-v5, varied."""
 
 
 def _vary(model: mujoco.MjModel, variation: Mapping[str, Any]) -> None:

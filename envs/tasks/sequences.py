@@ -299,6 +299,11 @@ SEQUENCES: dict[str, TaskSequence] = {
     "hopper-planets": changing(
         "Hopper", [{"gravity": g} for g in (1.0, 0.2, 2.0, 0.5, 3.0)], "gravity, far apart"
     ),
+    "doublependulum-flipped": changing(
+        "InvertedDoublePendulum",
+        [{}, {"strength": -1.0}, {"strength": 0.5}],
+        "a motor that pushes the other way, then with half its strength",
+    ),
     "halfcheetah-long": changing(
         "HalfCheetah",
         [

@@ -19,7 +19,8 @@ from mbrl_bilevel.base.errors import InvalidInputError
 Factors = float | Mapping[str, float]
 
 RUNNERS = ("HalfCheetah", "Hopper", "Walker2d", "Ant")
-ROBOTS = (*RUNNERS, "Pusher")
+PENDULUMS = ("InvertedPendulum", "InvertedDoublePendulum")
+ROBOTS = (*RUNNERS, "Pusher", *PENDULUMS)
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Variation:
 
 #: All variations, by the keyword of ``gym.make``.
 VARIATIONS: dict[str, Variation] = {
-    "gravity": Variation(0.2, 3.0, 1.0, "opt.gravity", "factor of gravity", RUNNERS),
+    "gravity": Variation(0.2, 3.0, 1.0, "opt.gravity", "factor of gravity", (*RUNNERS, *PENDULUMS)),
     "friction": Variation(0.05, 5.0, 1.0, "geom_friction", "factor of sliding friction"),
     "mass": Variation(
         0.2, 5.0, 1.0, "body_mass, body_inertia", "factor of masses and inertias", parts="bodies"
