@@ -60,6 +60,10 @@ def test_the_files_are_those_of_the_tasks() -> None:
         named_preset("Swimer-v5")
 
 
+def test_a_varied_robot_has_the_settings_of_the_robot() -> None:
+    assert preset_for(make_env("mbrl/Hopper-v0", gravity=0.5)) == named_preset("Hopper-v5")
+
+
 def test_what_is_given_wins() -> None:
     env = make_env("HalfCheetah-v5")
     settings = PlanningSettings(learning_starts=123)

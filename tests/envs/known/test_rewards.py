@@ -14,6 +14,7 @@ from gymnasium.envs.mujoco.reacher_v5 import ReacherEnv
 from envs.known.endings import load_rule
 from envs.known.rewards import approximate_reward_rule, reward_rule
 from envs.tasks.make import make_env
+from envs.tasks.perturbed import Pusher
 from mbrl_bilevel.base.errors import InvalidInputError
 
 SHOWN: dict[str, Any] = {"exclude_current_positions_from_observation": False}
@@ -29,6 +30,9 @@ KNOWN: list[tuple[str, dict[str, Any]]] = [
     ("Swimmer-v5", SHOWN | {"forward_reward_weight": 3.0}),
     ("Hopper-v5", SHOWN | {"healthy_reward": 0.4}),
     ("Walker2d-v5", SHOWN | {"ctrl_cost_weight": 0.2}),
+    ("mbrl/InvertedPendulum-v0", {"gravity": 2.0, "strength": -1.0}),
+    ("mbrl/Pusher-v0", {"goal_x": 0.1, "mass": 2.0}),
+    ("mbrl/HalfCheetah-v0", SHOWN | {"length": {"bshin": 1.3}}),
 ]
 
 
@@ -39,6 +43,8 @@ APPROXIMATE: list[tuple[str, dict[str, Any], float]] = [
     ("Hopper-v5", {"healthy_reward": 0.4}, 0.05),
     ("Walker2d-v5", {"ctrl_cost_weight": 0.2}, 0.1),
     ("InvertedDoublePendulum-v5", {"healthy_reward": 5.0}, 0.02),
+    ("mbrl/InvertedDoublePendulum-v0", {"strength": 2.0, "gravity": 0.5}, 0.02),
+    ("mbrl/HalfCheetah-v0", {"strength": {"bthigh": 0.0}, "wind": 20.0}, 0.3),
 ]
 
 
@@ -126,6 +132,13 @@ def test_none_for_what_may_have_changed_it() -> None:
         pass
 
     assert reward_rule(Other()) is None
+    for varied in ({"direction": -1}, {"target_speed": 2.0, "mass": 1.5}):
+        assert reward_rule(make_env("mbrl/Hopper-v0", **SHOWN, **varied)) is None
+
+    class OtherVaried(Pusher):
+        pass
+
+    assert reward_rule(OtherVaried()) is None
     assert (
         reward_rule(make_env("HumanoidStandup-v5", include_cfrc_ext_in_observation=False)) is None
     )
