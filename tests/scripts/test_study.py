@@ -380,3 +380,9 @@ def test_the_study_of_the_agents_asks_for_what_train_takes() -> None:
         *("train_freq", "gradient_steps", "target_entropy", "target_update_interval"),
     ):
         assert getattr(mine, name) == getattr(theirs, name)
+
+
+def test_the_example_is_a_study() -> None:
+    grid = read_grid(Path(__file__).parents[2] / "examples" / "agents_on_tasks.toml")
+    assert len(list(grid.cells())) == 12
+    assert all(task.targets and "random actions" in task.lines for task in grid.tasks)
