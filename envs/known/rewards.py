@@ -66,9 +66,9 @@ def approximate_reward_rule(env: Env) -> Rule | None:
     return None if wrappers or build is None else build(base)
 
 
-def _paid_as(base: Any) -> type | None:
+def _paid_as(base: Any) -> type:
     """The class whose reward ``base`` pays; a subclass may say that it is its parent's (``paid_as``)."""
-    found: type | None = getattr(base, "paid_as", type(base))
+    found: type = getattr(base, "paid_as", type(base))
     return found
 
 

@@ -46,10 +46,10 @@ class _Varied(MujocoEnv, EzPickle):
         EzPickle.__init__(self, **kwargs, **given)
 
     @property
-    def paid_as(self) -> type | None:
-        """The class of Gymnasium whose reward this pays; None where the reward is varied too."""
+    def paid_as(self) -> type:
+        """The class whose reward this pays: Gymnasium's, or its own where the reward is varied too."""
         varied = any(VARIATIONS[name].field == "reward" for name in self.variation)
-        return None if varied else type(self).__bases__[-1]
+        return type(self) if varied else type(self).__bases__[-1]
 
     def _initialize_simulation(self) -> tuple[mujoco.MjModel, mujoco.MjData]:
         model, data = super()._initialize_simulation()
