@@ -29,8 +29,8 @@ class Args(OwnModuleArgs, RepeatedArgs, FitArgs):
     the speeds), halfcheetah-behaviour (gaits that grow faster), pusher-goal (goals that move), room (six objects,
     a task each). A dynamics that changes: halfcheetah-flipped (motors that push the other way), halfcheetah-lame
     (legs without strength), halfcheetah-planets and hopper-planets (gravity, far apart), halfcheetah-long (twenty
-    tasks), doublependulum-flipped (three that agents solve in some thousand steps), halfcheetah-gravity, hopper-mass, walker-friction, halfcheetah-body (limbs and
-    torsos), halfcheetah-mix (ten tasks that differ in one thing or two).
+    tasks), doublependulum-flipped (three that agents solve in some thousand steps), halfcheetah-gravity, hopper-mass,
+    walker-friction, halfcheetah-body (limbs and torsos), halfcheetah-mix (ten tasks that differ in one thing or two).
     Classification: digits-split (two new digits of ten at a time), digits-parity (the same, asked for odd
     or even), digits-turned (images turned by 0 to 90 degrees), cancer-labs (breast cancer, laboratories
     that measure with another bias)."""
