@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from mbrl_bilevel.base.checks import require_entries, require_rows, require_rules, tried
-from mbrl_bilevel.base.errors import InvalidInputError
+from mbrl_bilevel.base.errors import BilevelError, InvalidInputError
 from mbrl_bilevel.base.records import (
     FitResult,
     FloatArray,
@@ -42,7 +42,7 @@ from mbrl_bilevel.models.learned_ending import (
     Termination,
     fit_termination,
 )
-from mbrl_bilevel.models.regression import Regression, fit_regression
+from mbrl_bilevel.models.regression import PreparedRegression, Regression, prepare_regression
 from mbrl_bilevel.policies.distributions import DiagonalGaussian
 from mbrl_bilevel.policies.mixture import GaussianMixture
 from mbrl_bilevel.policies.policies import (
@@ -53,6 +53,9 @@ from mbrl_bilevel.policies.precision import Precision
 from mbrl_bilevel.training.fit import Log
 from mbrl_bilevel.training.method import MakePolicy, Method
 from mbrl_bilevel.training.settings import Schedule, WarmStart
+
+#: Makes a model of a fit's result; warnings are told as of so many calls above.
+_Done = Callable[[FitResult, int], "tuple[DynamicsModel, FitResult]"]
 
 
 @dataclass(frozen=True)
@@ -330,6 +333,105 @@ def fit_dynamics(
     InvalidInputError if there is too little data, no target varies in it, a rule cannot be called,
     answers in another form or writes into its arguments, or ``start`` does not fit.
     """
+    prepared, done = _prepare(
+        transitions,
+        method,
+        generator=generator,
+        members=members,
+        hidden=hidden,
+        policy=policy,
+        schedule=schedule,
+        termination=termination,
+        reward=reward,
+        outer_transitions=outer_transitions,
+        direct=direct,
+        folds=folds,
+        start=start,
+        warm_start=warm_start,
+        units=units,
+        joined=joined,
+    )
+    result = method.fit(
+        prepared.policy,
+        prepared.data,
+        generator=generator,
+        schedule=prepared.schedule,
+        progress=progress,
+        log=log,
+    )
+    return done(result, 2)
+
+
+def fit_dynamics_side_by_side(
+    transitions: Sequence[Transitions],
+    method: Method,
+    *,
+    generators: Sequence[torch.Generator],
+    members: int = 5,
+    hidden: Sequence[int] = (200, 200),
+    schedule: Schedule | None = None,
+    termination: Rule | None = None,
+    reward: Rule | None = None,
+    outer_transitions: Sequence[Transitions | None] | None = None,
+    progress: bool = False,
+    direct: bool = False,
+) -> list[tuple[DynamicsModel, FitResult] | BilevelError]:
+    """Repeats of ``fit_dynamics`` as one larger ensemble: the k-th from the k-th of ``transitions``, ``generators``
+    and ``outer_transitions``; all other arguments as there. Each ends as it does alone, to the rounding of the
+    batched products. A method that looks ahead or has a trainer of its own is fitted one after another.
+
+    What became of each: its model and result, or the error that it failed by. Raises InvalidInputError where the
+    data are of different widths.
+    """
+    others = [None] * len(transitions) if outer_transitions is None else outer_transitions
+    ready = [
+        _prepare(
+            data,
+            method,
+            generator=generator,
+            members=members,
+            hidden=hidden,
+            schedule=schedule,
+            termination=termination,
+            reward=reward,
+            outer_transitions=other,
+            direct=direct,
+        )
+        for data, generator, other in zip(transitions, generators, others, strict=True)
+    ]
+    found = method.fit_side_by_side(
+        [prepared.policy for prepared, _ in ready],
+        [prepared.data for prepared, _ in ready],
+        generators=generators,
+        schedule=schedule,
+        progress=progress,
+    )
+    return [
+        result if isinstance(result, BilevelError) else done(result, 3)
+        for (_, done), result in zip(ready, found, strict=True)
+    ]
+
+
+def _prepare(
+    transitions: Transitions,
+    method: Method,
+    *,
+    generator: torch.Generator,
+    members: int = 5,
+    hidden: Sequence[int] = (200, 200),
+    policy: MakePolicy | None = None,
+    schedule: Schedule | None = None,
+    termination: Rule | None = None,
+    reward: Rule | None = None,
+    outer_transitions: Transitions | None = None,
+    direct: bool = False,
+    folds: GrowingFolds | None = None,
+    start: DynamicsModel | None = None,
+    warm_start: WarmStart | None = None,
+    units: DynamicsModel | None = None,
+    joined: Callable[[FitData], FitData] | None = None,
+) -> tuple[PreparedRegression, _Done]:
+    """All of ``fit_dynamics`` but its gradient steps, and what makes a model of their result."""
     require_rules(termination, reward)
     _try_rules(transitions, termination=termination, reward=reward)
     _require_going_on(start, folds, members, reward, direct, outer_transitions)
@@ -347,7 +449,7 @@ def fit_dynamics(
     if not direct:
         _still_rounding(y, transitions.obs)
     obs_dim = transitions.obs.shape[1]
-    fitted, result = fit_regression(
+    prepared = prepare_regression(
         x,
         y,
         groups,
@@ -357,8 +459,6 @@ def fit_dynamics(
         hidden=hidden,
         policy=policy,
         schedule=schedule,
-        progress=progress,
-        log=log,
         successor=successors(transitions.episode, transitions.t, groups),
         state=obs_dim,
         outer_only=outer_only,
@@ -370,17 +470,26 @@ def fit_dynamics(
         units=None if units is None else units.regression,
         joined=joined,
     )
+    known: Termination | None = termination
+
+    def done(result: FitResult, stacklevel: int) -> tuple[DynamicsModel, FitResult]:
+        fitted, result = prepared.done(result)
+        _warn_if_underfitted(result, stacklevel + 1)
+        learned = known is None and transitions.terminated.any()
+        ending = fit_termination(transitions, members, generator) if learned else known
+        return DynamicsModel(fitted, obs_dim, ending, reward, jump, direct), result
+
+    return prepared, done
+
+
+def _warn_if_underfitted(result: FitResult, stacklevel: int) -> None:
     if result.underfitted:
         warnings.warn(
             f"the fit ended at its limit of {result.steps} steps while held-out rows were still becoming likelier "
             f"(by {result.late_gain:.2f} a dimension in its last half): more steps would make a better model "
             "(schedule, --train-steps)",
-            stacklevel=2,
+            stacklevel=stacklevel + 1,
         )
-    known: Termination | None = termination
-    if known is None and transitions.terminated.any():
-        known = fit_termination(transitions, members, generator)
-    return DynamicsModel(fitted, obs_dim, known, reward, jump, direct), result
 
 
 def _try_rules(transitions: Transitions, **rules: Rule | None) -> None:

@@ -189,6 +189,79 @@ def fit_regression(
     is learned, with those of earlier tasks say. Raises InvalidInputError if there is too little data, no target varies in it, a method
     that looks ahead gets no successors, or a start is of another form.
     """
+    prepared = prepare_regression(
+        x,
+        y,
+        groups,
+        method,
+        generator=generator,
+        members=members,
+        hidden=hidden,
+        schedule=schedule,
+        successor=successor,
+        state=state,
+        outer_only=outer_only,
+        weight=weight,
+        direct=direct,
+        folds=folds,
+        policy=policy,
+        start=start,
+        how=how,
+        outcome=outcome,
+        units=units,
+        joined=joined,
+    )
+    result = method.fit(
+        prepared.policy,
+        prepared.data,
+        generator=generator,
+        schedule=prepared.schedule,
+        progress=progress,
+        log=log,
+    )
+    return prepared.done(result)
+
+
+@dataclass(frozen=True)
+class PreparedRegression:
+    """A fit that waits for its gradient steps alone: ``policy`` is to be fitted to ``data`` as ``schedule`` says."""
+
+    policy: GaussianPolicy | MixturePolicy
+    data: FitData
+    inputs: Normaliser
+    targets: Normaliser
+    schedule: Schedule | None
+
+    def done(self, result: FitResult) -> tuple[Regression, FitResult]:
+        """What ``fit_regression`` returns, once that was made of it."""
+        made = Regression(self.policy, self.inputs, self.targets)
+        return made, _of_all_targets(result, made.active)
+
+
+def prepare_regression(
+    x: Tensor,
+    y: Tensor,
+    groups: IntArray,
+    method: Method,
+    *,
+    generator: torch.Generator,
+    members: int = 5,
+    hidden: Sequence[int] = (200, 200),
+    schedule: Schedule | None = None,
+    successor: IntArray | None = None,
+    state: int = 0,
+    outer_only: BoolArray | None = None,
+    weight: Tensor | None = None,
+    direct: bool = False,
+    folds: Folds | None = None,
+    policy: MakePolicy | None = None,
+    start: Regression | None = None,
+    how: WarmStart | None = None,
+    outcome: Outcome | None = None,
+    units: Regression | None = None,
+    joined: Callable[[FitData], FitData] | None = None,
+) -> PreparedRegression:
+    """All of ``fit_regression`` but its gradient steps; arguments and errors as there."""
     for other in (start, units):
         if other is not None:
             _require_widths(other, x, y)
@@ -240,10 +313,7 @@ def fit_regression(
         warm_start(made, start.policy, *pairs, how)
         schedule = schedule or Schedule()
         schedule = replace(schedule, steps=max(1, round(how.part * schedule.steps)))
-    result = method.fit(
-        made, data, generator=generator, schedule=schedule, progress=progress, log=log
-    )
-    return Regression(made, inputs, targets), _of_all_targets(result, active)
+    return PreparedRegression(made, data, inputs, targets, schedule)
 
 
 def _of_all_targets(result: FitResult, active: Tensor) -> FitResult:

@@ -7,7 +7,7 @@ With ``hidden=()`` each is linear in x, with a bias. Every parameter has E as it
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
 import torch
@@ -268,19 +268,37 @@ def with_members(policy: AnyPolicy, members: Sequence[int]) -> AnyPolicy:
         raise InvalidInputError(
             f"members must name some of 0 to {policy.members - 1}; got {list(members)}"
         )
-    chosen = copy.deepcopy(policy)
     # What is saved has the members as its first dimension, parameters and buffers alike.
-    for name, value in policy.state_dict().items():
-        place, _, leaf = name.rpartition(".")
-        kept = value.detach()[list(members)].clone()
-        module = chosen.get_submodule(place)
-        if isinstance(old := getattr(module, leaf), nn.Parameter):
-            kept = nn.Parameter(kept, old.requires_grad)
-        setattr(module, leaf, kept)
-    for part in chosen.modules():
+    state = {name: v.detach()[list(members)].clone() for name, v in policy.state_dict().items()}
+    return _of_state(policy, state, len(members))
+
+
+def stacked(policies: Sequence[AnyPolicy]) -> AnyPolicy:
+    """One policy with the members of all of them, of the form of the first, in this order: a copy."""
+    states = [policy.state_dict() for policy in policies]
+    state = {name: torch.cat([s[name].detach() for s in states]) for name in states[0]}
+    return _of_state(policies[0], state, sum(policy.members for policy in policies))
+
+
+def set_tensor(policy: nn.Module, name: str, value: Tensor) -> None:
+    """Let the parameter or buffer of this dotted ``name`` be ``value``, of any number of members, without a copy."""
+    place, _, leaf = name.rpartition(".")
+    module = policy.get_submodule(place)
+    if isinstance(old := getattr(module, leaf), nn.Parameter):
+        old.data = value
+    else:
+        setattr(module, leaf, value)
+
+
+def _of_state(policy: AnyPolicy, state: Mapping[str, Tensor], members: int) -> AnyPolicy:
+    """A copy of ``policy`` with this state, of so many members."""
+    made = copy.deepcopy(policy)
+    for name, value in state.items():
+        set_tensor(made, name, value)
+    for part in made.modules():
         if hasattr(part, "members"):
-            setattr(part, "members", len(members))  # noqa: B010 (of a module of any kind)
-    return chosen
+            setattr(part, "members", members)  # noqa: B010 (of a module of any kind)
+    return made
 
 
 def _spread_out(members: int, components: int, dim: int, generator: torch.Generator) -> Tensor:

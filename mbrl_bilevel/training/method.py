@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from mbrl_bilevel.base.errors import InvalidInputError
+from mbrl_bilevel.base.errors import BilevelError, InvalidInputError
 from mbrl_bilevel.base.records import FitResult
 from mbrl_bilevel.data.splits import FitData, Folds
 from mbrl_bilevel.inner.losses import Loss
@@ -21,7 +21,7 @@ from mbrl_bilevel.outer.class_objectives import OwnLoss
 from mbrl_bilevel.outer.level import Outer
 from mbrl_bilevel.outer.objectives import Objective, OneStepNLL, OpenLoopReturn, Value
 from mbrl_bilevel.policies.policies import CategoricalPolicy, Policy
-from mbrl_bilevel.training.fit import Log, fit
+from mbrl_bilevel.training.fit import Job, Log, fit_side_by_side
 from mbrl_bilevel.training.settings import Schedule
 
 
@@ -144,34 +144,77 @@ class Method:
         if self.trainer is not None:
             plain = replace(self, trainer=None)
             return self.trainer(plain, policy, data, generator, schedule or Schedule())
-        outer, criterion = self.outer, self.criterion
-        loss = self.make_loss(policy, data) if loss is None else loss
-        if outer is None:
-            data = replace(data, folds=data.folds.without_outer())
+        job = self._job(policy, data, generator, loss, log)
+        (found,) = self._made([job], schedule or Schedule(), progress)
+        if isinstance(found, BilevelError):
+            raise found
+        return found
+
+    def fit_side_by_side(
+        self,
+        policies: Sequence[Policy],
+        data: Sequence[FitData],
+        *,
+        generators: Sequence[torch.Generator],
+        schedule: Schedule | None = None,
+        progress: bool = False,
+    ) -> list[FitResult | BilevelError]:
+        """Fit each policy in place to its own data as ``fit`` does, all of them as one ensemble
+        (``mbrl_bilevel.training.fit.fit_side_by_side``); one after another where this method looks ahead or has a
+        trainer of its own. What became of each: its result, or the error that it failed by.
+
+        Raises InvalidInputError for policies of different forms.
+        """
         schedule = schedule or Schedule()
+        each = zip(policies, data, generators, strict=True)
+        if self.trainer is None and self.horizon == 1:
+            jobs = [self._job(policy, rows, generator) for policy, rows, generator in each]
+            return self._made(jobs, schedule, progress)
+        found: list[FitResult | BilevelError] = []
+        for policy, rows, generator in each:
+            try:
+                found.append(
+                    self.fit(
+                        policy, rows, generator=generator, schedule=schedule, progress=progress
+                    )
+                )
+            except BilevelError as error:
+                found.append(error)
+        return found
+
+    def _job(
+        self,
+        policy: Policy,
+        data: FitData,
+        generator: torch.Generator,
+        loss: Loss | None = None,
+        log: Log | None = None,
+    ) -> Job:
+        loss = self.make_loss(policy, data) if loss is None else loss
+        if self.outer is None:
+            data = replace(data, folds=data.folds.without_outer())
+        criterion = OwnLoss(loss) if self.criterion is None else self.criterion
+        return Job(policy, loss, data, generator, self.outer, criterion, log)
+
+    def _made(
+        self, jobs: Sequence[Job], schedule: Schedule, progress: bool
+    ) -> list[FitResult | BilevelError]:
+        """The fits of these jobs side by side, the warm-up before them."""
         first = 0 if self.warm_up is None else round(self.warm_up.part * schedule.steps)
-        if self.warm_up is not None and first:
-            start = replace(schedule, steps=first)
-            fit(
-                policy,
-                self.warm_up.loss,
-                data,
-                generator=generator,
-                schedule=start,
-                progress=progress,
-            )
-            schedule = replace(schedule, steps=schedule.steps - first)
-        return fit(
-            policy,
-            loss,
-            data,
-            generator=generator,
-            outer=outer,
-            criterion=OwnLoss(loss) if criterion is None else criterion,
-            schedule=schedule,
-            progress=progress,
-            log=log,
-        )
+        if self.warm_up is None or not first:
+            return fit_side_by_side(jobs, schedule=schedule, progress=progress)
+        start = replace(schedule, steps=first)
+        warm = [
+            replace(job, loss=self.warm_up.loss, outer=None, criterion=None, log=None)
+            for job in jobs
+        ]
+        begun = fit_side_by_side(warm, schedule=start, progress=progress)
+        going = [
+            job for job, found in zip(jobs, begun, strict=True) if isinstance(found, FitResult)
+        ]
+        schedule = replace(schedule, steps=schedule.steps - first)
+        ended = iter(fit_side_by_side(going, schedule=schedule, progress=progress) if going else ())
+        return [found if isinstance(found, BilevelError) else next(ended) for found in begun]
 
     def wanting(self, objective: Objective) -> Method:
         """The same where the outer level wants ``objective`` on held-out rows; itself for likelihood.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from mbrl_bilevel.models.dynamics_checkpoint import load_model, save_model
 from mbrl_bilevel.models.learned_ending import LearnedTermination
 from mbrl_bilevel.models.regression import fit_regression
 from mbrl_bilevel.training import method as training_method
+from mbrl_bilevel.training.fit import Job
 from mbrl_bilevel.training.methods import METHODS
 from mbrl_bilevel.training.settings import Schedule
 
@@ -113,7 +114,10 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[FitData]:
             given.append(data)
         return FitResult((0.0,), (0,), 0, False, {}, {})
 
-    monkeypatch.setattr(training_method, "fit", spy)
+    def spies(jobs: Sequence[Job], **rest: Any) -> list[FitResult]:
+        return [spy(job.policy, job.loss, job.data) for job in jobs]
+
+    monkeypatch.setattr(training_method, "fit_side_by_side", spies)
     monkeypatch.setattr(learned_ending, "fit", spy)
     return given
 

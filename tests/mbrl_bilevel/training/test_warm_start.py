@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -17,6 +18,7 @@ from mbrl_bilevel.data.growing_folds import GrowingFolds
 from mbrl_bilevel.data.normaliser import Normaliser
 from mbrl_bilevel.models.dynamics import DynamicsModel, fit_dynamics
 from mbrl_bilevel.training import method as training_method
+from mbrl_bilevel.training.fit import Job
 from mbrl_bilevel.training.methods import METHODS
 from mbrl_bilevel.training.settings import Schedule, WarmStart
 from mbrl_bilevel.training.warm_start import lasting_units
@@ -86,10 +88,10 @@ def test_before_the_first_step_it_says_what_the_start_says(
     """Mean and σ of each member in raw units, where inputs and targets have other means and spreads."""
     few, more, second, start = case(method, hidden)
 
-    def still(*_: Any, **__: Any) -> FitResult:
-        return FitResult((0.0,), (0,), 0, False, {}, {})
+    def still(jobs: Sequence[Job], **_: Any) -> list[FitResult]:
+        return [FitResult((0.0,), (0,), 0, False, {}, {}) for _ in jobs]
 
-    monkeypatch.setattr(training_method, "fit", still)
+    monkeypatch.setattr(training_method, "fit_side_by_side", still)
     on = fitted(more, method, hidden=hidden, folds=second, start=start, warm_start=ON)
     assert not torch.equal(on.inputs.scale, start.inputs.scale)
     assert not torch.equal(on.targets.shift, start.targets.shift)
