@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mbrl_bilevel.base.errors import InvalidInputError
+from mbrl_bilevel.base.errors import BilevelError, InvalidInputError
 from mbrl_bilevel.base.records import FitResult, Outcome, Step
 from mbrl_bilevel.data.normaliser import Normaliser
 from mbrl_bilevel.data.splits import BoolArray, Chain, FitData, Folds, IntArray, cross_fit
@@ -220,6 +220,49 @@ def fit_regression(
         log=log,
     )
     return prepared.done(result)
+
+
+def fit_regression_side_by_side(
+    data: Sequence[tuple[Tensor, Tensor]],
+    method: Method,
+    *,
+    generators: Sequence[torch.Generator],
+    members: int = 5,
+    hidden: Sequence[int] = (200, 200),
+    schedule: Schedule | None = None,
+    progress: bool = False,
+) -> list[tuple[Regression, FitResult] | BilevelError]:
+    """Repeats of ``fit_regression`` as one larger ensemble, each of its own x [N, X] and y [N, D], whose rows are
+    independent, and its own generator; all other arguments as there. Each ends as it does alone, to the rounding of
+    the batched products.
+
+    What became of each: its model and result, or the error that it failed by. Raises InvalidInputError where the
+    data are of different widths.
+    """
+    ready = [
+        prepare_regression(
+            x,
+            y,
+            np.arange(len(x)),
+            method,
+            generator=generator,
+            members=members,
+            hidden=hidden,
+            schedule=schedule,
+        )
+        for (x, y), generator in zip(data, generators, strict=True)
+    ]
+    found = method.fit_side_by_side(
+        [prepared.policy for prepared in ready],
+        [prepared.data for prepared in ready],
+        generators=generators,
+        schedule=schedule,
+        progress=progress,
+    )
+    return [
+        result if isinstance(result, BilevelError) else prepared.done(result)
+        for prepared, result in zip(ready, found, strict=True)
+    ]
 
 
 @dataclass(frozen=True)

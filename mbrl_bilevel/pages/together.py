@@ -15,7 +15,7 @@ FREE = frozenset(
         *("out", "resume", "quiet", "no_report", "threads", "jobs", "seed", "seeds", "save_minari"),
         *("keep_checkpoints", "methods", "env_id", "minari", "csv", "data", "n_train"),
         *("sequences", "planners", "policies", "only"),
-        *("launcher", "ray_address", "cell_cpus", "cell_gpus"),
+        *("launcher", "ray_address", "cell_cpus", "cell_gpus", "side_by_side"),
     )
 )
 

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 from mbrl_bilevel.base.errors import BilevelError
@@ -36,6 +37,23 @@ class Done:
     curves: Curves = field(default_factory=dict)
 
 
+#: What becomes of a cell: its result, or the error that it failed by.
+Outcome = Done | BilevelError
+
+
+@dataclass(frozen=True)
+class SideBySide(Generic[R]):
+    """Cells that can be done at once, ``size`` of them at most, where they differ in the column ``differ`` alone.
+
+    ``work(args, keys)`` does them and says what became of each, in their order; like ``Cells.work`` it is a function
+    at the top level of its file. Where it raises a BilevelError they are done one after another.
+    """
+
+    size: int
+    work: Callable[[R, Sequence[Row]], Sequence[Outcome]]
+    differ: str = "seed"
+
+
 @dataclass(frozen=True)
 class Cells(Generic[R]):
     """The cells of a study: one piece of work, done for many keys.
@@ -46,17 +64,14 @@ class Cells(Generic[R]):
     ``columns``: what every finished row holds beside its key, numbers or lists of them; a row on disk
     without one is refused on a resume. ``folder(key)``: where a cell writes files as well, the name of the
     folder inside ``args.out`` that is its own; a cell that is tried again finds there what it wrote before, also on
-    another machine. None: the row is all.
+    another machine. None: the row is all. ``side_by_side``: how several are done at once; None: each by itself.
     """
 
     keys: Sequence[Row]
     work: Callable[[R, Row], Done]
     columns: Sequence[str] = ()
     folder: Callable[[Row], str] | None = None
-
-
-#: What becomes of a cell: its result, or the error that it failed by.
-Outcome = Done | BilevelError
+    side_by_side: SideBySide[R] | None = None
 
 
 @dataclass(frozen=True)
@@ -87,8 +102,10 @@ def run_cells(run: RunFolder, args: R, cells: Cells[R], desc: str, launcher: Lau
     bar = run.bar(len(cells.keys), desc, initial=len(cells.keys) - len(todo))
     failures: list[tuple[Row, BilevelError]] = []
     told = 0
-    ending = launcher.outcomes(replace(args, out=run.path), cells, todo)
-    with launcher.session() if todo else nullcontext(), closing(ending):
+    with (
+        launcher.session() if todo else nullcontext(),
+        closing(_ending(launcher, replace(args, out=run.path), cells, todo)) as ending,
+    ):
         for key, outcome in ending:
             if isinstance(outcome, BilevelError):
                 failures.append((key, outcome))
@@ -107,6 +124,59 @@ def run_cells(run: RunFolder, args: R, cells: Cells[R], desc: str, launcher: Lau
         raise failures[0][1]
     run.failed = len(failures)
     return rows
+
+
+def _ending(
+    launcher: Launcher, args: R, cells: Cells[R], todo: Sequence[Row]
+) -> Generator[tuple[Row, Outcome]]:
+    """The outcomes of ``todo`` as they come; of those that are done side by side, all at once."""
+    beside = cells.side_by_side
+    if beside is None or beside.size == 1:
+        yield from launcher.outcomes(args, cells, todo)
+        return
+    keys = _grouped(todo, beside)
+    work = partial(_work_together, cells.work, beside)
+    with closing(launcher.outcomes(args, Cells(keys, work), keys)) as ending:
+        for key, outcome in ending:
+            single = _apart(key, beside.differ)
+            each = outcome.each if isinstance(outcome, _Several) else (outcome,) * len(single)
+            yield from zip(single, each, strict=True)
+
+
+@dataclass(frozen=True)
+class _Several(Done):
+    """What became of each of several cells."""
+
+    each: tuple[Outcome, ...] = ()
+
+
+def _grouped(todo: Sequence[Row], beside: SideBySide[R]) -> list[Row]:
+    """The keys of ``todo``, as many in one as go side by side: that one has a list where they differ."""
+    groups: list[Row] = []
+    open_groups: dict[str, Row] = {}
+    for key in todo:
+        name = repr({**key, beside.differ: None})
+        group = open_groups.get(name)
+        if group is None or len(group[beside.differ]) == beside.size:
+            open_groups[name] = group = {**key, beside.differ: []}
+            groups.append(group)
+        group[beside.differ].append(key[beside.differ])
+    return groups
+
+
+def _apart(key: Row, differ: str) -> list[Row]:
+    return [{**key, differ: value} for value in key[differ]]
+
+
+def _work_together(
+    work: Callable[[R, Row], Done], beside: SideBySide[R], args: R, key: Row
+) -> _Several:
+    keys = _apart(key, beside.differ)
+    try:
+        each = beside.work(args, keys)
+    except BilevelError:  # they do not go together: each answers for itself
+        each = [attempt(work, args, single) for single in keys]
+    return _Several({}, each=tuple(each))
 
 
 def _tell(run: RunFolder, failures: Sequence[tuple[Row, BilevelError]]) -> None:

@@ -30,10 +30,10 @@ from mbrl_bilevel.studies.tracking import WandbRun
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
-#: Options that may differ when a run is resumed: they do not change what it computes.
+#: Options that may differ when a run is resumed: they do not change what it computes, but for rounding.
 FREE_ON_RESUME = (
     *("out", "resume", "quiet", "no_report", "wandb", "threads", "jobs"),
-    *("launcher", "ray_address", "cell_cpus", "cell_gpus"),
+    *("launcher", "ray_address", "cell_cpus", "cell_gpus", "side_by_side"),
 )
 
 #: The environment variable that tells a worker on another machine the commit of the code that it was sent.

@@ -15,6 +15,8 @@ ROWS: dict[str, str] = {
     "oracle": "oracle",
     "train-nll": "training",
     "train-bilevel": "training",
+    "repeats-side-by-side": "repeats",
+    "repeats-side-by-side-small": "repeats",
     "train-bilevel-fisher": "outer",
     "fisher-vector-product": "outer",
     "outer-solve": "outer",

@@ -60,6 +60,9 @@ class Args(EnvironmentArgs, RepeatedArgs, FitArgs, TableArgs):
     """Steps ahead of the open-loop test; null where no test episode is long enough."""
     return_steps: int = 10
     """Steps of the open-loop return that return_error is of; fewer where test episodes are shorter."""
+    side_by_side: int = 1
+    """Repeats that are fitted at once, as one larger ensemble: less time on a GPU and with small networks; the rows
+    are the same but for rounding."""
     plan_episodes: int = 0
     """Episodes to plan with each model; their mean is the row's return."""
     plan_env: str | None = None
@@ -70,6 +73,7 @@ class Args(EnvironmentArgs, RepeatedArgs, FitArgs, TableArgs):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.require_at_least(1, "segment", "n_test", "return_steps")
+        self.require_at_least(1, "side_by_side", most=1000)
         self.require_at_least(1, "horizons", most=100_000)
         self.require_at_least(0, "plan_episodes", most=100_000)
         for name in ("methods", "n_train", "horizons", "hidden"):

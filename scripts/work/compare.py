@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from functools import lru_cache
+from collections.abc import Sequence
+from functools import lru_cache, partial
 from typing import Any
 
 import gymnasium as gym
@@ -14,12 +15,13 @@ from gymnasium.spaces.utils import flatdim
 from options.compare import Args
 from options.sources import Source
 from stable_baselines3.common.vec_env import DummyVecEnv
+from torch import Tensor
 
 from envs.known.endings import termination_rule
 from envs.known.names import observation_names
 from envs.tasks.appended import task_dims
 from envs.tasks.make import require_time_limit
-from mbrl_bilevel.base.errors import InvalidInputError
+from mbrl_bilevel.base.errors import BilevelError, InvalidInputError
 from mbrl_bilevel.base.records import FitResult, Rule, Transitions
 from mbrl_bilevel.base.rows import Row
 from mbrl_bilevel.data.splits import sample_segments
@@ -39,9 +41,18 @@ from mbrl_bilevel.figures.models import (
     draw_pooled,
     draw_rollout,
 )
-from mbrl_bilevel.models.dynamics import DynamicsModel, fit_dynamics, weights_by_name
-from mbrl_bilevel.models.regression import fit_regression
-from mbrl_bilevel.studies.cells import Cells, Done, run_cells
+from mbrl_bilevel.models.dynamics import (
+    DynamicsModel,
+    fit_dynamics,
+    fit_dynamics_side_by_side,
+    weights_by_name,
+)
+from mbrl_bilevel.models.regression import (
+    Regression,
+    fit_regression,
+    fit_regression_side_by_side,
+)
+from mbrl_bilevel.studies.cells import Cells, Done, Outcome, SideBySide, run_cells
 from mbrl_bilevel.studies.launching import Result
 from mbrl_bilevel.studies.run_folder import RunFolder
 from mbrl_bilevel.studies.summaries import paired, pooled, summarise
@@ -65,7 +76,9 @@ def compare(args: Args, run: RunFolder) -> Result:
     ahead = () if args.csv else ("k", "k_nrmse", "k_nll", "k_coverage_90")
     task = ("task_rmse", "task_nll") if args.distractor else ()
     extra = () if args.csv else ("return_error", *task)
-    cells = Cells(keys, fit_cell, (*METRICS, "coverage", *ahead, *extra))
+    beside = SideBySide(args.side_by_side, fit_cells)
+    columns = (*METRICS, "coverage", *ahead, *extra)
+    cells = Cells(keys, fit_cell, columns, side_by_side=beside)
     rows = run_cells(run, args, cells, "compare", args.launching())
     returns = ("return",) if args.plan_episodes else ()
     summary = list(summarise(rows, args.methods, METRICS + extra + returns))
@@ -172,28 +185,85 @@ def _split(args: Args, dataset: str, seed: int) -> Split:
 
 def fit_cell(args: Args, key: Row) -> Done:
     """One model: its row, and the curves of its training."""
-    return _table_cell(args, key) if args.csv else _dynamics_cell(args, key)
-
-
-def _dynamics_cell(args: Args, key: Row) -> Done:
-    split = _split(args, key["dataset"], key["seed"])
-    random = np.random.default_rng([key["seed"], key["n_train"]])
-    data = sample_segments(split.pool, key["n_train"], args.segment, random)
-    env_id = args.source(key["dataset"]).env_id or args.plan_env
     started = time.perf_counter()
+    if args.csv:
+        x, y = _table_rows(args, key)
+        table_model, fitted = fit_regression(
+            x,
+            y,
+            np.arange(len(x)),
+            get_method(key["method"]),
+            generator=_draws(key),
+            **_how(args, key),
+        )
+        seconds = time.perf_counter() - started
+        return _table_row(args, key, table_model, fitted, seconds)
+    split = _split(args, key["dataset"], key["seed"])
     model, fitted = fit_dynamics(
-        data,
+        _steps(args, key, split),
         get_method(key["method"]),
-        # The same for every method: the same folds and the same initial weights of the mean.
-        generator=torch.Generator().manual_seed(key["seed"]),
-        members=args.members,
-        hidden=args.hidden,
-        schedule=args.schedule(key["method"]),
-        # What ends an episode is no method's: without a rule, nothing does.
-        termination=never if env_id is None else _rule(args, env_id),
+        generator=_draws(key),
         outer_transitions=split.outer,
+        termination=_ending(args, key),
+        **_how(args, key),
     )
-    seconds = time.perf_counter() - started
+    return _dynamics_row(args, key, split, model, fitted, time.perf_counter() - started)
+
+
+def fit_cells(args: Args, keys: Sequence[Row]) -> list[Outcome]:
+    """Several, which differ in their seed, side by side; the time of each is a part of that of all."""
+    started = time.perf_counter()
+    first, draws = keys[0], [_draws(key) for key in keys]
+    method, how = get_method(first["method"]), _how(args, first)
+    if args.csv:
+        rows: Any = [partial(_table_row, args, key) for key in keys]
+        tables = [_table_rows(args, key) for key in keys]
+        fits: Any = fit_regression_side_by_side(tables, method, generators=draws, **how)
+    else:
+        splits = [_split(args, key["dataset"], key["seed"]) for key in keys]
+        each = list(zip(keys, splits, strict=True))
+        rows = [partial(_dynamics_row, args, key, split) for key, split in each]
+        fits = fit_dynamics_side_by_side(
+            [_steps(args, key, split) for key, split in each],
+            method,
+            generators=draws,
+            outer_transitions=[split.outer for split in splits],
+            termination=_ending(args, first),
+            **how,
+        )
+    seconds = (time.perf_counter() - started) / len(keys)
+    return [
+        found if isinstance(found, BilevelError) else row(*found, seconds)
+        for row, found in zip(rows, fits, strict=True)
+    ]
+
+
+def _draws(key: Row) -> torch.Generator:
+    """The same for every method: the same folds and the same initial weights of the mean."""
+    return torch.Generator().manual_seed(key["seed"])
+
+
+def _how(args: Args, key: Row) -> dict[str, Any]:
+    schedule = args.schedule(key["method"])
+    return {"members": args.members, "hidden": args.hidden, "schedule": schedule}
+
+
+def _steps(args: Args, key: Row, split: Split) -> Transitions:
+    """What a model is fitted to."""
+    random = np.random.default_rng([key["seed"], key["n_train"]])
+    return sample_segments(split.pool, key["n_train"], args.segment, random)
+
+
+def _ending(args: Args, key: Row) -> Rule | None:
+    """What ends an episode is no method's: without a rule, nothing does."""
+    env_id = args.source(key["dataset"]).env_id or args.plan_env
+    return never if env_id is None else _rule(args, env_id)
+
+
+def _dynamics_row(
+    args: Args, key: Row, split: Split, model: DynamicsModel, fitted: FitResult, seconds: float
+) -> Done:
+    env_id = args.source(key["dataset"]).env_id or args.plan_env
     row = _one_step_row(evaluate_one_step(model, split.test), fitted, seconds)
     if split.noise_nll is not None:
         row["noise_nll"] = split.noise_nll
@@ -223,23 +293,15 @@ def _rollout(model: DynamicsModel, test: Transitions) -> dict[str, Any]:
     return {name: value[:, :dims].tolist() for name, value in band.items()}
 
 
-def _table_cell(args: Args, key: Row) -> Done:
-    source = args.source(key["dataset"])
-    (x, y), (test_x, test_y) = table_split(source, key["seed"], args.n_test)
+def _table_rows(args: Args, key: Row) -> tuple[Tensor, Tensor]:
+    (x, y), _ = table_split(args.source(key["dataset"]), key["seed"], args.n_test)
     n = key["n_train"]
-    started = time.perf_counter()
-    model, fitted = fit_regression(
-        torch.from_numpy(x[:n]),
-        torch.from_numpy(y[:n]),
-        np.arange(n),
-        get_method(key["method"]),
-        generator=torch.Generator().manual_seed(key["seed"]),
-        members=args.members,
-        hidden=args.hidden,
-        schedule=args.schedule(key["method"]),
-    )
-    seconds = time.perf_counter() - started
-    found = evaluate_regression(model, torch.from_numpy(test_x), torch.from_numpy(test_y))
+    return torch.from_numpy(x[:n]), torch.from_numpy(y[:n])
+
+
+def _table_row(args: Args, key: Row, model: Regression, fitted: FitResult, seconds: float) -> Done:
+    _, (x, y) = table_split(args.source(key["dataset"]), key["seed"], args.n_test)
+    found = evaluate_regression(model, torch.from_numpy(x), torch.from_numpy(y))
     return Done(_one_step_row(found, fitted, seconds), fitted.history)
 
 
