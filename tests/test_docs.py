@@ -36,7 +36,10 @@ REDUCED = {
         "steps=2000)": "steps=20), members=2, hidden=(16,)",
     },
     "your-parts": {"Schedule(steps=500)": "Schedule(steps=20), members=2"},
-    "continual": {"Schedule(steps=500)": "Schedule(steps=20)"},
+    "continual": {
+        "Schedule(steps=500)": "Schedule(steps=20)",
+        "learning_starts=200, hidden=(32,)": "learning_starts=200, hidden=(8,), schedule=Schedule(steps=20)",
+    },
 }
 
 
