@@ -361,12 +361,12 @@ def test_it_acts_by_what_has_done_better_when_asked() -> None:
     """A policy that does not learn, beside plans in a model that is right; and plans that are drawn at random,
     beside a policy that has learned."""
     kwargs = KWARGS | {"learning_rate": 0.0}
-    planner = MPPI(horizon=5, population=64, iterations=3, std=0.5)
+    planner = MPPI(horizon=4, population=32, iterations=2, std=0.5)
     good = replace(SMALL, plan_share="auto", value=None, planner=planner)
     # The first model is right already.
     good = replace(good, schedule=replace(SMALL.schedule, steps=300), refit_every=300)
     found = PlanningAgent(PointMass(), good, algorithm_kwargs=kwargs, reward=pays, seed=2).learn(
-        600
+        500
     )
     actor = found.experience.real.stored()["planned"]
     assert actor[:60].sum() == 0.0
@@ -381,7 +381,7 @@ def test_it_acts_by_what_has_done_better_when_asked() -> None:
     learner = KWARGS | {"learning_rate": 3e-3, "gamma": 0.9}
     poor = replace(good, proposals=0, exploration=3.0, updates_per_step=4)
     found = PlanningAgent(PointMass(), poor, algorithm_kwargs=learner, reward=pays, seed=2).learn(
-        800
+        500
     )
     assert not found.acts_by_plan
     told, _ = found.predict(obs, deterministic=True, plan=False)
