@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -83,11 +84,19 @@ POOLS: dict[str, list[str]] = {
         *["--n-train", "200", "--n-test", "100", "--members", "2", "--hidden", "8", "--seeds", "2"],
         *["--train-steps", "40", "--jobs", "2"],
     ],
+    "continual, agents": [
+        *["continual", "--sequences", "doublependulum-flipped", "--agents", "sac", "sac+policy=1"],
+        *["--agent-steps", "70", "--learning-starts", "50", "--updates-per-step", "1"],
+        *["--eval-episodes", "1", "--seeds", "1"],
+    ],
+    "compare, side by side": [*RUNS["compare"], "--side-by-side", "2"],
     "classify, 2 jobs": [
         *["classify", "--data", "wine", "iris", "--members", "2", "--hidden", "8", "--seeds", "2"],
         *["--train-steps", "40", "--methods", "bilevel", "nll", "--jobs", "2"],
     ],
 }
+if find_spec("ray") is not None:  # an extra
+    POOLS["compare, ray"] = [*RUNS["compare"], "--launcher", "ray", "--jobs", "2"]
 #: Times and memory differ from run to run; nothing else may.
 _FREE = ("train_seconds", "wall_seconds", "cpu_seconds", "peak_memory_mb")
 

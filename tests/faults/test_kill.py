@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import time
@@ -14,10 +15,10 @@ from faulting import POOLS, RUNS, go_and_kill, metrics, start
 
 #: How many in all: ``make faults`` says 200. Most of them where a run takes least.
 _ALL = int(os.environ.get("FAULTS", 0))
-_KILLS = dict.fromkeys(RUNS, max(1, round(0.8 * _ALL / len(RUNS))))
+_KILLS = dict.fromkeys(RUNS, max(1, math.ceil(0.8 * _ALL / len(RUNS))))
 if not _ALL:
     del _KILLS["train"]  # the planning agent's file holds all that MPC's does
-_KILLS |= dict.fromkeys(POOLS, round(0.2 * _ALL / len(POOLS))) if _ALL else {}
+_KILLS |= dict.fromkeys(POOLS, math.ceil(0.2 * _ALL / len(POOLS))) if _ALL else {}
 
 
 @pytest.mark.parametrize("name", _KILLS)
