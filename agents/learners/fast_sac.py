@@ -34,6 +34,9 @@ from mbrl_bilevel.base.errors import InvalidInputError, require_count
 
 Array = npt.NDArray[Any]
 
+#: Observations are standardised anew where the rows are so many times those of the last time.
+_GROWN = 1.25
+
 
 @dataclass(frozen=True)
 class ImaginedStep:
@@ -73,8 +76,9 @@ class FastSAC(SAC):
     ``target_critics``: the target is the minimum over so many critics, drawn anew for each update (M of
     REDQ, Chen et al. 2021, arXiv 2101.05982, algorithm 1); None: over all of them.
     ``actor_q``: the actor climbs the critics' "min" (SAC) or "mean" (REDQ, algorithm 1).
-    ``standardise``: at the first call of ``train`` the replay buffer's observations set the mean and the
-    spread by which all observations are standardised, and the root mean square of its rewards,
+    ``standardise``: the replay buffer's observations set the mean and the spread by which all observations are
+    standardised, at the first call of ``train`` and again whenever the buffer has grown by a quarter: what is
+    reached later lies far from where random actions led. The root mean square of its rewards at the first call,
     ``reward_scale``, divides all rewards.
     ``imitation``: weight of the pull of the policy towards the actions of a planner (after Wang et al.
     2025, TD-M(PC)², arXiv 2502.03550); a batch marks those by ``planned`` [B, 1], one where its
@@ -112,7 +116,8 @@ class FastSAC(SAC):
             raise InvalidInputError(f"imitation must be a finite number from 0; got {imitation!r}")
         self.actor_every, self.target_critics, self.actor_q = actor_every, target_critics, actor_q
         self.standardise, self.imitation = standardise, float(imitation)
-        self.reward_scale, self.standardised = 1.0, False
+        #: ``standardised_rows``: of how many rows the present units are.
+        self.reward_scale, self.standardised_rows = 1.0, 0
         #: Asked at each update of the actor how it looks ahead; None: the critics alone are asked.
         self.look_ahead: Callable[[], Ahead | None] | None = None
         #: How far the actor is from what it was on earlier tasks, a scalar with a gradient; None: nothing is kept.
@@ -154,7 +159,7 @@ class FastSAC(SAC):
     def train(self, gradient_steps: int, batch_size: int = 64) -> None:
         """So many updates on batches from the replay buffer; what they were like goes to the logger."""
         assert self.replay_buffer is not None
-        if self.standardise and not self.standardised:
+        if self.standardise:
             self._standardise()
         self.policy.set_training_mode(True)
         optimizers = [self.actor.optimizer, self.critic.optimizer]
@@ -305,8 +310,12 @@ class FastSAC(SAC):
             mine.copy_(other)
 
     def _standardise(self) -> None:
-        """Set the statistics of observations and rewards from the rows of the replay buffer."""
+        """Set the statistics of observations and rewards from the rows of the replay buffer, if that is due. What an
+        actor was on earlier tasks it was in the units of then, so they stay where it is held to that."""
         obs, reward = standardising_rows(self.replay_buffer)
+        first = self.standardised_rows == 0
+        if len(obs) < _GROWN * self.standardised_rows or (self.drift is not None and not first):
+            return
         env = self._vec_normalize_env
         if env is not None:
             obs, reward = np.asarray(env.normalize_obs(obs)), env.normalize_reward(reward)
@@ -314,8 +323,9 @@ class FastSAC(SAC):
             if isinstance(module, Standardised):
                 module.set(obs)
         size = float(np.sqrt(np.mean(np.square(reward, dtype=np.float64))))
-        self.reward_scale = size if size > 0.0 else 1.0
-        self.standardised = True
+        if first:  # another scale would turn all that the critics have learned into another number
+            self.reward_scale = size if size > 0.0 else 1.0
+        self.standardised_rows = len(obs)
 
 
 def standardising_rows(buffer: Any) -> tuple[Array, Array]:

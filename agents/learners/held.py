@@ -43,7 +43,7 @@ _STRIDES = ("batch_size", "actor_every", "policy_delay", "target_update_interval
 _ABOVE_ZERO = math.ulp(0.0)
 #: From where to where a counter may lie.
 _RANGES: dict[str, tuple[float, float]] = {
-    **dict.fromkeys((*_COUNTS, "_n_updates", "_n_calls"), (0, _MOST)),
+    **dict.fromkeys((*_COUNTS, "_n_updates", "_n_calls", "standardised_rows"), (0, _MOST)),
     **dict.fromkeys(_STRIDES, (1, _MOST)),
     "gamma": (0.0, 1.0),
     "tau": (_ABOVE_ZERO, 1.0),
@@ -223,7 +223,7 @@ def fill_algorithm(
         )
     try:
         algorithm.set_parameters(fresh, exact_match=True, device="cpu")
-        counters: dict[str, Any] = dict(facts["counters"])
+        counters = _of_now(facts["counters"])
         known = _counters(algorithm)
         missing = sorted(known.keys() - counters.keys() - set(made_with))
         if missing:
@@ -315,6 +315,14 @@ def _require_counter(key: str, value: object, known: Mapping[str, Any]) -> None:
     low, high = _RANGES.get(key, (-most, most))
     if not low <= value <= high:  # type: ignore[operator]
         raise ValueError(f"{key} is {value!r}")
+
+
+def _of_now(counters: Mapping[str, Any]) -> dict[str, Any]:
+    """Files before FastSAC standardised more than once say only whether it did."""
+    found = dict(counters)
+    if type(found.get("standardised")) is bool:
+        found["standardised_rows"] = int(found.pop("standardised"))
+    return found
 
 
 def _counters(algorithm: OffPolicyAlgorithm) -> dict[str, Any]:

@@ -133,7 +133,7 @@ def test_with_sb3s_values_it_is_sb3s_sac(kwargs: dict[str, Any]) -> None:
 def test_its_arguments_are_sb3s_and_its_own() -> None:
     agent, peer = FastSAC(env=Spaces()), SAC("MlpPolicy", Spaces())
     own = {"actor_every", "target_critics", "actor_q", "standardise", "imitation"}
-    own |= {"reward_scale", "standardised", "look_ahead", "drift"}
+    own |= {"reward_scale", "standardised_rows", "look_ahead", "drift"}
     assert vars(agent).keys() - vars(peer).keys() == own
     for name, value in vars(peer).items():
         if type(value) in (int, float, str, bool, tuple):
@@ -284,6 +284,40 @@ def test_standardised_by_what_the_buffer_holds(envs: int) -> None:
     assert agent.reward_scale == scale
 
 
+def test_standardised_anew_where_the_buffer_has_grown_by_a_quarter() -> None:
+    """What later steps reach may lie where the units of the first would cut it off."""
+    agent = make(standardise=True, rows=40, buffer_size=100)
+    train(agent, 1)
+    (scale, before), extractor = (
+        (agent.reward_scale, agent.standardised_rows),
+        agent.actor.features_extractor,
+    )
+    far = 50.0 * torch.arange(1.0, 3.0).unsqueeze(1).expand(2, OBS)
+    assert torch.equal(*extractor(far)[:, 0])  # both beyond the limit
+
+    def add(rows: int) -> None:
+        random = np.random.default_rng(rows)
+        for _ in range(rows):
+            obs, action = random.normal(75.0, 25.0, (1, OBS)), random.uniform(-1, 1, (1, ACTION))
+            agent.replay_buffer.add(obs, obs, action, np.full(1, 1e3), np.zeros(1), [{}])
+
+    add(9)
+    train(agent, 1)
+    assert agent.standardised_rows == before == 40
+    add(1)
+    agent.drift = lambda: torch.zeros(())
+    train(agent, 1)
+    assert agent.standardised_rows == before  # held to what it was in these units
+    agent.drift = None
+    train(agent, 1)
+    assert agent.standardised_rows == 50
+    stored = agent.replay_buffer.observations[:50].reshape(-1, OBS)
+    for module in (agent.actor, agent.critic, agent.critic_target):
+        np.testing.assert_allclose(module.features_extractor.mean, stored.mean(0), rtol=1e-5)
+    assert extractor(far)[1, 0] > extractor(far)[0, 0] + 1.0
+    assert agent.reward_scale == scale
+
+
 def test_the_target_is_of_scaled_rewards() -> None:
     agent = make(standardise=True)
     train(agent, 1)
@@ -421,7 +455,9 @@ def test_saved_and_loaded_it_is_the_same(tmp_path: Path) -> None:
     agent.save(tmp_path / "agent.zip")
     loaded = FastSAC.load(tmp_path / "agent.zip", env=agent.get_env(), device="cpu")
     obs = agent.replay_buffer.observations[:6, 0]
-    for name, value in (own | {"imitation": 0.5, "standardised": True}).items():
+    for name, value in (
+        own | {"imitation": 0.5, "standardised_rows": agent.standardised_rows}
+    ).items():
         assert getattr(loaded, name) == value
     assert loaded.reward_scale == agent.reward_scale != 1.0
     np.testing.assert_array_equal(*(a.predict(obs, deterministic=True)[0] for a in (agent, loaded)))
@@ -449,7 +485,7 @@ def test_held_as_a_part_and_stored_without_pickle(tmp_path: Path) -> None:
     save_checkpoint(path, "test", named, {"held": config})
     held.fill_algorithm(load_checkpoint(path, "test"), "held", fresh)
     assert fresh.reward_scale == agent.reward_scale
-    assert (fresh._n_updates, fresh.standardised) == (3, True)
+    assert (fresh._n_updates, fresh.standardised_rows) == (3, agent.standardised_rows)
     fresh.replay_buffer = agent.replay_buffer
     for one in (agent, fresh):
         train(one, 2)
