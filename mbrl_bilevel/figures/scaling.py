@@ -1,0 +1,59 @@
+"""What work costs as its sizes grow, and a study on more and more machines."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from mbrl_bilevel.figures.style import Row, save, subplots
+
+#: Names of the sizes as they stand below an axis.
+_SIZES = {
+    "obs_dim": "observation dimensions",
+    "members": "ensemble members",
+    "n_train": "rows",
+    "horizon": "steps of a plan",
+    "population": "candidates",
+}
+
+
+def draw_scaling(folder: Path, rows: Sequence[Row]) -> Path:
+    """Milliseconds of a gradient step and of a plan against each size, on double logarithmic axes; dotted: in
+    proportion to the size, through the last point."""
+    panels = list(dict.fromkeys((row["work"], row["vary"]) for row in rows))
+    columns = max(sum(work == name for work, _ in panels) for name in ("fit", "plan"))
+    figure, axes = subplots(2, columns, figsize=(3.6 * columns, 6.4), squeeze=False)
+    for line, work in zip(axes, ("fit", "plan"), strict=True):
+        mine = [vary for name, vary in panels if name == work]
+        for axis, vary in zip(line, mine, strict=False):
+            points = [
+                (r["value"], 1e3 * r["seconds"])
+                for r in rows
+                if (r["work"], r["vary"]) == (work, vary)
+            ]
+            sizes, times = zip(*sorted(points), strict=True)
+            axis.loglog(sizes, times, "o-", color="#111111")
+            axis.loglog(sizes, [times[-1] * size / sizes[-1] for size in sizes], ":", color="0.6")
+            axis.set_xlabel(_SIZES[vary])
+            axis.set_ylim(0.5 * min(times), 2.0 * max(times))
+            axis.set_title("a gradient step" if work == "fit" else "a plan", fontsize=10)
+            axis.grid(alpha=0.3)
+        line[0].set_ylabel("milliseconds")
+        for axis in line[len(mine) :]:
+            axis.set_axis_off()
+    figure.tight_layout()
+    return save(figure, folder / "scaling.png")
+
+
+def draw_machines(folder: Path, rows: Sequence[Row]) -> Path:
+    """Hours of a study against the number of machines; dotted: its longest cell."""
+    figure, axis = subplots(figsize=(4.6, 3.4))
+    nodes = [row["nodes"] for row in rows]
+    axis.loglog(nodes, [row["hours"] for row in rows], "o-", color="#111111", label="the study")
+    axis.axhline(rows[0]["longest"], linestyle=":", color="0.4", label="its longest cell")
+    axis.set_xlabel("machines")
+    axis.set_ylabel("hours")
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=8)
+    figure.tight_layout()
+    return save(figure, folder / "machines.png")
