@@ -163,7 +163,7 @@ class Minibatches:
             )
         device = data.x.device
         self._data, self._batch_size = data, batch_size
-        self._sizes = torch.tensor(sizes, dtype=torch.float64).unsqueeze(1)
+        self._sizes = torch.tensor(sizes, dtype=torch.float64, device=device).unsqueeze(1)
         rows = np.zeros((len(sizes), max(sizes)), dtype=np.int64)
         for member, r in enumerate(data.folds.train):
             rows[member, : len(r)] = r
@@ -173,8 +173,15 @@ class Minibatches:
         """The next minibatch, x [E, B, X] and y [E, B, D]."""
         members = len(self._rows)
         # float64, so that the largest draw below 1 times the size never rounds up to the size.
-        u = torch.rand(members, self._batch_size, generator=generator, dtype=torch.float64)
-        index = self._rows.gather(1, (u * self._sizes).long().to(self._rows.device))
+        # Drawn where the generator is: one on the data's device leaves nothing to be copied.
+        u = torch.rand(
+            members,
+            self._batch_size,
+            generator=generator,
+            dtype=torch.float64,
+            device=generator.device,
+        ).to(self._rows.device)
+        index = self._rows.gather(1, (u * self._sizes).long())
         return self._data.batch(index)
 
 

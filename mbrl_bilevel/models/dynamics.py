@@ -306,6 +306,7 @@ def fit_dynamics(
     warm_start: WarmStart | None = None,
     units: DynamicsModel | None = None,
     joined: Callable[[FitData], FitData] | None = None,
+    device: torch.device | str = "cpu",
 ) -> tuple[DynamicsModel, FitResult]:
     """Fit a dynamics model to ``transitions``; splits are by episode (``splits.group_by_episode``).
 
@@ -327,7 +328,8 @@ def fit_dynamics(
     ``folds`` that have grown with the experience say who holds out what. The network then goes on from
     ``start``, a model of this method fitted with these folds before they grew, as ``warm_start`` says; from
     scratch where a target's spread has changed too much (``warm_start.lasting_units``). A learned termination
-    is always fitted from scratch. ``units`` and ``joined``: as of ``fit_regression``.
+    is always fitted from scratch. ``units``, ``joined`` and ``device``: as of
+    ``fit_regression``.
 
     Warns where the limit of steps came while the model was still learning (``FitResult.underfitted``). Raises
     InvalidInputError if there is too little data, no target varies in it, a rule cannot be called,
@@ -350,11 +352,12 @@ def fit_dynamics(
         warm_start=warm_start,
         units=units,
         joined=joined,
+        device=device,
     )
     result = method.fit(
         prepared.policy,
         prepared.data,
-        generator=generator,
+        generator=prepared.generator,
         schedule=prepared.schedule,
         progress=progress,
         log=log,
@@ -375,6 +378,7 @@ def fit_dynamics_side_by_side(
     outer_transitions: Sequence[Transitions | None] | None = None,
     progress: bool = False,
     direct: bool = False,
+    device: torch.device | str = "cpu",
 ) -> list[tuple[DynamicsModel, FitResult] | BilevelError]:
     """Repeats of ``fit_dynamics`` as one larger ensemble: the k-th from the k-th of ``transitions``, ``generators``
     and ``outer_transitions``; all other arguments as there. Each ends as it does alone, to the rounding of the
@@ -396,13 +400,14 @@ def fit_dynamics_side_by_side(
             reward=reward,
             outer_transitions=other,
             direct=direct,
+            device=device,
         )
         for data, generator, other in zip(transitions, generators, others, strict=True)
     ]
     found = method.fit_side_by_side(
         [prepared.policy for prepared, _ in ready],
         [prepared.data for prepared, _ in ready],
-        generators=generators,
+        generators=[prepared.generator for prepared, _ in ready],
         schedule=schedule,
         progress=progress,
     )
@@ -430,6 +435,7 @@ def _prepare(
     warm_start: WarmStart | None = None,
     units: DynamicsModel | None = None,
     joined: Callable[[FitData], FitData] | None = None,
+    device: torch.device | str = "cpu",
 ) -> tuple[PreparedRegression, _Done]:
     """All of ``fit_dynamics`` but its gradient steps, and what makes a model of their result."""
     require_rules(termination, reward)
@@ -469,6 +475,7 @@ def _prepare(
         outcome=_Rules(obs_dim, termination, reward, jump, direct).outcome,
         units=None if units is None else units.regression,
         joined=joined,
+        device=device,
     )
     known: Termination | None = termination
 
@@ -476,7 +483,9 @@ def _prepare(
         fitted, result = prepared.done(result)
         _warn_if_underfitted(result, stacklevel + 1)
         learned = known is None and transitions.terminated.any()
-        ending = fit_termination(transitions, members, generator) if learned else known
+        ending = known
+        if learned:
+            ending = fit_termination(transitions, members, generator).to(device)
         return DynamicsModel(fitted, obs_dim, ending, reward, jump, direct), result
 
     return prepared, done

@@ -168,6 +168,7 @@ def fit_regression(
     outcome: Outcome | None = None,
     units: Regression | None = None,
     joined: Callable[[FitData], FitData] | None = None,
+    device: torch.device | str = "cpu",
 ) -> tuple[Regression, FitResult]:
     """Fit x [N, X] to y [N, D], both raw; rows of one of the ``groups`` [N] are never parted.
 
@@ -186,7 +187,8 @@ def fit_regression(
     The parameters go on from ``start``, a fit by this method, as ``how`` says, where its targets are of use
     (``warm_start.lasting_units``), else from scratch; give ``folds`` whose held-out rows it has not seen
     (``GrowingFolds``). The normalisers are those of ``units``, where given; what ``joined`` makes of the rows is what
-    is learned, with those of earlier tasks say. Raises InvalidInputError if there is too little data, no target varies in it, a method
+    is learned, with those of earlier tasks say. The fit is made on ``device``, where the model then is; what comes before
+    it, splits and initial weights, is the same wherever. Raises InvalidInputError if there is too little data, no target varies in it, a method
     that looks ahead gets no successors, or a start is of another form.
     """
     prepared = prepare_regression(
@@ -210,11 +212,12 @@ def fit_regression(
         outcome=outcome,
         units=units,
         joined=joined,
+        device=device,
     )
     result = method.fit(
         prepared.policy,
         prepared.data,
-        generator=generator,
+        generator=prepared.generator,
         schedule=prepared.schedule,
         progress=progress,
         log=log,
@@ -231,6 +234,7 @@ def fit_regression_side_by_side(
     hidden: Sequence[int] = (200, 200),
     schedule: Schedule | None = None,
     progress: bool = False,
+    device: torch.device | str = "cpu",
 ) -> list[tuple[Regression, FitResult] | BilevelError]:
     """Repeats of ``fit_regression`` as one larger ensemble, each of its own x [N, X] and y [N, D], whose rows are
     independent, and its own generator; all other arguments as there. Each ends as it does alone, to the rounding of
@@ -249,13 +253,14 @@ def fit_regression_side_by_side(
             members=members,
             hidden=hidden,
             schedule=schedule,
+            device=device,
         )
         for (x, y), generator in zip(data, generators, strict=True)
     ]
     found = method.fit_side_by_side(
         [prepared.policy for prepared in ready],
         [prepared.data for prepared in ready],
-        generators=generators,
+        generators=[prepared.generator for prepared in ready],
         schedule=schedule,
         progress=progress,
     )
@@ -267,13 +272,15 @@ def fit_regression_side_by_side(
 
 @dataclass(frozen=True)
 class PreparedRegression:
-    """A fit that waits for its gradient steps alone: ``policy`` is to be fitted to ``data`` as ``schedule`` says."""
+    """A fit that waits for its gradient steps alone: ``policy`` is to be fitted to ``data`` as ``schedule`` says,
+    by draws of ``generator``; all on one device."""
 
     policy: GaussianPolicy | MixturePolicy
     data: FitData
     inputs: Normaliser
     targets: Normaliser
     schedule: Schedule | None
+    generator: torch.Generator
 
     def done(self, result: FitResult) -> tuple[Regression, FitResult]:
         """What ``fit_regression`` returns, once that was made of it."""
@@ -303,8 +310,10 @@ def prepare_regression(
     outcome: Outcome | None = None,
     units: Regression | None = None,
     joined: Callable[[FitData], FitData] | None = None,
+    device: torch.device | str = "cpu",
 ) -> PreparedRegression:
     """All of ``fit_regression`` but its gradient steps; arguments and errors as there."""
+    x, y = x.to(device), y.to(device)
     for other in (start, units):
         if other is not None:
             _require_widths(other, x, y)
@@ -336,7 +345,7 @@ def prepare_regression(
         targets.normalise(y)[:, active].to(dtype),
         folds,
         chain,
-        weight,
+        None if weight is None else weight.to(device),
     )
     if joined is not None:
         data = joined(data)
@@ -356,7 +365,15 @@ def prepare_regression(
         warm_start(made, start.policy, *pairs, how)
         schedule = schedule or Schedule()
         schedule = replace(schedule, steps=max(1, round(how.part * schedule.steps)))
-    return PreparedRegression(made, data, inputs, targets, schedule)
+    made.to(device)
+    return PreparedRegression(made, data, inputs, targets, schedule, _draws_on(generator, x.device))
+
+
+def _draws_on(generator: torch.Generator, device: torch.device) -> torch.Generator:
+    """The generator itself on its own device, elsewhere one that it seeds: what it draws is not to be copied there."""
+    if generator.device.type == device.type:
+        return generator
+    return torch.Generator(device).manual_seed(draw_seed(generator))
 
 
 def _of_all_targets(result: FitResult, active: Tensor) -> FitResult:
@@ -400,7 +417,13 @@ def _chain(
     if direct:
         drift = drift - inputs.shift[:state] / inputs.scale[:state]
     dtype = torch.get_default_dtype()
-    return Chain(torch.from_numpy(successor), gain.to(dtype), drift.to(dtype), horizon, direct)
+    return Chain(
+        torch.from_numpy(successor).to(gain.device),
+        gain.to(dtype),
+        drift.to(dtype),
+        horizon,
+        direct,
+    )
 
 
 def _raw(inputs: Normaliser, targets: Normaliser, outcome: Outcome) -> Outcome:

@@ -32,7 +32,8 @@ class Recollection:
         σ² + (μ_previous − μ)², with all of its σ², the members' disagreement included, as in a residual of
         held-out data.
         """
-        index = torch.arange(round(beside * self.share / (1.0 - self.share))) % len(self.x)
+        count = round(beside * self.share / (1.0 - self.share))
+        index = torch.arange(count, device=self.x.device) % len(self.x)
         x, previous = self.x[index].expand(policy.members, -1, -1), self.previous
         then = previous.network.features(x)
         raw = previous.raw_scale_at(then).clamp(previous.temper_low, previous.temper_high)
@@ -61,12 +62,12 @@ class CrossFitted:
         """At most this many of the problem's held-out rows, evenly spaced."""
         held_out, members = problem.held_out, policy.members
         there = held_out.weights > 0
-        owner = torch.arange(members).unsqueeze(1).expand_as(there)[there]
+        owner = torch.arange(members, device=there.device).unsqueeze(1).expand_as(there)[there]
         thinned = evenly_spaced(len(owner), most)
         x, y, owner = held_out.x[there][thinned], held_out.y[there][thinned], owner[thinned]
         features = policy.network.features(x.expand(members, -1, -1))
         mean = policy.network.last(features)
-        squared = (y - mean[owner, torch.arange(len(x))]).square().unsqueeze(0)
+        squared = (y - mean[owner, torch.arange(len(x), device=x.device)]).square().unsqueeze(0)
         return CrossFitted(features, mean, squared, _judges(owner, members))
 
     def beside(self, other: CrossFitted) -> CrossFitted:
@@ -84,8 +85,8 @@ class CrossFitted:
 def _judges(owner: Tensor, members: int) -> Tensor:
     """Who judges on rows that the members in ``owner`` [R] left out, [E, R]."""
     if members == 1:
-        return (torch.arange(len(owner)) >= len(owner) // 2).unsqueeze(0)
-    return owner == torch.arange(members).unsqueeze(1)
+        return (torch.arange(len(owner), device=owner.device) >= len(owner) // 2).unsqueeze(0)
+    return owner == torch.arange(members, device=owner.device).unsqueeze(1)
 
 
 @torch.no_grad()

@@ -203,7 +203,7 @@ class HeldOutSpread:
         after: Callable[[int], None],
     ) -> None:
         """AdamW with a cosine on minibatches of each member's fitting rows."""
-        generator = torch.Generator().manual_seed(0)
+        generator = torch.Generator(rows.fits.device).manual_seed(0)
         network = rows.policy.scale_network.requires_grad_(True)
         optimiser = torch.optim.AdamW(
             network.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay, fused=True
@@ -272,21 +272,22 @@ class _Rows:
         """What the ``standardised`` scale network says at ``index`` [E, B], or at all rows, [E, B, D]."""
         features = self.held_out.features
         if index is not None:
-            features = features[torch.arange(len(index)).unsqueeze(1), index]
+            features = features[torch.arange(len(index), device=index.device).unsqueeze(1), index]
         found: Tensor = self.policy.scale_network((features - self.shift) / self.scale)
         return found
 
     def drawn(self, count: int, generator: torch.Generator) -> Tensor:
         """``count`` of each member's fitting rows, with replacement, [E, count]."""
         members, rows = self.fits.shape
-        return self.fits.gather(1, torch.randint(rows, (members, count), generator=generator))
+        index = torch.randint(rows, (members, count), generator=generator, device=generator.device)
+        return self.fits.gather(1, index)
 
     def loss(self, excess: Tensor, index: Tensor) -> Tensor:
         """What the residuals at ``index`` [E, B] cost if log σ exceeds the constant's by ``excess``
         [E, B, D]: nats per dimension up to a constant, summed over members."""
         log_std = self.policy.bounded_log_std(self.policy.raw_scale.detach() + excess)
         squared = self.held_out.squared.expand(len(index), -1, -1)
-        squared = squared[torch.arange(len(index)).unsqueeze(1), index]
+        squared = squared[torch.arange(len(index), device=index.device).unsqueeze(1), index]
         nll = 0.5 * squared * torch.exp(-2.0 * log_std) + log_std
         return nll.mean((1, 2)).sum()
 

@@ -78,4 +78,6 @@ class Population:
         self, problem: Problem, weights: DimensionWeights, generator: torch.Generator
     ) -> torch.Tensor:
         shape = (problem.policy.members, 1, len(weights.log_w))
-        return self.spread * torch.randn(shape, generator=generator).to(weights.log_w)
+        return self.spread * torch.randn(shape, generator=generator, device=generator.device).to(
+            weights.log_w
+        )

@@ -353,7 +353,8 @@ def monte_carlo_kl(
 
 def _noise(samples: int, like: Tensor, generator: torch.Generator) -> Tensor:
     shape = (samples, *like.shape)
-    return torch.randn(shape, generator=generator, dtype=like.dtype, device=like.device)
+    drawn = torch.randn(shape, generator=generator, dtype=like.dtype, device=generator.device)
+    return drawn.to(like.device)
 
 
 def _refuse_kl(p: Distribution, q: Distribution) -> NoReturn:

@@ -124,9 +124,9 @@ class _Best:
     @staticmethod
     def start(policy: nn.Module, members: int) -> _Best:
         state = {name: p.detach().clone() for name, p in policy.named_parameters()}
-        return _Best(
-            torch.full((members,), math.inf), torch.zeros(members, dtype=torch.int64), state
-        )
+        device = next(policy.parameters()).device
+        nothing = torch.full((members,), math.inf, device=device)
+        return _Best(nothing, torch.zeros_like(nothing, dtype=torch.int64), state)
 
     @torch.no_grad()
     def offer(self, policy: nn.Module, criterion: Tensor, step: int) -> None:

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from torch import nn
 
 from mbrl_bilevel.base.errors import BilevelError, InvalidInputError
 from mbrl_bilevel.base.records import FitResult
@@ -191,6 +192,8 @@ class Method:
         log: Log | None = None,
     ) -> Job:
         loss = self.make_loss(policy, data) if loss is None else loss
+        if isinstance(loss, nn.Module):
+            loss.to(data.x.device)
         if self.outer is None:
             data = replace(data, folds=data.folds.without_outer())
         criterion = OwnLoss(loss) if self.criterion is None else self.criterion

@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from mbrl_bilevel.base.errors import InvalidInputError
 from mbrl_bilevel.studies.arguments import option_name
-from options.shared import EnvironmentArgs, FitArgs, RepeatedArgs, TableArgs, require_methods
+from options.shared import (
+    EnvironmentArgs,
+    FitArgs,
+    RepeatedArgs,
+    TableArgs,
+    require_device,
+    require_methods,
+)
 from options.sources import Source
 
 if TYPE_CHECKING:
@@ -63,6 +70,8 @@ class Args(EnvironmentArgs, RepeatedArgs, FitArgs, TableArgs):
     side_by_side: int = 1
     """Repeats that are fitted at once, as one larger ensemble: less time on a GPU and with small networks; the rows
     are the same but for rounding."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where models are fitted; they are judged, and planned with, on the CPU."""
     plan_episodes: int = 0
     """Episodes to plan with each model; their mean is the row's return."""
     plan_env: str | None = None
@@ -82,6 +91,7 @@ class Args(EnvironmentArgs, RepeatedArgs, FitArgs, TableArgs):
                 raise InvalidInputError(f"{option}: give at least one value, and none twice")
         self.require_at_least(50, "n_train")
         require_methods("--methods", self.methods)
+        require_device(self.device)
         self._check_sources()
         self.schedule(self.methods[0])
 

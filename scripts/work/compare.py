@@ -245,7 +245,8 @@ def _draws(key: Row) -> torch.Generator:
 
 def _how(args: Args, key: Row) -> dict[str, Any]:
     schedule = args.schedule(key["method"])
-    return {"members": args.members, "hidden": args.hidden, "schedule": schedule}
+    network = {"members": args.members, "hidden": args.hidden}
+    return {**network, "schedule": schedule, "device": args.device}
 
 
 def _steps(args: Args, key: Row, split: Split) -> Transitions:
@@ -263,6 +264,7 @@ def _ending(args: Args, key: Row) -> Rule | None:
 def _dynamics_row(
     args: Args, key: Row, split: Split, model: DynamicsModel, fitted: FitResult, seconds: float
 ) -> Done:
+    model = model.to("cpu")
     env_id = args.source(key["dataset"]).env_id or args.plan_env
     row = _one_step_row(evaluate_one_step(model, split.test), fitted, seconds)
     if split.noise_nll is not None:
@@ -301,7 +303,7 @@ def _table_rows(args: Args, key: Row) -> tuple[Tensor, Tensor]:
 
 def _table_row(args: Args, key: Row, model: Regression, fitted: FitResult, seconds: float) -> Done:
     _, (x, y) = table_split(args.source(key["dataset"]), key["seed"], args.n_test)
-    found = evaluate_regression(model, torch.from_numpy(x), torch.from_numpy(y))
+    found = evaluate_regression(model.to("cpu"), torch.from_numpy(x), torch.from_numpy(y))
     return Done(_one_step_row(found, fitted, seconds), fitted.history)
 
 
