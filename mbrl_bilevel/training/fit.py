@@ -104,7 +104,8 @@ def fit_side_by_side(
                 together.step(step)
                 if not together.going:
                     break
-                bar.set_postfix(held_out=f"{together.criterion:.3f}", refresh=False)
+                if progress and (step + 1) % schedule.evaluate_every == 0:
+                    bar.set_postfix(held_out=f"{together.criterion:.3f}", refresh=False)
     finally:
         bar.close()
         for side in sides:
@@ -261,12 +262,12 @@ class _Side:
                 self.level.step(step)
         return self.batches.draw(self.job.generator)
 
-    def after(self, step: int, value: Tensor, gradients: Sequence[Tensor]) -> None:
-        """Note what the step was like: its loss [E], and its gradients."""
+    def after(self, step: int, value: Tensor, gradients: Sequence[Tensor], rows: slice) -> None:
+        """Note what the step was like: its loss [E], and its ``rows`` of the gradients."""
         self.steps_run = step + 1
         if (step + 1) % self.schedule.evaluate_every == 0 or step == 0:
             self._record("loss", value.mean().item(), step + 1)
-            norm = torch.linalg.vector_norm(torch.stack([g.norm() for g in gradients]))
+            norm = torch.linalg.vector_norm(torch.stack([g[rows].norm() for g in gradients]))
             self._record("inner_gradient_norm", norm.item(), step + 1)
 
     def judge(self, step: int) -> None:
@@ -383,7 +384,7 @@ class _Together:
         self._optimiser.step()
         self._cosine.step()
         for side, value, rows in zip(self.going, values, self._joined.rows, strict=True):
-            side.after(step, value.detach(), [gradient[rows] for gradient in gradients])
+            side.after(step, value.detach(), gradients, rows)
 
     def _each(self, work: Callable[[_Side], T]) -> list[T]:
         """What ``work`` gives for each side; a side that it fails for is over, and those that are over leave."""
