@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
 from mbrl_bilevel.figures.style import Row, save, subplots
 
@@ -36,6 +39,8 @@ def draw_scaling(folder: Path, rows: Sequence[Row]) -> Path:
             axis.loglog(sizes, [times[-1] * size / sizes[-1] for size in sizes], ":", color="0.6")
             axis.set_xlabel(_SIZES[vary])
             axis.set_ylim(0.5 * min(times), 2.0 * max(times))
+            axis.set_xticks(sizes, [f"{size:g}" for size in sizes], fontsize=7)
+            _plainly(axis)
             axis.set_title("a gradient step" if work == "fit" else "a plan", fontsize=10)
             axis.grid(alpha=0.3)
         line[0].set_ylabel("milliseconds")
@@ -51,9 +56,19 @@ def draw_machines(folder: Path, rows: Sequence[Row]) -> Path:
     nodes = [row["nodes"] for row in rows]
     axis.loglog(nodes, [row["hours"] for row in rows], "o-", color="#111111", label="the study")
     axis.axhline(rows[0]["longest"], linestyle=":", color="0.4", label="its longest cell")
+    axis.set_xticks(nodes, [f"{count}" for count in nodes])
+    _plainly(axis)
     axis.set_xlabel("machines")
     axis.set_ylabel("hours")
     axis.grid(alpha=0.3)
     axis.legend(fontsize=8)
     figure.tight_layout()
     return save(figure, folder / "machines.png")
+
+
+def _plainly(axis: Any) -> None:
+    """Numbers as they are on a logarithmic axis, and few of them."""
+    axis.xaxis.set_minor_locator(NullLocator())
+    axis.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.yaxis.set_minor_locator(NullLocator())

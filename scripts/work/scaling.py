@@ -86,14 +86,10 @@ def measure(args: Args, work: str, sizes: Row) -> Row:
     """``seconds`` of a gradient step or of a plan, those that come with every fit (``fixed_seconds``: splits, early
     stopping, the outer level's last word), the peak memory of this process and the size of the data in MB."""
     data = made_steps(sizes["n_train"] if work == "fit" else 500, sizes["obs_dim"])
-    _fitted(
-        args, made_steps(200, sizes["obs_dim"]), sizes["members"], 1
-    )  # a process's first fit takes longer
-    model, fixed = _fitted(args, data, sizes["members"], 1)
-    if work == "fit":
-        _, whole = _fitted(args, data, sizes["members"], 1 + args.train_steps)
-        seconds = max(whole - fixed, 1e-6) / args.train_steps
-    else:
+    # A process's first fit takes longer.
+    _fitted(args, made_steps(200, sizes["obs_dim"]), sizes["members"])
+    model, seconds, fixed = _fitted(args, data, sizes["members"])
+    if work == "plan":
         seconds = _plan_seconds(args, model.frozen(), data, sizes)
     return {
         "seconds": seconds,
@@ -103,8 +99,15 @@ def measure(args: Args, work: str, sizes: Row) -> Row:
     }
 
 
-def _fitted(args: Args, data: Transitions, members: int, steps: int) -> tuple[DynamicsModel, float]:
-    """A model of so many gradient steps, and the seconds that it took. It is read, for early stopping, once."""
+def _fitted(args: Args, data: Transitions, members: int) -> tuple[DynamicsModel, float, float]:
+    """A model, the seconds of a gradient step, without the first, and those of all else."""
+    at: dict[int, float] = {}
+
+    def log(name: str, value: float, step: int) -> None:
+        if name == "fit/loss":
+            at[step] = time.perf_counter()
+
+    steps = 1 + args.train_steps
     started = time.perf_counter()
     model, _ = fit_dynamics(
         data,
@@ -113,8 +116,11 @@ def _fitted(args: Args, data: Transitions, members: int, steps: int) -> tuple[Dy
         members=members,
         hidden=args.hidden,
         schedule=Schedule(steps=steps, evaluate_every=steps),
+        log=log,
     )
-    return model, time.perf_counter() - started
+    whole = time.perf_counter() - started
+    seconds = (at[steps] - at[1]) / args.train_steps
+    return model, seconds, whole - args.train_steps * seconds
 
 
 def _plan_seconds(args: Args, model: DynamicsModel, data: Transitions, sizes: Row) -> float:
