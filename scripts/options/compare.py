@@ -68,8 +68,8 @@ class Args(EnvironmentArgs, RepeatedArgs, FitArgs, TableArgs):
     return_steps: int = 10
     """Steps of the open-loop return that return_error is of; fewer where test episodes are shorter."""
     side_by_side: int = 1
-    """Repeats that are fitted at once, as one larger ensemble: less time on a GPU and with small networks; the rows
-    are the same but for rounding."""
+    """Repeats that are fitted at once, as one larger ensemble, for a GPU (on a CPU large networks lose by it); the
+    rows are the same but for rounding."""
     device: Literal["cpu", "cuda"] = "cpu"
     """Where models are fitted; they are judged, and planned with, on the CPU."""
     plan_episodes: int = 0
