@@ -36,17 +36,18 @@ def draw_scaling(folder: Path, rows: Sequence[Row]) -> Path:
             ]
             sizes, times = zip(*sorted(points), strict=True)
             axis.loglog(sizes, times, "o-", color="#111111")
-            axis.loglog(sizes, [times[-1] * size / sizes[-1] for size in sizes], ":", color="0.6")
+            along = [times[-1] * size / sizes[-1] for size in sizes]
+            axis.loglog(sizes, along, ":", color="0.6", label="in proportion to the size")
             axis.set_xlabel(_SIZES[vary])
             axis.set_ylim(0.5 * min(times), 2.0 * max(times))
-            axis.set_xticks(sizes, [f"{size:g}" for size in sizes], fontsize=7)
+            axis.set_xticks(sizes, [_short(size) for size in sizes], fontsize=7)
             _plainly(axis)
             axis.set_title("a gradient step" if work == "fit" else "a plan", fontsize=10)
             axis.grid(alpha=0.3)
         line[0].set_ylabel("milliseconds")
+        line[0].legend(fontsize=7, loc="upper left")
         for axis in line[len(mine) :]:
             axis.set_axis_off()
-    figure.tight_layout()
     return save(figure, folder / "scaling.png")
 
 
@@ -62,8 +63,15 @@ def draw_machines(folder: Path, rows: Sequence[Row]) -> Path:
     axis.set_ylabel("hours")
     axis.grid(alpha=0.3)
     axis.legend(fontsize=8)
-    figure.tight_layout()
     return save(figure, folder / "machines.png")
+
+
+def _short(size: int) -> str:
+    """5k, 1M."""
+    for unit, name in ((10**6, "M"), (10**3, "k")):
+        if size >= unit:
+            return f"{size / unit:g}{name}"
+    return str(size)
 
 
 def _plainly(axis: Any) -> None:
