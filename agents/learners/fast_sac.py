@@ -78,7 +78,8 @@ class FastSAC(SAC):
     ``actor_q``: the actor climbs the critics' "min" (SAC) or "mean" (REDQ, algorithm 1).
     ``standardise``: the replay buffer's observations set the mean and the spread by which all observations are
     standardised, at the first call of ``train`` and again whenever the buffer has grown by a quarter: what is
-    reached later lies far from where random actions led. The root mean square of its rewards at the first call,
+    reached later lies far from where random actions led. (A buffer that was emptied for another task first has to
+    outgrow the one that the units are of.) The root mean square of its rewards at the first call,
     ``reward_scale``, divides all rewards.
     ``imitation``: weight of the pull of the policy towards the actions of a planner (after Wang et al.
     2025, TD-M(PC)², arXiv 2502.03550); a batch marks those by ``planned`` [B, 1], one where its

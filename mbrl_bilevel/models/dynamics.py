@@ -42,7 +42,12 @@ from mbrl_bilevel.models.learned_ending import (
     Termination,
     fit_termination,
 )
-from mbrl_bilevel.models.regression import PreparedRegression, Regression, prepare_regression
+from mbrl_bilevel.models.regression import (
+    PreparedRegression,
+    Regression,
+    fit_prepared,
+    prepare_regression,
+)
 from mbrl_bilevel.policies.distributions import DiagonalGaussian
 from mbrl_bilevel.policies.mixture import GaussianMixture
 from mbrl_bilevel.policies.policies import (
@@ -388,33 +393,38 @@ def fit_dynamics_side_by_side(
     data are of different widths.
     """
     others = [None] * len(transitions) if outer_transitions is None else outer_transitions
-    ready = [
-        _prepare(
-            data,
-            method,
-            generator=generator,
-            members=members,
-            hidden=hidden,
-            schedule=schedule,
-            termination=termination,
-            reward=reward,
-            outer_transitions=other,
-            direct=direct,
-            device=device,
-        )
-        for data, generator, other in zip(transitions, generators, others, strict=True)
-    ]
-    found = method.fit_side_by_side(
-        [prepared.policy for prepared, _ in ready],
-        [prepared.data for prepared, _ in ready],
-        generators=[prepared.generator for prepared, _ in ready],
-        schedule=schedule,
-        progress=progress,
-    )
-    return [
-        result if isinstance(result, BilevelError) else done(result, 3)
-        for (_, done), result in zip(ready, found, strict=True)
-    ]
+    ready: list[PreparedRegression | BilevelError] = []
+    finish: list[_Done | None] = []
+    for data, generator, other in zip(transitions, generators, others, strict=True):
+        try:
+            prepared, done = _prepare(
+                data,
+                method,
+                generator=generator,
+                members=members,
+                hidden=hidden,
+                schedule=schedule,
+                termination=termination,
+                reward=reward,
+                outer_transitions=other,
+                direct=direct,
+                device=device,
+            )
+        except BilevelError as error:
+            ready.append(error)
+            finish.append(None)
+        else:
+            ready.append(prepared)
+            finish.append(done)
+    ended: list[tuple[DynamicsModel, FitResult] | BilevelError] = []
+    found = fit_prepared(ready, method, schedule, progress)
+    for ending, result in zip(finish, found, strict=True):
+        if isinstance(result, BilevelError):
+            ended.append(result)
+        else:
+            assert ending is not None
+            ended.append(ending(result, 2))
+    return ended
 
 
 def _prepare(

@@ -243,31 +243,53 @@ def fit_regression_side_by_side(
     What became of each: its model and result, or the error that it failed by. Raises InvalidInputError where the
     data are of different widths.
     """
-    ready = [
-        prepare_regression(
-            x,
-            y,
-            np.arange(len(x)),
-            method,
-            generator=generator,
-            members=members,
-            hidden=hidden,
+    ready: list[PreparedRegression | BilevelError] = []
+    for (x, y), generator in zip(data, generators, strict=True):
+        try:
+            one = prepare_regression(
+                x,
+                y,
+                np.arange(len(x)),
+                method,
+                generator=generator,
+                members=members,
+                hidden=hidden,
+                schedule=schedule,
+                device=device,
+            )
+        except BilevelError as error:
+            ready.append(error)
+        else:
+            ready.append(one)
+    found = fit_prepared(ready, method, schedule, progress)
+    ended: list[tuple[Regression, FitResult] | BilevelError] = []
+    for prepared, result in zip(ready, found, strict=True):
+        if isinstance(result, BilevelError):
+            ended.append(result)
+        else:
+            assert isinstance(prepared, PreparedRegression)
+            ended.append(prepared.done(result))
+    return ended
+
+
+def fit_prepared(
+    ready: Sequence[PreparedRegression | BilevelError],
+    method: Method,
+    schedule: Schedule | None,
+    progress: bool,
+) -> list[FitResult | BilevelError]:
+    """Make the fits that are prepared side by side; an error among them stays in its place."""
+    going = [one for one in ready if not isinstance(one, BilevelError)]
+    found = iter(
+        method.fit_side_by_side(
+            [one.policy for one in going],
+            [one.data for one in going],
+            generators=[one.generator for one in going],
             schedule=schedule,
-            device=device,
+            progress=progress,
         )
-        for (x, y), generator in zip(data, generators, strict=True)
-    ]
-    found = method.fit_side_by_side(
-        [prepared.policy for prepared in ready],
-        [prepared.data for prepared in ready],
-        generators=[prepared.generator for prepared in ready],
-        schedule=schedule,
-        progress=progress,
     )
-    return [
-        result if isinstance(result, BilevelError) else prepared.done(result)
-        for prepared, result in zip(ready, found, strict=True)
-    ]
+    return [one if isinstance(one, BilevelError) else next(found) for one in ready]
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import accumulate, pairwise
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from mbrl_bilevel.base.errors import InvalidInputError, UnsupportedCombinationEr
 from mbrl_bilevel.base.records import Batch
 from mbrl_bilevel.policies.distributions import Distribution
 from mbrl_bilevel.policies.policies import Policy, set_tensor, stacked
+from mbrl_bilevel.policies.tempered import TemperedPolicy
 
 
 class Joined:
@@ -35,6 +36,19 @@ class Joined:
         answers = _split(whole, [policy.members for policy in self._policies])
         asked = zip(self._policies, batches, answers, strict=True)
         return [_Answered(policy, batch.x, answer) for policy, batch, answer in asked]
+
+    def require_asked(self, loss: Tensor) -> None:
+        """Raises UnsupportedCombinationError for a ``loss`` that reaches a policy's parameters in another way than by
+        its answers: what it does there would have no effect."""
+        if len(self._policies) == 1:
+            return
+        own = [p for policy in self._policies for p in policy.parameters() if p.requires_grad]
+        reached = torch.autograd.grad(loss, own, allow_unused=True, retain_graph=True)
+        if any(gradient is not None for gradient in reached):
+            raise UnsupportedCombinationError(
+                "this loss reads the parameters of the policy, so such fits cannot be made side by side: make them "
+                "one after another"
+            )
 
     def keep(self, which: Sequence[int]) -> None:
         """Go on with these policies alone; all others have tensors of their own from here on."""
@@ -70,17 +84,18 @@ def joined(policies: Sequence[Policy]) -> Iterator[Joined]:
     """
     first, *others = policies
     if others:
-        for policy in others:
-            if type(policy) is not type(first) or _form(policy) != _form(first):
-                raise InvalidInputError(
-                    "policies: fits side by side need policies of one class and one size, on one device; got a "
-                    f"{type(first).__name__} and a {type(policy).__name__} of other shapes"
-                )
-        if not isinstance(first, Policy):
+        # A subclass may hold tensors, or settings, that nobody here knows how to join.
+        if type(first) not in (*get_args(Policy), TemperedPolicy):
             raise InvalidInputError(
                 f"policies: fits side by side need policies of this library; got a {type(first).__name__}: make "
                 "the fits one after another"
             )
+        for policy in others:
+            if type(policy) is not type(first) or _form(policy) != _form(first):
+                raise InvalidInputError(
+                    "policies: fits side by side need policies of one class, one size and the same settings, on one "
+                    f"device; got a {type(first).__name__} and another {type(policy).__name__}"
+                )
     together = Joined(policies)
     try:
         yield together
@@ -88,9 +103,16 @@ def joined(policies: Sequence[Policy]) -> Iterator[Joined]:
         together.part()
 
 
-def _form(policy: nn.Module) -> dict[str, tuple[Any, ...]]:
-    """What one member's tensors are like."""
-    return {name: (v.shape[1:], v.dtype, v.device) for name, v in policy.state_dict().items()}
+def _form(policy: nn.Module) -> dict[str, Any]:
+    """What one member's tensors are like, which of them are trained, and the policy's settings."""
+    trained = {name for name, p in policy.named_parameters() if p.requires_grad}
+    tensors = {
+        name: (v.shape[1:], v.dtype, v.device, name in trained)
+        for name, v in policy.state_dict().items()
+    }
+    plain = (int, float, str, tuple)
+    settings = {k: v for k, v in vars(policy).items() if isinstance(v, plain) and k != "members"}
+    return {**tensors, "settings": settings}
 
 
 def _split(dist: Distribution, members: Sequence[int]) -> list[Distribution]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from statistics import mean
 
 from mbrl_bilevel.base.errors import InvalidInputError
+from mbrl_bilevel.base.reading import is_number
 from mbrl_bilevel.base.rows import Row
 from mbrl_bilevel.studies.grid import Cell, Grid, read_grid
 from mbrl_bilevel.studies.grid_rows import kept
@@ -44,7 +45,9 @@ def cell_seconds(grid: Grid, store: Path) -> Mapping[Cell, float]:
     for cell in grid.cells():
         told = kept(store, cell)
         if told is not None and told.finished and told.about["metrics"]:
-            found[cell] = float(told.about["metrics"]["wall_seconds"])
+            seconds = told.about["metrics"].get("wall_seconds")
+            if is_number(seconds):
+                found[cell] = float(seconds)
     if not found:
         raise InvalidInputError(
             f"--study: {store} has no finished cell to take seconds from; run the study first (scripts/study.py)"

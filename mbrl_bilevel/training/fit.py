@@ -92,8 +92,10 @@ def fit_side_by_side(
 
     What becomes of each job: its result, or the error that it failed by; the others go on. Raises InvalidInputError
     for policies of different forms, and UnsupportedCombinationError for a loss that asks the policy at other inputs
-    than its minibatch's (one that looks ahead): make such fits one after another.
+    than its minibatch's (one that looks ahead) or reads its parameters (EWC): make such fits one after another.
     """
+    if not jobs:
+        return []
     schedule = schedule or Schedule()
     sides = [_Side.of(job, schedule) for job in jobs]
     bar = tqdm(range(schedule.steps), desc="fit", leave=False, disable=not progress)
@@ -377,6 +379,8 @@ class _Together:
         ]
         total = values[0].sum() if len(values) == 1 else torch.cat(values).sum()
         parameters = self._joined.trained
+        if step == 0:
+            self._joined.require_asked(total)
         # autograd.grad, not backward(): φ inside the loss must not gather a gradient here.
         gradients = torch.autograd.grad(total, parameters, materialize_grads=True)
         for parameter, gradient in zip(parameters, gradients, strict=True):

@@ -167,6 +167,8 @@ class Method:
         Raises InvalidInputError for policies of different forms.
         """
         schedule = schedule or Schedule()
+        if not policies:
+            return []
         each = zip(policies, data, generators, strict=True)
         if self.trainer is None and self.horizon == 1:
             jobs = [self._job(policy, rows, generator) for policy, rows, generator in each]

@@ -70,8 +70,8 @@ class Args(EnvironmentArgs, RepeatedArgs, FitArgs, TableArgs):
     side_by_side: int = 1
     """Repeats that are fitted at once, as one larger ensemble, for a GPU (on a CPU large networks lose by it); the
     rows are the same but for rounding."""
-    device: Literal["cpu", "cuda"] = "cpu"
-    """Where models are fitted; they are judged, and planned with, on the CPU."""
+    device: Literal["auto", "cpu", "cuda"] = "cpu"
+    """Where models are fitted (auto: on a CUDA device where there is one); they are judged, and planned with, on the CPU."""
     plan_episodes: int = 0
     """Episodes to plan with each model; their mean is the row's return."""
     plan_env: str | None = None

@@ -5,7 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from mbrl_bilevel.studies.arguments import RunArgs
+from mbrl_bilevel.base.errors import InvalidInputError
+from mbrl_bilevel.studies.arguments import RunArgs, option_name
+
+#: Rows of one episode for each member, so that all can hold some out.
+ROWS_A_MEMBER = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +49,19 @@ class Args(RunArgs):
         sizes = ("obs_dim", "members", "n_train", "horizon", "population")
         self.require_at_least(1, *sizes, "hidden", "nodes", most=10**7)
         self.require_at_least(50, "n_train", most=10**8)
+        for name in (*sizes, "nodes"):
+            values = getattr(self, name)
+            if not values or len(set(values)) < len(values):
+                raise InvalidInputError(
+                    f"{option_name(name)}: give at least one value, and none twice"
+                )
+        pairs = ((max(self.members), self.n_train[0]), (self.members[0], min(self.n_train)))
+        for members, rows in pairs:
+            if rows < ROWS_A_MEMBER * members:
+                raise InvalidInputError(
+                    f"--members, --n-train: {members} members need {ROWS_A_MEMBER * members} rows to hold some out; "
+                    f"got {rows}"
+                )
         self.require_at_least(
             1, "train_steps", "plans", "repeats", "cells_per_node", "study_times", most=10**6
         )

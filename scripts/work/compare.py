@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from typing import Any
 
@@ -17,6 +17,7 @@ from options.sources import Source
 from stable_baselines3.common.vec_env import DummyVecEnv
 from torch import Tensor
 
+from agents.common.device import planning_device
 from envs.known.endings import termination_rule
 from envs.known.names import observation_names
 from envs.tasks.appended import task_dims
@@ -171,8 +172,17 @@ def _rounded(value: float) -> float | None:
     return round(value, 4) if math.isfinite(value) else None
 
 
-@lru_cache(maxsize=2)
 def _split(args: Args, dataset: str, seed: int) -> Split:
+    """Collected once for all methods and sizes, of as many repeats as go side by side."""
+    return _splits(max(2, args.side_by_side))(args, dataset, seed)
+
+
+@lru_cache(maxsize=1)
+def _splits(size: int) -> Callable[[Args, str, int], Split]:
+    return lru_cache(maxsize=size)(_made_split)
+
+
+def _made_split(args: Args, dataset: str, seed: int) -> Split:
     return steps_split(
         args.source(dataset),
         args,
@@ -246,7 +256,7 @@ def _draws(key: Row) -> torch.Generator:
 def _how(args: Args, key: Row) -> dict[str, Any]:
     schedule = args.schedule(key["method"])
     network = {"members": args.members, "hidden": args.hidden}
-    return {**network, "schedule": schedule, "device": args.device}
+    return {**network, "schedule": schedule, "device": planning_device(args.device)}
 
 
 def _steps(args: Args, key: Row, split: Split) -> Transitions:

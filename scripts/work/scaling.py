@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from options.scaling import Args
+from options.scaling import ROWS_A_MEMBER, Args
 
 from agents.planners import ICEM
 from agents.planners.actions import BoxActions
@@ -85,9 +85,10 @@ def _measured(args: Args, key: Row) -> Row:
 def measure(args: Args, work: str, sizes: Row) -> Row:
     """``seconds`` of a gradient step or of a plan, those that come with every fit (``fixed_seconds``: splits, early
     stopping, the outer level's last word), the peak memory of this process and the size of the data in MB."""
-    data = made_steps(sizes["n_train"] if work == "fit" else 500, sizes["obs_dim"])
+    fewest = max(500, ROWS_A_MEMBER * sizes["members"])
+    data = made_steps(sizes["n_train"] if work == "fit" else fewest, sizes["obs_dim"])
     # A process's first fit takes longer.
-    _fitted(args, made_steps(200, sizes["obs_dim"]), sizes["members"])
+    _fitted(args, made_steps(fewest, sizes["obs_dim"]), sizes["members"])
     model, seconds, fixed = _fitted(args, data, sizes["members"])
     if work == "plan":
         seconds = _plan_seconds(args, model.frozen(), data, sizes)

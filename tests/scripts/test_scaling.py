@@ -73,6 +73,8 @@ def test_it_measures_each_size_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     [
         (["--n-train", "10"], "--n-train"),
         (["--population", "0"], "--population"),
+        (["--obs-dim", "3", "3"], "--obs-dim"),
+        (["--members", "2", "600"], "--members, --n-train"),
         (["--study", "none.toml"], "none.toml"),
     ],
 )

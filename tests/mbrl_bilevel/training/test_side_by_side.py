@@ -21,6 +21,7 @@ from mbrl_bilevel.data.splits import FitData, cross_fit
 from mbrl_bilevel.inner.estimators import LeaveOneOut
 from mbrl_bilevel.inner.losses import NLL, PolicyGradient
 from mbrl_bilevel.inner.rewards import Mahalanobis
+from mbrl_bilevel.models.regression import fit_regression, fit_regression_side_by_side
 from mbrl_bilevel.policies.policies import CategoricalPolicy, GaussianPolicy
 from mbrl_bilevel.training.class_methods import CLASS_METHODS
 from mbrl_bilevel.training.fit import Job, fit, fit_side_by_side
@@ -194,7 +195,7 @@ def test_policies_are_their_own_again_behind_it() -> None:
 def test_what_cannot_be_joined_is_refused() -> None:
     (narrow, g), (wide, h) = made(METHODS["nll"], 0, 2), made(METHODS["nll"], 1, 3)
     other = replace(rows(1), y=torch.randn(len(rows(1).y), 3))
-    with pytest.raises(InvalidInputError, match="one class and one size"):
+    with pytest.raises(InvalidInputError, match="one class, one size"):
         fit_side_by_side([Job(narrow, NLL(), rows(0), g), Job(wide, NLL(), other, h)])
     generator = torch.Generator().manual_seed(0)
     labels = CategoricalPolicy(3, 2, generator=generator, members=2, hidden=(8,))
@@ -207,3 +208,58 @@ def test_what_cannot_be_joined_is_refused() -> None:
     (one, g), (two, h) = made(METHODS["nll"], 0, 2), made(METHODS["nll"], 1, 2)
     with pytest.raises(UnsupportedCombinationError, match="one after another"):
         fit_side_by_side([Job(one, elsewhere, rows(0), g), Job(two, elsewhere, rows(1), h)])
+
+
+def test_a_loss_that_reads_the_parameters_is_refused() -> None:
+    """Its gradient by them would be of the single policy, which nobody descends."""
+
+    def ridge(policy: Any, batch: Any, generator: torch.Generator) -> Any:
+        value, told = NLL()(policy, batch, generator)
+        return value + sum(p.square().flatten(1).sum(1) for p in policy.parameters()), told
+
+    (one, g), (two, h) = made(METHODS["nll"], 0, 2), made(METHODS["nll"], 1, 2)
+    before = states([one, two])
+    with pytest.raises(UnsupportedCombinationError, match="reads the parameters"):
+        fit_side_by_side([Job(one, ridge, rows(0), g), Job(two, ridge, rows(1), h)])
+    for mine, theirs in zip(states([one, two]), before, strict=True):
+        assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
+    assert isinstance(fit(one, ridge, rows(0), generator=g, schedule=SHORT), FitResult)
+
+
+class _Own(GaussianPolicy):
+    """May hold what nobody knows how to join."""
+
+
+@pytest.mark.parametrize("what", ["bounds", "frozen", "subclass"])
+def test_policies_that_are_not_alike_are_refused(what: str) -> None:
+    (one, g), (two, h) = made(METHODS["nll"], 0, 2), made(METHODS["nll"], 1, 2)
+    if what == "bounds":
+        two = GaussianPolicy(
+            3, 2, generator=h, members=2, hidden=(8,), scale="network", log_std_bounds=(-1.0, 1.0)
+        )
+    elif what == "frozen":
+        two.network.last.requires_grad_(False)
+    else:
+        one, two = (_Own(3, 2, generator=draws, members=2, hidden=(8,)) for draws in (g, h))
+    with pytest.raises(InvalidInputError, match="side by side need policies"):
+        fit_side_by_side([Job(one, NLL(), rows(0), g), Job(two, NLL(), rows(1), h)])
+
+
+def test_a_repeat_that_cannot_be_fitted_costs_the_others_nothing() -> None:
+    good = [rows(seed) for seed in range(3)]
+    data = [(found.x, found.y) for found in good]
+    data[1] = (torch.full_like(data[1][0], torch.nan), data[1][1])
+    how: dict[str, Any] = {"members": 2, "hidden": (8,), "schedule": SHORT}
+    draws = [torch.Generator().manual_seed(seed) for seed in range(3)]
+    first, second, third = fit_regression_side_by_side(
+        data, METHODS["nll"], generators=draws, **how
+    )
+    assert isinstance(second, InvalidInputError)
+    for seed, found in ((0, first), (2, third)):
+        assert isinstance(found, tuple)
+        x, y = data[seed]
+        draw = torch.Generator().manual_seed(seed)
+        _, alone = fit_regression(x, y, np.arange(len(x)), METHODS["nll"], generator=draw, **how)
+        require_alike(found[1], alone)
+    assert fit_regression_side_by_side([], METHODS["nll"], generators=[]) == []
+    assert fit_side_by_side([]) == []
