@@ -269,19 +269,23 @@ class FastSAC(SAC):
         ``look_ahead`` the λ-return (Sutton 1988; Hafner et al. 2020, arXiv 1912.01603, equation 6) of horizons 0 to H,
         (1 − λ) Σ_{h<H} λʰ G_h + λᴴ G_H, for as many rows as the model's members can share. G_h is what h steps in
         the model pay, and the critics behind them (Amos et al. 2021, arXiv 2008.12775, equation 5):
-        Σ_{i<h} γⁱ (r_i − [i > 0] α log π(a_i|s_i)) + γʰ (Q(s_h, a_h) − [h > 0] α log π(a_h|s_h))."""
+        Σ_{i<h} γⁱ (r_i − [i > 0] α log π(a_i|s_i)) + γʰ (Q(s_h, a_h) − [h > 0] α log π(a_h|s_h)). Where a row ends
+        within the horizon, the weights of all horizons from there on are the last one's before: a rule that says
+        "ended" has no gradient, and past it the actor would climb what the fall pays and not see that it falls."""
         ahead = None if self.look_ahead is None else self.look_ahead()
         if ahead is None:
             return self._critics_say(obs, actions)
         rows = len(obs) - len(obs) % ahead.model.members
         obs, actions = obs[:rows], actions[:rows]
-        climbed, total, going, weight = torch.zeros(()), torch.zeros(()), torch.ones(()), 1.0
+        climbed, total, going = torch.zeros(()), torch.zeros(()), torch.ones(())
+        weight = torch.ones(rows)
         for _ in range(ahead.steps):
-            if ahead.lam < 1.0:
-                worth = total + going * self._critics_say(obs, actions)
-                climbed = climbed + weight * (1.0 - ahead.lam) * worth
-                weight *= ahead.lam
             step = ahead.model(obs, actions)
+            ends = (step.ended >= 0.5).to(weight)
+            here = weight * (1.0 - ahead.lam * (1.0 - ends))
+            if ahead.lam < 1.0 or bool(ends.any()):
+                climbed = climbed + here * (total + going * self._critics_say(obs, actions))
+            weight = weight - here
             total = total + going * step.reward
             going = going * self.gamma * (1.0 - step.ended)
             obs = step.obs
