@@ -353,6 +353,53 @@ class Falling:
         )
 
 
+class Cliff:
+    """One member; the first dimension moves by a, is paid by how far, and ends beyond 1, by a rule."""
+
+    members = 1
+
+    def __call__(self, obs: Tensor, action: Tensor) -> ImaginedStep:
+        moved = obs[:, 0] + action[:, 0]
+        further = torch.cat([moved.unsqueeze(1), obs[:, 1:]], dim=1)
+        return ImaginedStep(further, 5.0 * moved, (moved > 1.0).to(moved))
+
+
+@pytest.mark.parametrize("lam", [0.7, 1.0])
+def test_past_an_end_nothing_is_climbed(lam: float) -> None:
+    """What a last step pays is no reason to take it: where an imagined row ends, the critics are asked before."""
+    agent, alpha = make(gamma=0.9, actor_q="mean"), torch.tensor(0.0)
+    agent.look_ahead = lambda: Ahead(Cliff(), 2, lam)
+    obs = torch.tensor([[0.9, 0.3, 0.0], [-3.0, 0.3, 0.0]])
+    taken = torch.tensor([[0.5, 0.1], [0.5, 0.1]], requires_grad=True)
+    torch.manual_seed(3)
+    climbed = agent.climbed(obs, taken, alpha)
+    q = agent.critic.values(obs, taken, fixed=True).mean(0)
+    torch.testing.assert_close(climbed[0], q[0])  # it would end at once
+    assert abs(climbed[1] - q[1]) > 0.1
+    slopes = [torch.autograd.grad(v[0], taken, retain_graph=True)[0][0] for v in (climbed, q)]
+    torch.testing.assert_close(*slopes)
+
+    # Ending at the second step: of horizons 0 and 1 the last has what is left of the weight.
+    class Later(Cliff):
+        def __call__(self, obs: Tensor, action: Tensor) -> ImaginedStep:
+            step = super().__call__(obs, action)
+            return ImaginedStep(step.obs, step.reward, (obs[:, 0] > 0.0).to(obs))
+
+    agent.look_ahead = lambda: Ahead(Later(), 2, lam)
+    obs = torch.tensor([[-0.2, 0.3, 0.0]])
+    action = torch.tensor([[0.5, 0.1]])
+    torch.manual_seed(3)
+    climbed = agent.climbed(obs, action, alpha)
+    torch.manual_seed(3)
+    first = Later()(obs, action)
+    then, _ = agent.sample_actions(first.obs)
+    before, after = (
+        agent.critic.values(*at, fixed=True).mean(0) for at in ((obs, action), (first.obs, then))
+    )
+    wanted = (1.0 - lam) * before + lam * (first.reward + 0.9 * after)
+    torch.testing.assert_close(climbed, wanted)
+
+
 @pytest.mark.parametrize("actor_q", ["min", "mean"])
 def test_the_actor_looks_ahead_in_a_model(actor_q: str) -> None:
     """The sum of its equation, written out forwards; and its slope in an action by finite differences."""
