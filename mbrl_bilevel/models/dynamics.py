@@ -10,6 +10,7 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -42,12 +43,8 @@ from mbrl_bilevel.models.learned_ending import (
     Termination,
     fit_termination,
 )
-from mbrl_bilevel.models.regression import (
-    PreparedRegression,
-    Regression,
-    fit_prepared,
-    prepare_regression,
-)
+from mbrl_bilevel.models.prepared import Prepared, fit_each
+from mbrl_bilevel.models.regression import Regression, prepare_regression
 from mbrl_bilevel.policies.distributions import DiagonalGaussian
 from mbrl_bilevel.policies.mixture import GaussianMixture
 from mbrl_bilevel.policies.policies import (
@@ -58,9 +55,6 @@ from mbrl_bilevel.policies.precision import Precision
 from mbrl_bilevel.training.fit import Log
 from mbrl_bilevel.training.method import MakePolicy, Method
 from mbrl_bilevel.training.settings import Schedule, WarmStart
-
-#: Makes a model of a fit's result; warnings are told as of so many calls above.
-_Done = Callable[[FitResult, int], "tuple[DynamicsModel, FitResult]"]
 
 
 @dataclass(frozen=True)
@@ -340,7 +334,7 @@ def fit_dynamics(
     InvalidInputError if there is too little data, no target varies in it, a rule cannot be called,
     answers in another form or writes into its arguments, or ``start`` does not fit.
     """
-    prepared, done = _prepare(
+    prepared = _prepare(
         transitions,
         method,
         generator=generator,
@@ -359,15 +353,9 @@ def fit_dynamics(
         joined=joined,
         device=device,
     )
-    result = method.fit(
-        prepared.policy,
-        prepared.data,
-        generator=prepared.generator,
-        schedule=prepared.schedule,
-        progress=progress,
-        log=log,
-    )
-    return done(result, 2)
+    model, result = prepared.fit(method, progress, log)
+    _warn_if_underfitted(result)
+    return model, result
 
 
 def fit_dynamics_side_by_side(
@@ -393,38 +381,28 @@ def fit_dynamics_side_by_side(
     data are of different widths.
     """
     others = [None] * len(transitions) if outer_transitions is None else outer_transitions
-    ready: list[PreparedRegression | BilevelError] = []
-    finish: list[_Done | None] = []
-    for data, generator, other in zip(transitions, generators, others, strict=True):
-        try:
-            prepared, done = _prepare(
-                data,
-                method,
-                generator=generator,
-                members=members,
-                hidden=hidden,
-                schedule=schedule,
-                termination=termination,
-                reward=reward,
-                outer_transitions=other,
-                direct=direct,
-                device=device,
-            )
-        except BilevelError as error:
-            ready.append(error)
-            finish.append(None)
-        else:
-            ready.append(prepared)
-            finish.append(done)
-    ended: list[tuple[DynamicsModel, FitResult] | BilevelError] = []
-    found = fit_prepared(ready, method, schedule, progress)
-    for ending, result in zip(finish, found, strict=True):
-        if isinstance(result, BilevelError):
-            ended.append(result)
-        else:
-            assert ending is not None
-            ended.append(ending(result, 2))
-    return ended
+    prepare = [
+        partial(
+            _prepare,
+            data,
+            method,
+            generator=generator,
+            members=members,
+            hidden=hidden,
+            schedule=schedule,
+            termination=termination,
+            reward=reward,
+            outer_transitions=other,
+            direct=direct,
+            device=device,
+        )
+        for data, generator, other in zip(transitions, generators, others, strict=True)
+    ]
+    found = fit_each(method, prepare, schedule, progress)
+    for outcome in found:
+        if not isinstance(outcome, BilevelError):
+            _warn_if_underfitted(outcome[1])
+    return found
 
 
 def _prepare(
@@ -446,8 +424,8 @@ def _prepare(
     units: DynamicsModel | None = None,
     joined: Callable[[FitData], FitData] | None = None,
     device: torch.device | str = "cpu",
-) -> tuple[PreparedRegression, _Done]:
-    """All of ``fit_dynamics`` but its gradient steps, and what makes a model of their result."""
+) -> Prepared[DynamicsModel]:
+    """All of ``fit_dynamics`` but its gradient steps; arguments and errors as there."""
     require_rules(termination, reward)
     _try_rules(transitions, termination=termination, reward=reward)
     _require_going_on(start, folds, members, reward, direct, outer_transitions)
@@ -487,27 +465,25 @@ def _prepare(
         joined=joined,
         device=device,
     )
-    known: Termination | None = termination
 
-    def done(result: FitResult, stacklevel: int) -> tuple[DynamicsModel, FitResult]:
-        fitted, result = prepared.done(result)
-        _warn_if_underfitted(result, stacklevel + 1)
-        learned = known is None and transitions.terminated.any()
-        ending = known
-        if learned:
+    def finish(result: FitResult) -> tuple[DynamicsModel, FitResult]:
+        fitted, told = prepared.finish(result)
+        ending: Termination | None = termination
+        if ending is None and transitions.terminated.any():
             ending = fit_termination(transitions, members, generator).to(device)
-        return DynamicsModel(fitted, obs_dim, ending, reward, jump, direct), result
+        return DynamicsModel(fitted, obs_dim, ending, reward, jump, direct), told
 
-    return prepared, done
+    return Prepared(prepared.policy, prepared.data, prepared.schedule, prepared.generator, finish)
 
 
-def _warn_if_underfitted(result: FitResult, stacklevel: int) -> None:
+def _warn_if_underfitted(result: FitResult) -> None:
+    """Told as of the call of the function that calls this."""
     if result.underfitted:
         warnings.warn(
             f"the fit ended at its limit of {result.steps} steps while held-out rows were still becoming likelier "
             f"(by {result.late_gain:.2f} a dimension in its last half): more steps would make a better model "
             "(schedule, --train-steps)",
-            stacklevel=stacklevel + 1,
+            stacklevel=3,
         )
 
 

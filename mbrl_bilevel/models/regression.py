@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from mbrl_bilevel.base.errors import BilevelError, InvalidInputError
 from mbrl_bilevel.base.records import FitResult, Outcome, Step
 from mbrl_bilevel.data.normaliser import Normaliser
 from mbrl_bilevel.data.splits import BoolArray, Chain, FitData, Folds, IntArray, cross_fit
+from mbrl_bilevel.models.prepared import Prepared, fit_each
 from mbrl_bilevel.policies.distributions import DiagonalGaussian
 from mbrl_bilevel.policies.fast_inference import FrozenPolicy
 from mbrl_bilevel.policies.mixture import GaussianMixture
@@ -214,15 +215,7 @@ def fit_regression(
         joined=joined,
         device=device,
     )
-    result = method.fit(
-        prepared.policy,
-        prepared.data,
-        generator=prepared.generator,
-        schedule=prepared.schedule,
-        progress=progress,
-        log=log,
-    )
-    return prepared.done(result)
+    return prepared.fit(method, progress, log)
 
 
 def fit_regression_side_by_side(
@@ -243,71 +236,22 @@ def fit_regression_side_by_side(
     What became of each: its model and result, or the error that it failed by. Raises InvalidInputError where the
     data are of different widths.
     """
-    ready: list[PreparedRegression | BilevelError] = []
-    for (x, y), generator in zip(data, generators, strict=True):
-        try:
-            one = prepare_regression(
-                x,
-                y,
-                np.arange(len(x)),
-                method,
-                generator=generator,
-                members=members,
-                hidden=hidden,
-                schedule=schedule,
-                device=device,
-            )
-        except BilevelError as error:
-            ready.append(error)
-        else:
-            ready.append(one)
-    found = fit_prepared(ready, method, schedule, progress)
-    ended: list[tuple[Regression, FitResult] | BilevelError] = []
-    for prepared, result in zip(ready, found, strict=True):
-        if isinstance(result, BilevelError):
-            ended.append(result)
-        else:
-            assert isinstance(prepared, PreparedRegression)
-            ended.append(prepared.done(result))
-    return ended
-
-
-def fit_prepared(
-    ready: Sequence[PreparedRegression | BilevelError],
-    method: Method,
-    schedule: Schedule | None,
-    progress: bool,
-) -> list[FitResult | BilevelError]:
-    """Make the fits that are prepared side by side; an error among them stays in its place."""
-    going = [one for one in ready if not isinstance(one, BilevelError)]
-    found = iter(
-        method.fit_side_by_side(
-            [one.policy for one in going],
-            [one.data for one in going],
-            generators=[one.generator for one in going],
+    prepare = [
+        partial(
+            prepare_regression,
+            x,
+            y,
+            np.arange(len(x)),
+            method,
+            generator=generator,
+            members=members,
+            hidden=hidden,
             schedule=schedule,
-            progress=progress,
+            device=device,
         )
-    )
-    return [one if isinstance(one, BilevelError) else next(found) for one in ready]
-
-
-@dataclass(frozen=True)
-class PreparedRegression:
-    """A fit that waits for its gradient steps alone: ``policy`` is to be fitted to ``data`` as ``schedule`` says,
-    by draws of ``generator``; all on one device."""
-
-    policy: GaussianPolicy | MixturePolicy
-    data: FitData
-    inputs: Normaliser
-    targets: Normaliser
-    schedule: Schedule | None
-    generator: torch.Generator
-
-    def done(self, result: FitResult) -> tuple[Regression, FitResult]:
-        """What ``fit_regression`` returns, once that was made of it."""
-        made = Regression(self.policy, self.inputs, self.targets)
-        return made, _of_all_targets(result, made.active)
+        for (x, y), generator in zip(data, generators, strict=True)
+    ]
+    return fit_each(method, prepare, schedule, progress)
 
 
 def prepare_regression(
@@ -333,7 +277,7 @@ def prepare_regression(
     units: Regression | None = None,
     joined: Callable[[FitData], FitData] | None = None,
     device: torch.device | str = "cpu",
-) -> PreparedRegression:
+) -> Prepared[Regression]:
     """All of ``fit_regression`` but its gradient steps; arguments and errors as there."""
     x, y = x.to(device), y.to(device)
     for other in (start, units):
@@ -388,7 +332,11 @@ def prepare_regression(
         schedule = schedule or Schedule()
         schedule = replace(schedule, steps=max(1, round(how.part * schedule.steps)))
     made.to(device)
-    return PreparedRegression(made, data, inputs, targets, schedule, _draws_on(generator, x.device))
+
+    def finish(result: FitResult) -> tuple[Regression, FitResult]:
+        return Regression(made, inputs, targets), _of_all_targets(result, active)
+
+    return Prepared(made, data, schedule, _draws_on(generator, x.device), finish)
 
 
 def _draws_on(generator: torch.Generator, device: torch.device) -> torch.Generator:
