@@ -96,7 +96,7 @@ class PlanningSettings:
     """
 
     method: str = "bilevel"
-    """How the model is trained: bilevel, bilevel-constant, bilevel-k-step, bilevel-mixture, bilevel-return,
+    """How the model is trained: bilevel, bilevel-constant, bilevel-k-step, bilevel-mixture, bilevel-return, bilevel-look-ahead,
     nll, mse, mse-network, beta-nll, beta-nll-1, faithful, nll-mixture, k-step, paper, paper-exponential, or one that is
     registered."""
     members: int = 5

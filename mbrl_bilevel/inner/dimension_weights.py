@@ -20,6 +20,13 @@ class DimensionWeights(nn.Module):
         self.log_w = nn.Parameter(torch.zeros(dim))
         self.apart: Tensor | None = None
 
+    @staticmethod
+    def fixed(weights: Tensor) -> DimensionWeights:
+        """Of which nothing is to be inferred any more: in the proportions of ``weights`` [D], all positive."""
+        found = DimensionWeights(len(weights)).requires_grad_(False)
+        found.log_w.copy_(weights.log())
+        return found
+
     def forward(self) -> Tensor:
         """w, [D], or [E, 1, D] while members are apart."""
         log_w = self.log_w if self.apart is None else self.log_w + self.apart

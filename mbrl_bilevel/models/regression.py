@@ -178,7 +178,7 @@ def fit_regression(
     ``Schedule()``). ``progress`` shows a bar on stderr; ``log(name, value, step)`` hears the training curves.
 
     Rows that are independent are each a group of their own: ``numpy.arange(N)``. A method without an
-    outer level gets the outer sample for training. Methods that look ahead need each row's
+    outer level gets the outer sample for training. Methods that look ahead, or ask for what steps pay, need each row's
     ``successor`` [N] (``splits.successors``), and the first ``state`` columns of y to be the changes of
     those of x, or what they are next where ``direct``; those that look at rewards need ``outcome``, what a raw
     x and y lead to. ``outer_only`` as for ``cross_fit``, ``weight`` [N] as for ``FitData``; ``folds`` take the place
@@ -190,7 +190,7 @@ def fit_regression(
     (``GrowingFolds``). The normalisers are those of ``units``, where given; what ``joined`` makes of the rows is what
     is learned, with those of earlier tasks say. The fit is made on ``device``, where the model then is; what comes before
     it, splits and initial weights, is the same wherever. Raises InvalidInputError if there is too little data, no target varies in it, a method
-    that looks ahead gets no successors, or a start is of another form.
+    that asks for steps gets no successors, or a start is of another form.
     """
     prepared = prepare_regression(
         x,
@@ -293,11 +293,11 @@ def prepare_regression(
     if not bool(active.any()):
         raise InvalidInputError("no target ever changes in the data: there is nothing to learn")
     chain = None
-    if method.horizon > 1:
+    if method.horizon > 1 or method.asks_steps:
         if successor is None:
             raise InvalidInputError(
-                "this method looks several steps ahead, and rows of a table do not follow each other: "
-                "choose a method of one step"
+                "this method asks what steps lead to, and rows of a table lead nowhere: choose one that does not, such "
+                "as bilevel"
             )
         moves = _chain(inputs, targets, successor, state, method.horizon, direct)
         chain = moves if outcome is None else replace(moves, outcome=_raw(inputs, targets, outcome))

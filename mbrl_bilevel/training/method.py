@@ -88,7 +88,8 @@ class Method:
     None where there is nothing to infer, and the rows held out for that are then for training.
     ``criterion`` is what early stopping reads on held-out rows, None the loss itself. ``summary`` says in one
     sentence what the method is. ``warm_up`` comes before the loss; ``horizon`` is the number of rows in
-    a row's segment, for losses and objectives that look ahead. ``other`` is the row for objectives other
+    a row's segment, for losses and objectives that look ahead; ``asks_steps``: the loss is made for what the rows, which
+    are steps of an environment, move and pay (``FitData.chain``). ``other`` is the row for objectives other
     than likelihood, whose outer level is given them; None: this method can want nothing else. ``trainer`` stands
     in the place of the training loop, None for the loop itself.
     """
@@ -100,6 +101,7 @@ class Method:
     outer: Outer | None = None
     warm_up: WarmUp | None = None
     horizon: int = 1
+    asks_steps: bool = False
     other: Method | None = None
     trainer: Trainer | None = None
 

@@ -35,6 +35,7 @@ from mbrl_bilevel.outer.objectives import (
     ProfileNLL,
     Total,
 )
+from mbrl_bilevel.outer.relevance import Relevance
 from mbrl_bilevel.policies.policies import GaussianPolicy, MixturePolicy
 from mbrl_bilevel.training.method import MakeLoss, Method, WarmUp, register
 
@@ -61,6 +62,12 @@ def _shifted(policy: GaussianPolicy, data: FitData) -> PolicyGradient:
 def _weighed(policy: GaussianPolicy, data: FitData) -> PolicyGradient:
     """The reward of ``bilevel`` with a weight for each target dimension."""
     return PolicyGradient(SharedSpread(policy, 0.5, DimensionWeights(policy.outputs)))
+
+
+def _relevant(policy: GaussianPolicy, data: FitData) -> PolicyGradient:
+    """The reward of ``bilevel``, which weighs little what cannot matter for what is paid."""
+    weights = DimensionWeights.fixed(Relevance().weights(data))
+    return PolicyGradient(SharedSpread(policy, 0.5, weights))
 
 
 #: By name; those that were registered stand behind ours.
@@ -157,6 +164,14 @@ METHODS: dict[str, Method] = {
     ),
     "bilevel-return": Method(
         make_policy=partial(GaussianPolicy, scale="separate"),
+        make_loss=_relevant,
+        outer=Outer(HeldOutSpread(), every=200, warmup=200, with_stop=True),
+        criterion=ProfileNLL(),
+        summary="as bilevel, and the reward weighs little whatever cannot matter for returns, as held-out steps tell",
+        asks_steps=True,
+    ),
+    "bilevel-look-ahead": Method(
+        make_policy=partial(GaussianPolicy, scale="separate"),
         make_loss=_weighed,
         outer=Outer(
             LookAhead(),
@@ -171,8 +186,8 @@ METHODS: dict[str, Method] = {
             until=0.6,
         ),
         criterion=ProfileNLL(),
-        summary="as bilevel, and the reward weighs each target dimension; the weights inferred so that held-out "
-        "returns of 10 steps in open loop are predicted best",
+        summary="as bilevel, and the reward weighs each target dimension; the weights move along the gradient of "
+        "how well held-out returns of 10 steps in open loop are predicted",
         horizon=10,
     ),
     # U = λ D/(2 tr Σ)·I with the marginal Σ of the targets, which are normalised: ½·I at λ = 1.

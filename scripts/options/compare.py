@@ -55,7 +55,7 @@ class Args(EnvironmentArgs, RepeatedArgs, FitArgs, TableArgs):
     """metrics.json of tune: each method is trained with the best settings found there."""
     methods: tuple[str, ...] = ("bilevel", "nll", "mse")
     """How the models are trained: bilevel, bilevel-constant,
-    bilevel-k-step, bilevel-mixture, bilevel-return, nll,
+    bilevel-k-step, bilevel-mixture, bilevel-return, bilevel-look-ahead, nll,
     mse, mse-network, beta-nll, beta-nll-1, faithful, nll-mixture, k-step, paper, paper-exponential."""
     n_train: tuple[int, ...] = (1000,)
     """Numbers of training transitions, each at least 50."""

@@ -27,7 +27,7 @@ def test_the_critic_values_the_last_state_once_it_has_learned(
 
     monkeypatch.setattr(refits, "fit_dynamics", watched)
     settings = PlanningSettings(
-        method="bilevel-return",
+        method="bilevel-look-ahead",
         members=2,
         hidden=(8,),
         schedule=Schedule(steps=260, batch_size=32),

@@ -597,7 +597,7 @@ def test_elites_are_the_members_that_held_out_data_prefers() -> None:
 
 def test_a_table_has_no_steps_ahead() -> None:
     x, y = torch.randn(60, 2, generator=seeded()), torch.randn(60, 1, generator=seeded(1))
-    with pytest.raises(InvalidInputError, match="rows of a table do not follow each other"):
+    with pytest.raises(InvalidInputError, match="rows of a table lead nowhere"):
         fit_regression(x, y, np.arange(60), METHODS["k-step"], generator=seeded())
 
 

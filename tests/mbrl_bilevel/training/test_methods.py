@@ -32,7 +32,7 @@ def test_the_methods_are_these() -> None:
             "mse",
         ),
         *("mse-network", "beta-nll", "beta-nll-1", "faithful", "k-step", "bilevel-k-step"),
-        *("bilevel-return", "paper", "paper-exponential"),
+        *("bilevel-return", "bilevel-look-ahead", "paper", "paper-exponential"),
     )
 
 
@@ -109,7 +109,7 @@ def test_returns_end_with_a_value_where_a_method_is_about_returns() -> None:
 
     assert METHODS["bilevel"].valuing(value, 0.9) is METHODS["bilevel"]
     assert METHODS["nll"].valuing(value, 0.9) is METHODS["nll"]
-    outer = METHODS["bilevel-return"].valuing(value, 0.9).outer
+    outer = METHODS["bilevel-look-ahead"].valuing(value, 0.9).outer
     assert outer is not None
     assert outer.objective == OpenLoopReturn(0.9, value)
 

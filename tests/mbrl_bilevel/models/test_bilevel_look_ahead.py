@@ -1,4 +1,4 @@
-"""bilevel-return where half of what is observed is not the task's."""
+"""bilevel-look-ahead where half of what is observed is not the task's."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def experience() -> Transitions:
 def fitted(**more: object) -> tuple[DynamicsModel, FitResult]:
     found: tuple[DynamicsModel, FitResult] = fit_dynamics(
         experience(),
-        METHODS["bilevel-return"],
+        METHODS["bilevel-look-ahead"],
         generator=torch.Generator().manual_seed(0),
         members=3,
         hidden=(16,),

@@ -1,0 +1,265 @@
+"""Which observed dimensions can matter for what is paid: told by held-out rows, before the network is trained.
+
+What a reward should weigh is an error that reaches a return, at once or by way of other dimensions. A dimension of
+another system never does, however well it can be predicted. Two questions that unseen rows answer:
+
+1. *What belongs together?* Where a shallow model errs in two dimensions at once, they are of one system: errors of
+   systems that know nothing of each other are independent.
+2. *What does it matter to?* Give the model the values that such a group had in another row (permutation importance:
+   Breiman 2001). Where the group says nothing, errors stay as large on average; so they do where the model only
+   believes that it says something, which a gradient of the model cannot tell.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import torch
+from torch import Tensor
+
+from mbrl_bilevel.base.errors import InvalidInputError
+from mbrl_bilevel.data.splits import FitData
+from mbrl_bilevel.outer.shallow import Shallow
+
+#: Rows in a row, whose errors may be alike, count as one for a residual, and for the rise of its square.
+_RESIDUAL_BLOCK, _SQUARE_BLOCK = 5, 10
+#: Standard errors above which a target is known to be explained by the state at all.
+_EXPLAINED = 4.0
+
+
+@dataclass(frozen=True)
+class Relevance:
+    """A weight for each target: 1, or ``floor`` where unseen rows say that its errors do not matter.
+
+    A group of dimensions matters to a target as far as the squared error there rises when the group is that of another
+    row, over the rise when the whole state is. By way of others it matters as those do. It is let go if the most that it
+    may matter, ``sigmas`` standard errors above what was found, is less than ``share`` of what as many dimensions
+    matter on average. Where nothing can be told, since reward and state have nothing to do with each other in these
+    rows, say, all weights are 1.
+
+    Two dimensions are of one group if their residuals, or the roots of the residuals' sizes, are correlated beyond chance at the
+    ``level`` of all pairs together; the sizes beyond what the state tells of them, since systems that begin anew at
+    once err more at once, and have nothing else in common. A group of less than a quarter of all dimensions joins the one that it is tied to
+    most, by residuals or since one matters to the other, if that is ``attach`` standard errors from nothing; dimensions
+    tied to none are a group together.
+
+    What is paid is the reward, learned or by rule, and the endings that a rule tells. Endings that are to be learned are
+    not seen here: what alone decides them, and moves with nothing else, counts as what does not matter.
+
+    ``features``, ``rows`` of ``Shallow``; ``draws``: how often a group is given other rows. Raises InvalidInputError for
+    numbers out of range.
+    """
+
+    floor: float = 0.02
+    share: float = 0.25
+    sigmas: float = 2.0
+    level: float = 1e-5
+    attach: float = 3.0
+    features: int = 300
+    rows: int = 8000
+    draws: int = 8
+
+    def __post_init__(self) -> None:
+        for name, most in (("floor", 1.0), ("share", 1.0), ("level", 0.5)):
+            if not 0.0 < getattr(self, name) <= most:
+                raise InvalidInputError(
+                    f"Relevance: {name} must be above 0 and at most {most}; got {getattr(self, name)}"
+                )
+        if min(self.features, self.rows, self.draws) < 1 or min(self.sigmas, self.attach) < 0.0:
+            raise InvalidInputError(
+                f"Relevance: features, rows and draws must be at least 1, sigmas and attach not negative; got {self}"
+            )
+
+    @torch.no_grad()
+    def weights(self, data: FitData) -> Tensor:
+        """A weight for each target of ``data``, [D]; ones where its rows do not follow each other, pay nothing
+        or are hardly any."""
+        ones = data.y.new_ones(data.y.shape[1])
+        paid = _paid(data)
+        held_out = data.folds.with_stop_as_outer().outer
+        if paid is None or min(map(len, held_out)) < 2 * _SQUARE_BLOCK:
+            return ones
+        shallow = Shallow.fitted(data, torch.cat([data.y.double(), paid], 1), self.features, self.rows)
+        evidence = _Evidence(self, shallow, _moved(data), ones.shape[0])
+        if not evidence.pays:
+            return ones
+        matters = torch.zeros(evidence.states, dtype=torch.bool)
+        groups = evidence.groups()
+        for group in _mattering(groups, evidence):
+            matters[group] = True
+        of_none = ~evidence.moved.any(1)
+        kept = of_none | (evidence.moved & matters).any(1)
+        return torch.where(kept.to(ones.device), ones, ones.new_tensor(self.floor))
+
+
+def _paid(data: FitData) -> Tensor | None:
+    """What each step paid, and whether it was the last, as far as these vary: [N, 1 or 2], standardised. None if
+    neither does, or it is not known."""
+    chain = data.chain
+    if chain is None or chain.outcome is None or not bool((chain.gain != 0.0).any()):
+        return None
+    step = chain.outcome(data.x.unsqueeze(0), data.y.unsqueeze(0))
+    found = torch.stack([step.reward[0], step.terminated[0]], 1).double()
+    spread = found.std(0)
+    varies = spread > 1e-6 * (1.0 + found.abs().mean(0))
+    if not bool(varies.any()):
+        return None
+    return ((found - found.mean(0)) / spread)[:, varies]
+
+
+def _moved(data: FitData) -> Tensor:
+    """Which dimensions of the state a target moves, [D, S] bool."""
+    assert data.chain is not None
+    return (data.chain.gain != 0.0).cpu()
+
+
+class _Evidence:
+    """What unseen rows say of ties between dimensions, and of what matters to what."""
+
+    def __init__(self, rule: Relevance, shallow: Shallow, moved: Tensor, targets: int) -> None:
+        self.rule, self.moved, self.states = rule, moved, moved.shape[1]
+        self._shallow, self._before = shallow, [r.square() for r in shallow.residuals()]
+        self._generator = torch.Generator().manual_seed(0)
+        self._rises: dict[tuple[int, ...], Tensor] = {}
+        whole = self._rise(range(self.states))
+        mean, error = _mean_and_error(whole)
+        known = mean > _EXPLAINED * error
+        self._scale = mean.clamp(min=1e-12)
+        self._known = known[:targets]
+        self.pays = [k for k in range(targets, len(mean)) if known[k]]
+        self.ties = self._ties(targets)
+
+    def groups(self) -> list[list[int]]:
+        """The state's dimensions by what belongs together."""
+        pairs = int(self.moved.any(1).sum()) ** 2
+        chance = NormalDist().inv_cdf(1.0 - self.rule.level / (2.0 * max(1, pairs)))
+        groups = list(_connected(self.ties > chance))
+        settled: list[list[int]] = []
+        while True:
+            small = [g for g in groups if 4 * len(g) < self.states and g not in settled]
+            if not small or len(groups) == 1:
+                break
+            group = min(small, key=len)
+            others = [g for g in groups if g is not group]
+            tie, nearest = max(((self._tie(group, g), g) for g in others), key=lambda pair: pair[0])
+            if tie > self.rule.attach:
+                groups = [g for g in others if g is not nearest] + [sorted(group + nearest)]
+                settled = []
+            else:
+                settled.append(group)
+        alone = [g for g in groups if len(g) == 1]
+        together = [sorted(sum(alone, []))] if alone else []
+        return [g for g in groups if len(g) > 1] + together
+
+    def at_most(self, group: Sequence[int], targets: Sequence[int]) -> float:
+        """The most that ``group`` may matter to ``targets``, as a multiple of what as many dimensions do on average."""
+        if not targets:
+            return 0.0
+        mean, error = self._share(group, targets)
+        return (mean + self.rule.sigmas * error) * self.states / len(group)
+
+    def explained(self, group: Sequence[int]) -> list[int]:
+        """The targets that move ``group`` and are known to be explained by the state."""
+        moves = self.moved[:, group].any(1) & self._known
+        return [int(k) for k in moves.nonzero().squeeze(1)]
+
+    def _tie(self, one: Sequence[int], other: Sequence[int]) -> float:
+        """How many standard errors from nothing what ties them is."""
+        found = [float(self.ties[one][:, other].max())]
+        for group, targets in ((one, self.explained(other)), (other, self.explained(one))):
+            if targets:
+                mean, error = self._share(group, targets)
+                found.append(mean / max(error, 1e-12))
+        return max(found)
+
+    def _share(self, group: Sequence[int], targets: Sequence[int]) -> tuple[float, float]:
+        """How much of what the state explains of ``targets``, on average, is gone without ``group``; its standard
+        error."""
+        share = (self._rise(group)[:, targets] / self._scale[targets]).mean(1, keepdim=True)
+        mean, error = _mean_and_error(share)
+        return float(mean), float(error)
+
+    def _rise(self, group: Sequence[int]) -> Tensor:
+        """By how much squared errors rise where ``group`` is another row's, by blocks of rows: [B, D]."""
+        key = tuple(group)
+        if key not in self._rises:
+            total = [torch.zeros_like(before) for before in self._before]
+            for _ in range(self.rule.draws):
+                after = self._shallow.shuffled(key, self._generator)
+                for sum_, residual, before in zip(total, after, self._before, strict=True):
+                    sum_ += (residual.square() - before) / self.rule.draws
+            self._rises[key] = torch.cat([_blocks(t, _SQUARE_BLOCK) for t in total]).cpu()
+        return self._rises[key]
+
+    def _ties(self, targets: int) -> Tensor:
+        """Between each two dimensions of the state, the strongest correlation of what moves them, in standard errors:
+        [S, S]."""
+        residuals = [r[:, :targets] for r in self._shallow.residuals()]
+        sizes = [r.abs().sqrt() for r in residuals]
+        between = torch.maximum(_correlations(residuals), _correlations(sizes)).cpu()
+        moved = self.moved.float()
+        found = torch.zeros(self.states, self.states)
+        for state in range(self.states):
+            strongest = (between * moved[:, state].unsqueeze(1)).amax(0)
+            found[state] = (strongest.unsqueeze(1) * moved).amax(0)
+        found.fill_diagonal_(0.0)
+        return torch.maximum(found, found.T)
+
+
+def _mattering(groups: Sequence[Sequence[int]], evidence: _Evidence) -> Iterator[Sequence[int]]:
+    """The groups that may matter to what is paid, or to a group that does."""
+    left, newly = list(groups), [evidence.pays]
+    while newly:
+        targets = newly.pop()
+        found = [g for g in left if evidence.at_most(g, targets) >= evidence.rule.share]
+        left = [g for g in left if g not in found]
+        newly += [evidence.explained(group) for group in found]
+        yield from found
+
+
+def _correlations(values: Sequence[Tensor]) -> Tensor:
+    """|z| of the correlation of each two columns of ``values`` [R, D] of all members, [D, D] in float32."""
+    every = torch.cat(list(values))
+    mean, spread = every.mean(0), every.std(0).clamp(min=1e-12)
+    total = every.new_zeros(every.shape[1], every.shape[1])
+    squares, count = torch.zeros_like(total), 0
+    for value in values:
+        standard = (value - mean) / spread
+        for rows in standard.split(64 * _RESIDUAL_BLOCK):
+            blocks = len(rows) // _RESIDUAL_BLOCK
+            cut = rows[: blocks * _RESIDUAL_BLOCK].reshape(blocks, _RESIDUAL_BLOCK, len(mean))
+            products = cut.transpose(1, 2) @ cut / _RESIDUAL_BLOCK
+            total += products.sum(0)
+            squares += products.square().sum(0)
+            count += blocks
+    average = total / count
+    variance = (squares / count - average.square()).clamp(min=0.0)
+    z = average.abs() / (variance / count).sqrt().clamp(min=1e-12)
+    return z.fill_diagonal_(0.0).float()
+
+
+def _connected(joined: Tensor) -> Iterator[list[int]]:
+    """The connected components of a symmetric relation, [S, S] bool."""
+    left = set(range(len(joined)))
+    while left:
+        group, edge = set(), [min(left)]
+        while edge:
+            one = edge.pop()
+            if one not in group:
+                group.add(one)
+                edge += joined[one].nonzero().squeeze(1).tolist()
+        left -= group
+        yield sorted(group)
+
+
+def _blocks(values: Tensor, length: int) -> Tensor:
+    """Means over each ``length`` rows of [R, D]; what is left over at the end counts as none."""
+    count = len(values) // length
+    return values[: count * length].reshape(count, length, values.shape[1]).mean(1)
+
+
+def _mean_and_error(values: Tensor) -> tuple[Tensor, Tensor]:
+    return values.mean(0), values.std(0) / math.sqrt(len(values))
