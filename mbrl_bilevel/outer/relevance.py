@@ -82,7 +82,9 @@ class Relevance:
         held_out = data.folds.with_stop_as_outer().outer
         if paid is None or min(map(len, held_out)) < 2 * _SQUARE_BLOCK:
             return ones
-        shallow = Shallow.fitted(data, torch.cat([data.y.double(), paid], 1), self.features, self.rows)
+        shallow = Shallow.fitted(
+            data, torch.cat([data.y.double(), paid], 1), self.features, self.rows
+        )
         evidence = _Evidence(self, shallow, _moved(data), ones.shape[0])
         if not evidence.pays:
             return ones
@@ -150,9 +152,8 @@ class _Evidence:
                 settled = []
             else:
                 settled.append(group)
-        alone = [g for g in groups if len(g) == 1]
-        together = [sorted(sum(alone, []))] if alone else []
-        return [g for g in groups if len(g) > 1] + together
+        alone = sorted(g[0] for g in groups if len(g) == 1)
+        return [g for g in groups if len(g) > 1] + ([alone] if alone else [])
 
     def at_most(self, group: Sequence[int], targets: Sequence[int]) -> float:
         """The most that ``group`` may matter to ``targets``, as a multiple of what as many dimensions do on average."""

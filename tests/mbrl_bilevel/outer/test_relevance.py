@@ -60,7 +60,9 @@ def first(obs: np.ndarray, action: float) -> float:
     return float(obs[0] - 0.1 * action**2)
 
 
-def weights(found: Transitions, terminated: Callable[[Tensor], Tensor] | None = None) -> list[float]:
+def weights(
+    found: Transitions, terminated: Callable[[Tensor], Tensor] | None = None
+) -> list[float]:
     """Of the dimensions of the state, as Relevance has them; what a step pays is known."""
     states = found.obs.shape[1]
     raw = torch.from_numpy(np.concatenate([found.obs, found.action], 1)).float()
@@ -133,7 +135,8 @@ def test_the_method_leaves_the_network_to_the_task() -> None:
         errors[name] = float((said - true).square().mean().sqrt())
         told = weights_by_name(result, [*(f"{i}" for i in range(9)), "reward"])
     assert errors["bilevel-return"] < 0.8 * errors["bilevel"]
-    assert told["0"] == told["2"] == told["reward"] and told["3"] == pytest.approx(0.02 * told["0"])
+    assert told["0"] == told["2"] == told["reward"]
+    assert told["3"] == pytest.approx(0.02 * told["0"])
 
 
 @pytest.mark.parametrize(
