@@ -86,6 +86,9 @@ else:
 class Args(_WithSettings, LauncherArgs):
     """Options of train. Where "none" is the default, the value is the preset's, or the agent's own."""
 
+    distractor: str | None = None
+    """Append observations that are not the task's: another environment, whose actions are random and not seen,
+    or noise:8 or background:8 for 8 channels."""
     termination: str | None = _of("model")
     """Your own rule, module:function of (obs, action, next_obs); standard tasks have theirs."""
     reward: str | None = _of("model")
@@ -160,6 +163,11 @@ class Args(_WithSettings, LauncherArgs):
         require_device(self.device)
         require_settings_in_range(self)
         _check_learner(self)
+
+    @property
+    def making_shorter(self) -> dict[str, Any]:
+        """As of every run that plays episodes, with what is appended to observations."""
+        return super().making_shorter | {"distractor": self.distractor}
 
     @property
     def label(self) -> str:

@@ -26,7 +26,10 @@ def enjoy(args: Args) -> Mapping[str, object]:
         run = {}
     told = run.get("args", {})
     env_id = args.env_id or told.get("env_id") or _named_in(file)
-    options = {"import_module": args.import_module or told.get("import_module")}
+    options = {
+        "import_module": args.import_module or told.get("import_module"),
+        "distractor": told.get("distractor"),
+    }
     require_film("FILE", env_id, **options)
     make = partial(make_drawable, env_id, **options)
     env = make()
