@@ -1,11 +1,12 @@
-"""Two other ways to train a model for returns: what ``bilevel-return`` is held against.
+"""Other ways to train a model for returns, and one that is told what to do: what ``bilevel-return`` is held against.
 
     python scripts/compare.py --import-module examples.return_rivals --distractor HalfCheetah-v5 \\
-        --methods bilevel-return vagram k-step-return bilevel mse
+        --methods bilevel-return oracle vagram k-step-return bilevel mse
 
 ``vagram`` weighs squared errors by the slope of a value function (Voelcker et al. 2022, arXiv 2204.01464), here that of
 the policy that collected the data. ``k-step-return`` trains on the error of the return after 1 to 10 steps itself, beside
-the squared error. Both get their spread as ``mse-network`` does, from held-out residuals.
+the squared error. Both get their spread as ``mse-network`` does, from held-out residuals. ``oracle`` is ``bilevel`` with a
+weight of .02 on the 17 dimensions of a HalfCheetah that is appended to the task.
 """
 
 from __future__ import annotations
@@ -15,14 +16,18 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-import examples.oracle_weights  # noqa: F401  (it registers the oracle)
 from mbrl_bilevel import get_method, register_method
 from mbrl_bilevel.base.records import Batch
 from mbrl_bilevel.data.splits import Chain, FitData
-from mbrl_bilevel.inner.losses import MSE, Metrics
+from mbrl_bilevel.inner.dimension_weights import DimensionWeights
+from mbrl_bilevel.inner.losses import MSE, Metrics, PolicyGradient
+from mbrl_bilevel.outer.held_out_spread import SharedSpread
 from mbrl_bilevel.outer.objectives import OpenLoopReturn
 from mbrl_bilevel.outer.shallow import Features
 from mbrl_bilevel.policies.policies import GaussianPolicy, Policy
+
+#: Dimensions of the distractor; behind them comes the reward.
+APPENDED = 17
 
 DISCOUNT = 0.99
 #: What the squared coefficients of the value function cost, and its random features.
@@ -106,11 +111,27 @@ class WithReturn:
         return loss, {}
 
 
+def told(policy: GaussianPolicy, data: FitData) -> PolicyGradient:
+    """Fixed weights: .02 on the distractor, 1 on all else."""
+    weights = torch.ones(policy.outputs)
+    weights[-1 - APPENDED : -1] = 0.02
+    return PolicyGradient(SharedSpread(policy, 0.5, DimensionWeights.fixed(weights)))
+
+
 def value_weighed(policy: GaussianPolicy, data: FitData) -> ValueWeighed:
     """VaGraM's loss for these data."""
     return ValueWeighed(data)
 
 
+register_method(
+    "oracle",
+    replace(
+        get_method("bilevel"),
+        make_loss=told,
+        summary="bilevel, told the weights: .02 on the distractor",
+    ),
+    overwrite=True,
+)
 register_method(
     "vagram",
     replace(

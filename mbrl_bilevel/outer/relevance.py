@@ -229,7 +229,7 @@ def _correlations(values: Sequence[Tensor]) -> Tensor:
     squares, count = torch.zeros_like(total), 0
     for value in values:
         standard = (value - mean) / spread
-        for rows in standard.split(64 * _RESIDUAL_BLOCK):
+        for rows in torch.split(standard, 64 * _RESIDUAL_BLOCK):
             blocks = len(rows) // _RESIDUAL_BLOCK
             cut = rows[: blocks * _RESIDUAL_BLOCK].reshape(blocks, _RESIDUAL_BLOCK, len(mean))
             products = cut.transpose(1, 2) @ cut / _RESIDUAL_BLOCK

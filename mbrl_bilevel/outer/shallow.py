@@ -61,7 +61,8 @@ def ridge(features: Tensor, y: Tensor, penalties: Sequence[float] = PENALTIES) -
         better = criterion < best
         best = torch.where(better, criterion, best)
         found[:, better] = scaled[:, better]
-    return vectors @ found
+    coefficients: Tensor = vectors @ found
+    return coefficients
 
 
 @dataclass(frozen=True)

@@ -49,15 +49,24 @@ def test_rows_tell_of_the_task_alone_and_of_returns(
 def test_an_agent_trains_with_what_is_appended_and_its_files_say_so(tmp_path: Path) -> None:
     options = [
         *["--env-id", "Pendulum-v1", "--distractor", "noise:2", "--agent", "mpc", "--quiet"],
-        *["--steps", "230", "--eval-every", "230", "--eval-episodes", "1", "--learning-starts", "220"],
+        *[
+            "--steps",
+            "230",
+            "--eval-every",
+            "230",
+            "--eval-episodes",
+            "1",
+            "--learning-starts",
+            "220",
+        ],
         *["--model", "bilevel-return", "--members", "2", "--hidden", "8", "--train-steps", "60"],
-        *["--planner", "random-shooting", "--candidates", "4", "--plan-horizon", "2", "--no-report"],
+        *["--planner", "random", "--population", "4", "--horizon", "2", "--no-report"],
     ]
     launch(train.Args, train.main, [*options, "--out", str(tmp_path / "run")])
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert config["args"]["distractor"] == "noise:2"
-    agent = load_checkpoint(tmp_path / "run" / "checkpoints" / "best.safetensors")
-    assert agent.config["spaces"]["observation_space"]["shape"] == [5]
+    agent = load_checkpoint(tmp_path / "run" / "checkpoints" / "best.safetensors", "planning agent")
+    assert agent.config["spaces"]["obs_dim"] == 3 + 2
 
 
 @pytest.mark.parametrize(
