@@ -140,6 +140,10 @@ def get_recipe(
     keeping = look_up(KEEPS, kind, "unknown way of keeping")
     if method.horizon > 1:
         raise InvalidInputError(f"{trained}: sequences of tasks are learned by methods of one step")
+    if method.relevance is not None:
+        raise InvalidInputError(
+            f"{trained}: it lets go what a task does not pay for, and the next task may; use bilevel"
+        )
     if colon and keeping.strength is None:
         raise InvalidInputError(f"{name}: {kind} has no strength; leave out :{number}")
     try:

@@ -88,7 +88,8 @@ class FitData:
     """Normalised inputs ``x`` [N, X] and targets ``y`` [N, D], and who may see which rows.
 
     With a ``chain`` each batch comes with what followed its rows. ``weight`` [N], all positive, weighs
-    the rows in every mean, of the inner level and of the outer.
+    the rows in every mean, of the inner level and of the outer. ``relevance`` [D]: how much each target counts, where that
+    was asked of these rows.
 
     Raises InvalidInputError if these shapes disagree, a weight is not positive and finite, or a fold
     names a row that is not there.
@@ -99,6 +100,7 @@ class FitData:
     folds: Folds
     chain: Chain | None = None
     weight: Tensor | None = None
+    relevance: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.x.ndim != 2 or self.y.ndim != 2 or len(self.x) != len(self.y):

@@ -293,7 +293,7 @@ def prepare_regression(
     if not bool(active.any()):
         raise InvalidInputError("no target ever changes in the data: there is nothing to learn")
     chain = None
-    if method.horizon > 1 or method.asks_steps:
+    if method.horizon > 1 or method.relevance is not None:
         if successor is None:
             raise InvalidInputError(
                 "this method asks what steps lead to, and rows of a table lead nowhere: choose one that does not, such "

@@ -14,15 +14,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import NormalDist
 
 import torch
 from torch import Tensor
 
-from mbrl_bilevel.base.errors import InvalidInputError
+from mbrl_bilevel.base.errors import InvalidInputError, UnsupportedCombinationError
 from mbrl_bilevel.data.splits import FitData
 from mbrl_bilevel.outer.shallow import Shallow
+from mbrl_bilevel.policies.networks import EnsembleMLP
+from mbrl_bilevel.policies.policies import Policy
 
 #: Rows in a row, whose errors may be alike, count as one for a residual, and for the rise of its square.
 _RESIDUAL_BLOCK, _SQUARE_BLOCK = 5, 10
@@ -95,6 +97,30 @@ class Relevance:
         of_none = ~evidence.moved.any(1)
         kept = of_none | (evidence.moved & matters).any(1)
         return torch.where(kept.to(ones.device), ones, ones.new_tensor(self.floor))
+
+
+@torch.no_grad()
+def unseen(policy: Policy, data: FitData) -> FitData:
+    """``data`` in which ``policy`` does not see what counts less than others, nor will when it is trained: these inputs are
+    zero, and so is what it makes of them. They say nothing about the others, and what they seem to say is noise.
+
+    Inputs that never move within an episode stay: nothing can be told of them. Raises UnsupportedCombinationError for a
+    policy that is not made of networks of this project.
+    """
+    assert data.chain is not None
+    assert data.relevance is not None
+    network = getattr(policy, "network", None)
+    if not isinstance(network, EnsembleMLP):
+        raise UnsupportedCombinationError(
+            f"a {type(policy).__name__} cannot be kept from seeing inputs: use another method, such as bilevel"
+        )
+    little = data.relevance < data.relevance.max()
+    hidden = (data.chain.gain[little] != 0.0).any(0).nonzero().squeeze(1)
+    x = data.x.clone()
+    x[:, hidden] = 0.0
+    first, _ = network.pairs[0]
+    first[:, hidden] = 0.0
+    return replace(data, x=x)
 
 
 def _paid(data: FitData) -> Tensor | None:

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mbrl_bilevel.base.errors import BilevelError, InvalidInputError
 from mbrl_bilevel.base.records import FitResult
@@ -21,6 +21,7 @@ from mbrl_bilevel.inner.losses import Loss
 from mbrl_bilevel.outer.class_objectives import OwnLoss
 from mbrl_bilevel.outer.level import Outer
 from mbrl_bilevel.outer.objectives import Objective, OneStepNLL, OpenLoopReturn, Value
+from mbrl_bilevel.outer.relevance import unseen
 from mbrl_bilevel.policies.policies import CategoricalPolicy, Policy
 from mbrl_bilevel.training.fit import Job, Log, fit_side_by_side
 from mbrl_bilevel.training.settings import Schedule
@@ -88,8 +89,9 @@ class Method:
     None where there is nothing to infer, and the rows held out for that are then for training.
     ``criterion`` is what early stopping reads on held-out rows, None the loss itself. ``summary`` says in one
     sentence what the method is. ``warm_up`` comes before the loss; ``horizon`` is the number of rows in
-    a row's segment, for losses and objectives that look ahead; ``asks_steps``: the loss is made for what the rows, which
-    are steps of an environment, move and pay (``FitData.chain``). ``other`` is the row for objectives other
+    a row's segment, for losses and objectives that look ahead. ``relevance`` says how much each target of a data set counts [D];
+    its rows must be steps of an environment (``FitData.chain``). The loss then finds that in ``FitData.relevance``, and what counts
+    less than others is not seen by the policy (``relevance.unseen``). ``other`` is the row for objectives other
     than likelihood, whose outer level is given them; None: this method can want nothing else. ``trainer`` stands
     in the place of the training loop, None for the loop itself.
     """
@@ -101,7 +103,7 @@ class Method:
     outer: Outer | None = None
     warm_up: WarmUp | None = None
     horizon: int = 1
-    asks_steps: bool = False
+    relevance: Callable[[FitData], Tensor] | None = None
     other: Method | None = None
     trainer: Trainer | None = None
 
@@ -195,6 +197,8 @@ class Method:
         loss: Loss | None = None,
         log: Log | None = None,
     ) -> Job:
+        if self.relevance is not None:
+            data = unseen(policy, replace(data, relevance=self.relevance(data)))
         loss = self.make_loss(policy, data) if loss is None else loss
         if isinstance(loss, nn.Module):
             loss.to(data.x.device)

@@ -65,8 +65,9 @@ def _weighed(policy: GaussianPolicy, data: FitData) -> PolicyGradient:
 
 
 def _relevant(policy: GaussianPolicy, data: FitData) -> PolicyGradient:
-    """The reward of ``bilevel``, which weighs little what cannot matter for what is paid."""
-    weights = DimensionWeights.fixed(Relevance().weights(data))
+    """The reward of ``bilevel``, which weighs each target as ``data`` say."""
+    told = data.relevance
+    weights = None if told is None else DimensionWeights.fixed(told)
     return PolicyGradient(SharedSpread(policy, 0.5, weights))
 
 
@@ -167,8 +168,9 @@ METHODS: dict[str, Method] = {
         make_loss=_relevant,
         outer=Outer(HeldOutSpread(), every=200, warmup=200, with_stop=True),
         criterion=ProfileNLL(),
-        summary="as bilevel, and the reward weighs little whatever cannot matter for returns, as held-out steps tell",
-        asks_steps=True,
+        summary="as bilevel, and the reward weighs little, and the network does not see, whatever cannot matter for "
+        "returns, as held-out steps tell",
+        relevance=Relevance().weights,
     ),
     "bilevel-look-ahead": Method(
         make_policy=partial(GaussianPolicy, scale="separate"),

@@ -134,6 +134,10 @@ def test_the_method_leaves_the_network_to_the_task() -> None:
         true = torch.from_numpy(test.next_obs - test.obs)[:, :3]
         errors[name] = float((said - true).square().mean().sqrt())
         told = weights_by_name(result, [*(f"{i}" for i in range(9)), "reward"])
+        moved = torch.cat([obs, action], 1).float()
+        moved[:, 3:9] += 1.0
+        apart = (model.regression.dist(moved).mean.mean(0)[:, :3] - said).abs().max()
+        assert bool(apart == 0.0) is (name == "bilevel-return")  # it does not see what it lets go
     assert errors["bilevel-return"] < 0.8 * errors["bilevel"]
     assert told["0"] == told["2"] == told["reward"]
     assert told["3"] == pytest.approx(0.02 * told["0"])
