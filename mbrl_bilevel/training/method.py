@@ -89,8 +89,8 @@ class Method:
     None where there is nothing to infer, and the rows held out for that are then for training.
     ``criterion`` is what early stopping reads on held-out rows, None the loss itself. ``summary`` says in one
     sentence what the method is. ``warm_up`` comes before the loss; ``horizon`` is the number of rows in
-    a row's segment, for losses and objectives that look ahead. ``relevance`` says how much each target of a data set counts [D];
-    its rows must be steps of an environment (``FitData.chain``). The loss then finds that in ``FitData.relevance``, and what counts
+    a row's segment, for losses and objectives that look ahead. ``relevance`` says how much each target of a data set counts [D], if
+    its rows are steps of an environment (``FitData.chain``). The loss then finds that in ``FitData.relevance``, and what counts
     less than others is not seen by the policy (``relevance.unseen``). ``other`` is the row for objectives other
     than likelihood, whose outer level is given them; None: this method can want nothing else. ``trainer`` stands
     in the place of the training loop, None for the loop itself.
@@ -197,7 +197,7 @@ class Method:
         loss: Loss | None = None,
         log: Log | None = None,
     ) -> Job:
-        if self.relevance is not None:
+        if self.relevance is not None and data.chain is not None:
             data = unseen(policy, replace(data, relevance=self.relevance(data)))
         loss = self.make_loss(policy, data) if loss is None else loss
         if isinstance(loss, nn.Module):
