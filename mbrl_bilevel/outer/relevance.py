@@ -17,7 +17,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from statistics import NormalDist
 
+import numpy as np
 import torch
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components, minimum_spanning_tree
 from torch import Tensor
 
 from mbrl_bilevel.base.errors import InvalidInputError, UnsupportedCombinationError
@@ -46,7 +49,9 @@ class Relevance:
     ``level`` of all pairs together; the sizes beyond what the state tells of them, since systems that begin anew at
     once err more at once, and have nothing else in common. A group of less than a quarter of all dimensions joins the one that it is tied to
     most, by residuals or since one matters to the other, if that is ``attach`` standard errors from nothing; dimensions
-    tied to none are a group together.
+    tied to none are a group together. Systems that begin anew at once may err alike then: a group is parted along its weakest
+    ties where both sides have a quarter of all dimensions and neither matters to the other by more than ``apart``, counted
+    as for ``share``.
 
     What is paid is the reward, learned or by rule, and the endings that a rule tells. Endings that are to be learned are
     not seen here: what alone decides them, and moves with nothing else, counts as what does not matter.
@@ -57,6 +62,7 @@ class Relevance:
 
     floor: float = 0.02
     share: float = 0.25
+    apart: float = 0.05
     sigmas: float = 2.0
     level: float = 1e-5
     attach: float = 3.0
@@ -65,7 +71,7 @@ class Relevance:
     draws: int = 8
 
     def __post_init__(self) -> None:
-        for name, most in (("floor", 1.0), ("share", 1.0), ("level", 0.5)):
+        for name, most in (("floor", 1.0), ("share", 1.0), ("apart", 1.0), ("level", 0.5)):
             if not 0.0 < getattr(self, name) <= most:
                 raise InvalidInputError(
                     f"Relevance: {name} must be above 0 and at most {most}; got {getattr(self, name)}"
@@ -164,7 +170,7 @@ class _Evidence:
         """The state's dimensions by what belongs together."""
         pairs = int(self.moved.any(1).sum()) ** 2
         chance = NormalDist().inv_cdf(1.0 - self.rule.level / (2.0 * max(1, pairs)))
-        groups = list(_connected(self.ties > chance))
+        groups = [part for g in _connected(self.ties > chance) for part in self._parted(g)]
         settled: list[list[int]] = []
         while True:
             small = [g for g in groups if 4 * len(g) < self.states and g not in settled]
@@ -192,6 +198,18 @@ class _Evidence:
         """The targets that move ``group`` and are known to be explained by the state."""
         moves = self.moved[:, group].any(1) & self._known
         return [int(k) for k in moves.nonzero().squeeze(1)]
+
+    def _parted(self, group: list[int]) -> list[list[int]]:
+        """``group`` in two where neither side matters to the other, each at least a quarter of all dimensions."""
+        for half in _halves(self.ties[group][:, group]):
+            one = [g for g, inside in zip(group, half, strict=True) if inside]
+            other = [g for g in group if g not in one]
+            if 4 * min(len(one), len(other)) < self.states:
+                continue
+            ways = ((one, self.explained(other)), (other, self.explained(one)))
+            if max(self.at_most(*way) for way in ways) < self.rule.apart:
+                return [*self._parted(one), *self._parted(other)]
+        return [group]
 
     def _tie(self, one: Sequence[int], other: Sequence[int]) -> float:
         """How many standard errors from nothing what ties them is."""
@@ -268,18 +286,21 @@ def _correlations(values: Sequence[Tensor]) -> Tensor:
     return z.fill_diagonal_(0.0).float()
 
 
-def _connected(joined: Tensor) -> Iterator[list[int]]:
+def _connected(joined: Tensor) -> list[list[int]]:
     """The connected components of a symmetric relation, [S, S] bool."""
-    left = set(range(len(joined)))
-    while left:
-        group, edge = set(), [min(left)]
-        while edge:
-            one = edge.pop()
-            if one not in group:
-                group.add(one)
-                edge += joined[one].nonzero().squeeze(1).tolist()
-        left -= group
-        yield sorted(group)
+    count, label = connected_components(coo_array(joined.numpy()), directed=False)
+    return [np.flatnonzero(label == k).tolist() for k in range(count)]
+
+
+def _halves(ties: Tensor) -> Iterator[list[bool]]:
+    """The two sides of each edge of the spanning tree of the strongest ``ties`` [S, S], the weakest edge first."""
+    tree = minimum_spanning_tree((1.0 + ties.max() - ties).numpy())
+    edges = tree.tocoo()
+    for cut in edges.data.argsort()[::-1]:
+        kept = np.arange(len(edges.data)) != cut
+        left = coo_array((edges.data[kept], (edges.row[kept], edges.col[kept])), ties.shape)
+        _, side = connected_components(left, directed=False)
+        yield (side == side[0]).tolist()
 
 
 def _blocks(values: Tensor, length: int) -> Tensor:
