@@ -59,6 +59,9 @@ class Args(OwnModuleArgs, RepeatedArgs, FitArgs):
     """Real steps of an agent in a task."""
     eval_episodes: int = 5
     """Episodes that an agent is tested by, in each task after each, and five times while it learns one."""
+    keep_best: bool = False
+    """When a task ends, an agent goes on from the policy that did best in five looks while it learned it, judged by other
+    episodes than its tests, in the place of the last one."""
     updates_per_step: int | None = None
     """Updates of an agent's learner after a real step; none: as the preset of the task says."""
     learning_starts: int | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,6 +28,9 @@ from mbrl_bilevel.studies.cells import Done
 
 #: Looks at a task while it is learned: of so many equal stretches the last is its end.
 _LOOKS = 5
+
+#: Which episodes an agent is tested by, and which its best policy is chosen by.
+_TESTS, _CHOICES = 1_000_000, 2_000_000
 
 Score = dict[str, float]
 
@@ -92,12 +96,12 @@ class Bed:
             )
         return agent
 
-    def score(self, policy: Any, j: int) -> Score:
+    def score(self, policy: Any, j: int, starts: int = _TESTS) -> Score:
         """The mean return of episodes of task j, and the share of them that succeeded where its steps say
-        ``info["success"]``."""
+        ``info["success"]``; ``starts`` and the repeat's seed say which episodes."""
         count = self.args.eval_episodes
         envs = DummyVecEnv([lambda: Monitor(self.env(j)) for _ in range(count)])
-        envs.seed(self.seed + 1_000_000)
+        envs.seed(self.seed + starts)
         successes: dict[int, bool] = {}
 
         def note(inside: dict[str, Any], _: Any) -> None:
@@ -123,13 +127,21 @@ class Bed:
         return found
 
     def learn(self, agent: PlanningAgent, j: int) -> list[Score]:
-        """Task j, the one that ``agent`` is in; its scores on the way."""
-        curve = []
+        """Task j, the one that ``agent`` is in; its scores on the way. It ends with its best policy of these looks, where
+        that is asked for."""
+        curve, best = [], -np.inf
+        kept: Any = None
         for steps in np.diff(
             np.linspace(0, self.args.agent_steps, _LOOKS + 1).astype(int)
         ).tolist():
             agent.learn(steps, log_interval=None, until=self.args.agent_steps)
             curve.append(self.score(agent, j))
+            if self.args.keep_best:
+                found = self.score(agent, j, _CHOICES)["return"]
+                if found >= best:
+                    best, kept = found, deepcopy(agent.algorithm.get_parameters())
+        if kept is not None:
+            agent.algorithm.set_parameters(kept, device=agent.algorithm.device)
         return curve
 
 

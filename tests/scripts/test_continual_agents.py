@@ -28,6 +28,7 @@ SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 sys.path.append(str(SCRIPTS))
 
 import continual  # noqa: E402
+from work import continual_agents  # noqa: E402
 
 AGENTS = ["planning+policy=1", "sac", "sac+alone", "sac+joint"]
 TINY = [
@@ -99,6 +100,43 @@ def test_a_run_has_a_row_for_each_agent_and_ends_the_same_after_a_stop(
     for name in ("metrics.json", "summary.json"):
         (tmp_path / "a" / name).unlink()
     assert ran(tmp_path / "a", "--resume", tiny=TINY) == found
+
+
+class Counting:
+    """An agent whose policy is the number of times that it learned."""
+
+    def __init__(self) -> None:
+        self.algorithm, self.device, self.policy = self, "cpu", {"times": torch.zeros(())}
+
+    def learn(self, *args: Any, **kwargs: Any) -> None:
+        self.policy["times"] += 1
+
+    def get_parameters(self) -> Any:
+        return {"policy": self.policy}
+
+    def set_parameters(self, found: Any, device: str) -> None:
+        self.policy = found["policy"]
+
+
+@pytest.mark.parametrize(("keep", "ends"), [(True, 3), (False, 5)])
+def test_a_task_ends_with_the_best_policy_of_its_looks_where_that_is_kept(
+    keep: bool, ends: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The look that is told is the best at the first, the one that chooses at the third, episodes of its own."""
+    args = continual.Args(
+        sequences=("sides",), agents=("sac",), agent_steps=100, keep_best=keep, out=Path("no")
+    )
+    bed = continual_agents.Bed(args, SEQUENCES["sides"].tasks, 0)
+    by_starts = {1_000_000: [9.0, 1.0, 2.0, 3.0, 4.0], 2_000_000: [1.0, 2.0, 8.0, 7.0, 0.0]}
+
+    def score(self: Any, policy: Counting, j: int, starts: int = 1_000_000) -> dict[str, float]:
+        return {"return": by_starts[starts][int(policy.policy["times"]) - 1]}
+
+    monkeypatch.setattr(continual_agents.Bed, "score", score)
+    agent: Any = Counting()
+    curve = bed.learn(agent, 0)
+    assert [look["return"] for look in curve] == by_starts[1_000_000]
+    assert int(agent.policy["times"]) == ends
 
 
 def test_scores_are_those_of_continual_world() -> None:
