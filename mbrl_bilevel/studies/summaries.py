@@ -24,10 +24,13 @@ from mbrl_bilevel.evaluation.statistics import (
 from mbrl_bilevel.studies.repeats import number, once, pairs, repeats
 
 #: Compared as ratios, since their units differ from one data set to the next.
-RATIOS = ("nrmse", "member_nrmse", "ncrps", "member_ncrps", "truth_nrmse")
+RATIOS = (
+    *("nrmse", "member_nrmse", "ncrps", "member_ncrps", "truth_nrmse"),
+    *("task_rmse", "return_error"),
+)
 #: Compared as differences.
 DIFFERENCES = (
-    *("nll", "member_nll", "scaled_nll"),
+    *("nll", "member_nll", "scaled_nll", "task_nll"),
     *("calibration_error", "member_calibration_error"),
 )
 
