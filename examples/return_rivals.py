@@ -6,7 +6,8 @@
 ``vagram`` weighs squared errors by the slope of a value function (Voelcker et al. 2022, arXiv 2204.01464), here that of
 the policy that collected the data. ``k-step-return`` trains on the error of the return after 1 to 10 steps itself, beside
 the squared error. Both get their spread as ``mse-network`` does, from held-out residuals. ``oracle`` is ``bilevel`` with a
-weight of .02 on the 17 dimensions of a HalfCheetah that is appended to the task.
+weight of .02 on the 17 dimensions of a HalfCheetah that is appended to the task. ``nll-told``, ``beta-nll-told`` and ``mse-told``
+are kept from seeing what ``bilevel-return`` lets go, all else as ever: what is left between them and it is the reward.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from mbrl_bilevel.inner.dimension_weights import DimensionWeights
 from mbrl_bilevel.inner.losses import MSE, Metrics, PolicyGradient
 from mbrl_bilevel.outer.held_out_spread import SharedSpread
 from mbrl_bilevel.outer.objectives import OpenLoopReturn
+from mbrl_bilevel.outer.relevance import Relevance
 from mbrl_bilevel.outer.shallow import Features
 from mbrl_bilevel.policies.policies import GaussianPolicy, Policy
 
@@ -123,6 +125,16 @@ def value_weighed(policy: GaussianPolicy, data: FitData) -> ValueWeighed:
     return ValueWeighed(data)
 
 
+for name in ("nll", "beta-nll", "mse"):
+    register_method(
+        f"{name}-told",
+        replace(
+            get_method(name),
+            relevance=Relevance().weights,
+            summary=f"{name}, kept from seeing what bilevel-return lets go",
+        ),
+        overwrite=True,
+    )
 register_method(
     "oracle",
     replace(

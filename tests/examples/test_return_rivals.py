@@ -24,7 +24,8 @@ RHO = 0.9
 
 
 #: What the example registers.
-RIVALS = {name: METHODS.pop(name) for name in ("oracle", "vagram", "k-step-return")}
+NAMES = ("oracle", "vagram", "k-step-return", "nll-told", "beta-nll-told", "mse-told")
+RIVALS = {name: METHODS.pop(name) for name in NAMES}
 
 
 def walk(count: int = 4000) -> tuple[Tensor, Tensor]:
@@ -54,7 +55,7 @@ def test_the_value_has_the_slope_of_the_closed_form() -> None:
     assert slope[:, 1].mean().abs().item() < 0.15 * slope[:, 0].mean().item()
 
 
-@pytest.mark.parametrize("name", ["vagram", "k-step-return"])
+@pytest.mark.parametrize("name", ["vagram", "k-step-return", "mse-told"])
 def test_it_trains_a_model_of_what_is_paid(name: str) -> None:
     random = np.random.default_rng(0)
     action, states = random.uniform(-1.0, 1.0, (600, 1)), np.zeros((601, 3))
