@@ -60,7 +60,7 @@ class Chain:
 
     The first O inputs are a state, which a target y moves by ``y @ gain + drift`` ([D, O] and [O]); a
     ``direct`` target is the next state itself. Every batch then comes with segments of ``horizon`` rows, which
-    hand ``outcome`` on.
+    hand ``outcome`` on. ``ended`` [N]: which rows ended an episode, where ``outcome`` has no rule that tells it.
     """
 
     successor: Tensor
@@ -69,6 +69,7 @@ class Chain:
     horizon: int
     direct: bool = False
     outcome: Outcome | None = None
+    ended: Tensor | None = None
 
     def segment(self, x: Tensor, y: Tensor, index: Tensor) -> Segment:
         """What follows the rows ``index`` [E, B] of x [N, X] and y [N, D]."""

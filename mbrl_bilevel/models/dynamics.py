@@ -461,6 +461,7 @@ def _prepare(
         start=None if start is None else start.regression,
         how=warm_start,
         outcome=_Rules(obs_dim, termination, reward, jump, direct).outcome,
+        ended=None if termination is not None else torch.from_numpy(transitions.terminated),
         units=None if units is None else units.regression,
         joined=joined,
         device=device,

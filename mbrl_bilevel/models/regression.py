@@ -274,11 +274,12 @@ def prepare_regression(
     start: Regression | None = None,
     how: WarmStart | None = None,
     outcome: Outcome | None = None,
+    ended: Tensor | None = None,
     units: Regression | None = None,
     joined: Callable[[FitData], FitData] | None = None,
     device: torch.device | str = "cpu",
 ) -> Prepared[Regression]:
-    """All of ``fit_regression`` but its gradient steps; arguments and errors as there."""
+    """All of ``fit_regression`` but its gradient steps; arguments and errors as there, and ``ended`` [N] as of ``Chain``."""
     x, y = x.to(device), y.to(device)
     for other in (start, units):
         if other is not None:
@@ -300,7 +301,10 @@ def prepare_regression(
                 "as bilevel"
             )
         moves = _chain(inputs, targets, successor, state, method.horizon, direct)
-        chain = moves if outcome is None else replace(moves, outcome=_raw(inputs, targets, outcome))
+        if outcome is not None:
+            chain = replace(moves, outcome=_raw(inputs, targets, outcome), ended=ended)
+        else:
+            chain = moves
     splits = np.random.default_rng(draw_seed(generator))
     if folds is None:
         folds = cross_fit(groups, members, splits, outer_only)

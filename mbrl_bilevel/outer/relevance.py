@@ -31,8 +31,14 @@ from mbrl_bilevel.policies.policies import Policy
 
 #: Rows in a row, whose errors may be alike, count as one for a residual, and for the rise of its square.
 _RESIDUAL_BLOCK, _SQUARE_BLOCK = 5, 10
-#: Standard errors above which a target is known to be explained by the state at all.
-_EXPLAINED = 4.0
+#: Standard errors above which a rise is known to be one.
+_KNOWN = 4.0
+#: What may matter to more than this part of what is paid is never let go, however many dimensions it has.
+_MOST = 0.1
+#: Bins of as many rows for one input alone; how far beyond its mean, in standard deviations of chance, a sum over them counts.
+_BINS, _BEYOND = 16, 6.0
+#: With more dimensions, or groups, each is asked about with fewer rows, or draws: time and memory grow by the square.
+_MANY = 64
 
 
 @dataclass(frozen=True)
@@ -42,19 +48,19 @@ class Relevance:
     A group of dimensions matters to a target as far as the squared error there rises when the group is that of another
     row, over the rise when the whole state is. By way of others it matters as those do. It is let go if the most that it
     may matter, ``sigmas`` standard errors above what was found, is less than ``share`` of what as many dimensions
-    matter on average. Where nothing can be told, since reward and state have nothing to do with each other in these
-    rows, say, all weights are 1.
+    matter on average, and less than a tenth of what is paid; if neither it nor a part of it that is a system of its own is known
+    to matter to one target by more, which an average would hide; and if nothing that the model leaves over of what is paid
+    depends on one of its dimensions.
 
     Two dimensions are of one group if their residuals, or the roots of the residuals' sizes, are correlated beyond chance at the
-    ``level`` of all pairs together; the sizes beyond what the state tells of them, since systems that begin anew at
-    once err more at once, and have nothing else in common. A group of less than a quarter of all dimensions joins the one that it is tied to
+    ``level`` of all pairs together. A group of less than a quarter of all dimensions joins the one that it is tied to
     most, by residuals or since one matters to the other, if that is ``attach`` standard errors from nothing; dimensions
     tied to none are a group together. Systems that begin anew at once may err alike then: a group is parted along its weakest
     ties where both sides have a quarter of all dimensions and neither matters to the other by more than ``apart``, counted
     as for ``share``.
 
-    What is paid is the reward, learned or by rule, and the endings that a rule tells. Endings that are to be learned are
-    not seen here: what alone decides them, and moves with nothing else, counts as what does not matter.
+    What is paid is the reward and the endings, learned or by rule. Where one of them varies and it is not known that the
+    state tells of it, all weights are 1.
 
     ``features``, ``rows`` of ``Shallow``; ``draws``: how often a group is given other rows. Raises InvalidInputError for
     numbers out of range.
@@ -90,11 +96,12 @@ class Relevance:
         held_out = data.folds.with_stop_as_outer().outer
         if paid is None or min(map(len, held_out)) < 2 * _SQUARE_BLOCK:
             return ones
-        shallow = Shallow.fitted(
-            data, torch.cat([data.y.double(), paid], 1), self.features, self.rows
-        )
-        evidence = _Evidence(self, shallow, _moved(data), ones.shape[0])
-        if not evidence.pays:
+        moved = _moved(data)
+        rows = max(1, self.rows * _MANY // max(_MANY, moved.shape[1]))
+        targets = torch.cat([data.y.double(), paid], 1)
+        shallow = Shallow.fitted(data, targets, self.features, self.rows, rows)
+        evidence = _Evidence(self, shallow, moved, ones.shape[0])
+        if len(evidence.pays) < paid.shape[1]:
             return ones
         matters = torch.zeros(evidence.states, dtype=torch.bool)
         groups = evidence.groups()
@@ -124,8 +131,14 @@ def unseen(policy: Policy, data: FitData) -> FitData:
     hidden = (data.chain.gain[little] != 0.0).any(0).nonzero().squeeze(1)
     x = data.x.clone()
     x[:, hidden] = 0.0
-    first, _ = network.pairs[0]
-    first[:, hidden] = 0.0
+    readers = [network]
+    # Without hidden layers the inputs are the features that σ(x) is read from, too.
+    scale = getattr(policy, "scale_network", None)
+    if len(network.pairs) == 1 and isinstance(scale, EnsembleMLP):
+        readers.append(scale)
+    for reader in readers:
+        first, _ = reader.pairs[0]
+        first[:, hidden] = 0.0
     return replace(data, x=x)
 
 
@@ -136,7 +149,8 @@ def _paid(data: FitData) -> Tensor | None:
     if chain is None or chain.outcome is None or not bool((chain.gain != 0.0).any()):
         return None
     step = chain.outcome(data.x.unsqueeze(0), data.y.unsqueeze(0))
-    found = torch.stack([step.reward[0], step.terminated[0]], 1).double()
+    ends = step.terminated[0] if chain.ended is None else chain.ended.to(step.reward)
+    found = torch.stack([step.reward[0], ends], 1).double()
     spread = found.std(0)
     varies = spread > 1e-6 * (1.0 + found.abs().mean(0))
     if not bool(varies.any()):
@@ -158,19 +172,25 @@ class _Evidence:
         self._shallow, self._before = shallow, [r.square() for r in shallow.residuals()]
         self._generator = torch.Generator().manual_seed(0)
         self._rises: dict[tuple[int, ...], Tensor] = {}
+        self._asked: dict[tuple[tuple[int, ...], tuple[int, ...]], float] = {}
+        self._draws = rule.draws
+        self._parts: list[list[int]] = []
         whole = self._rise(range(self.states))
         mean, error = _mean_and_error(whole)
-        known = mean > _EXPLAINED * error
+        known = mean > _KNOWN * error
         self._scale = mean.clamp(min=1e-12)
         self._known = known[:targets]
         self.pays = [k for k in range(targets, len(mean)) if known[k]]
         self.ties = self._ties(targets)
+        self._unsaid = _unsaid(shallow, self.pays)
 
     def groups(self) -> list[list[int]]:
         """The state's dimensions by what belongs together."""
         pairs = int(self.moved.any(1).sum()) ** 2
         chance = NormalDist().inv_cdf(1.0 - self.rule.level / (2.0 * max(1, pairs)))
         groups = [part for g in _connected(self.ties > chance) for part in self._parted(g)]
+        self._parts = list(groups)
+        self._draws = max(1, self.rule.draws * _MANY // max(_MANY, len(groups)))
         settled: list[list[int]] = []
         while True:
             small = [g for g in groups if 4 * len(g) < self.states and g not in settled]
@@ -187,12 +207,23 @@ class _Evidence:
         alone = sorted(g[0] for g in groups if len(g) == 1)
         return [g for g in groups if len(g) > 1] + ([alone] if alone else [])
 
-    def at_most(self, group: Sequence[int], targets: Sequence[int]) -> float:
-        """The most that ``group`` may matter to ``targets``, as a multiple of what as many dimensions do on average."""
+    def may_matter(self, group: Sequence[int], targets: Sequence[int]) -> bool:
+        """Whether ``group`` may matter to all ``targets`` together, or it or one of its parts, which others
+        would hide, is known to matter to one of them."""
         if not targets:
-            return 0.0
-        mean, error = self._share(group, targets)
-        return (mean + self.rule.sigmas * error) * self.states / len(group)
+            return False
+        most = self._at_most(group, targets)
+        if most >= self.rule.share * self._usual(group):
+            return True
+        if targets == self.pays and (most >= _MOST or bool(self._unsaid[group].any())):
+            return True
+        parts = [part for part in self._parts if set(part) < set(group)]
+        return any(self._known_to_matter(part, targets) for part in (group, *parts))
+
+    def _known_to_matter(self, group: Sequence[int], targets: Sequence[int]) -> bool:
+        share, error = _mean_and_error(self._rise(group)[:, targets] / self._scale[targets])
+        least = min(_MOST, self.rule.share * self._usual(group))
+        return bool(((share >= least) & (share > _KNOWN * error)).any())
 
     def explained(self, group: Sequence[int]) -> list[int]:
         """The targets that move ``group`` and are known to be explained by the state."""
@@ -207,18 +238,35 @@ class _Evidence:
             if 4 * min(len(one), len(other)) < self.states:
                 continue
             ways = ((one, self.explained(other)), (other, self.explained(one)))
-            if max(self.at_most(*way) for way in ways) < self.rule.apart:
+            if all(self._at_most(*way) < self.rule.apart * self._usual(way[0]) for way in ways):
                 return [*self._parted(one), *self._parted(other)]
         return [group]
 
     def _tie(self, one: Sequence[int], other: Sequence[int]) -> float:
         """How many standard errors from nothing what ties them is."""
+        key = (tuple(one), tuple(other))
+        if key not in self._asked:
+            self._asked[key] = self._asked[key[::-1]] = self._found_tie(one, other)
+        return self._asked[key]
+
+    def _found_tie(self, one: Sequence[int], other: Sequence[int]) -> float:
         found = [float(self.ties[one][:, other].max())]
         for group, targets in ((one, self.explained(other)), (other, self.explained(one))):
             if targets:
                 mean, error = self._share(group, targets)
                 found.append(mean / max(error, 1e-12))
         return max(found)
+
+    def _usual(self, group: Sequence[int]) -> float:
+        """What as many dimensions matter on average."""
+        return len(group) / self.states
+
+    def _at_most(self, group: Sequence[int], targets: Sequence[int]) -> float:
+        """The most that ``group`` may matter to ``targets``, as a part of what the state explains of them."""
+        if not targets:
+            return 0.0
+        mean, error = self._share(group, targets)
+        return mean + self.rule.sigmas * error
 
     def _share(self, group: Sequence[int], targets: Sequence[int]) -> tuple[float, float]:
         """How much of what the state explains of ``targets``, on average, is gone without ``group``; its standard
@@ -232,11 +280,11 @@ class _Evidence:
         key = tuple(group)
         if key not in self._rises:
             total = [torch.zeros_like(before) for before in self._before]
-            for _ in range(self.rule.draws):
+            for _ in range(self._draws):
                 after = self._shallow.shuffled(key, self._generator)
                 for sum_, residual, before in zip(total, after, self._before, strict=True):
-                    sum_ += (residual.square() - before) / self.rule.draws
-            self._rises[key] = torch.cat([_blocks(t, _SQUARE_BLOCK) for t in total]).cpu()
+                    sum_ += (residual.square() - before) / self._draws
+            self._rises[key] = torch.cat([_blocks(t, _SQUARE_BLOCK) for t in total]).float().cpu()
         return self._rises[key]
 
     def _ties(self, targets: int) -> Tensor:
@@ -259,10 +307,35 @@ def _mattering(groups: Sequence[Sequence[int]], evidence: _Evidence) -> Iterator
     left, newly = list(groups), [evidence.pays]
     while newly:
         targets = newly.pop()
-        found = [g for g in left if evidence.at_most(g, targets) >= evidence.rule.share]
+        found = [g for g in left if evidence.may_matter(g, targets)]
         left = [g for g in left if g not in found]
         newly += [evidence.explained(group) for group in found]
         yield from found
+
+
+def _unsaid(shallow: Shallow, pays: Sequence[int]) -> Tensor:
+    """Which inputs tell by themselves, by the bin of their values, of what the shallow model leaves over of what is paid,
+    too rough for it: [X] bool. Known beyond chance, and of ``_MOST`` of the variance at least."""
+    residuals = [r[:, pays] for r in shallow.residuals()]
+    x = torch.cat(list(shallow.x)).double()
+    found = torch.zeros(x.shape[1], dtype=torch.bool)
+    levels = torch.linspace(0.0, 1.0, _BINS + 1, dtype=x.dtype, device=x.device)[1:-1]
+    for column in range(x.shape[1]):
+        edges: Tensor = torch.unique(torch.quantile(x[:, column], levels))
+        blocks = []
+        for own, residual in zip(shallow.x, residuals, strict=True):
+            which = torch.bucketize(own[:, column].double().contiguous(), edges)
+            within = torch.nn.functional.one_hot(which, len(edges) + 1).to(residual)
+            parts = within.unsqueeze(2) * residual.unsqueeze(1)
+            blocks.append(_blocks(torch.cat([parts.flatten(1), within], 1), _SQUARE_BLOCK))
+        mean, error = _mean_and_error(torch.cat(blocks))
+        bins = len(edges) + 1
+        share = mean[-bins:].clamp(min=1e-12).unsqueeze(1)
+        mean, error = (v[:-bins].reshape(bins, len(pays)) for v in (mean, error))
+        beyond = (mean / error.clamp(min=1e-12)).square().sum(0) - bins
+        part = ((mean.square() - error.square()) / share).sum(0)
+        found[column] = bool(((beyond > _BEYOND * math.sqrt(2.0 * bins)) & (part > _MOST)).any())
+    return found
 
 
 def _correlations(values: Sequence[Tensor]) -> Tensor:

@@ -77,16 +77,17 @@ class Shallow:
 
     @staticmethod
     @torch.no_grad()
-    def fitted(data: FitData, targets: Tensor, count: int, most: int) -> Shallow:
+    def fitted(data: FitData, targets: Tensor, count: int, most: int, judged: int) -> Shallow:
         """Of ``targets`` [N, D], with ``count`` random features. A member takes ``most`` rows at most for training,
-        and as many to be judged on, evenly spaced."""
+        and ``judged`` to be judged on, evenly spaced."""
         features = Features.drawn(data.x.shape[1], count, torch.Generator().manual_seed(0))
         features = Features(features.weight.to(data.x.device), features.bias.to(data.x.device))
         targets = targets.double()
         held_out = data.folds.with_stop_as_outer().outer
         coefficients, x, y = [], [], []
         for seen, unseen in zip(data.folds.train, held_out, strict=True):
-            rows, others = (_thinned(r, most).to(data.x.device) for r in (seen, unseen))
+            rows = _thinned(seen, most).to(data.x.device)
+            others = _thinned(unseen, judged).to(data.x.device)
             coefficients.append(ridge(features(data.x[rows]), targets[rows]))
             x.append(data.x[others])
             y.append(targets[others])
@@ -106,12 +107,6 @@ class Shallow:
             moved[:, columns] = x[other][:, columns]
             mixed.append(moved)
         return self._off(mixed)
-
-    def beyond_the_state(self, values: Sequence[Tensor]) -> list[Tensor]:
-        """``values`` [R, D] of each member's unseen rows less what a ridge regression on all of them says of them."""
-        features = [self.features(x) for x in self.x]
-        coefficients = ridge(torch.cat(features), torch.cat(list(values)))
-        return [value - f @ coefficients for value, f in zip(values, features, strict=True)]
 
     def _off(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         each = zip(inputs, self.y, self.coefficients, strict=True)

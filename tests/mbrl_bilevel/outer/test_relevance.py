@@ -61,7 +61,9 @@ def first(obs: np.ndarray, action: float) -> float:
 
 
 def weights(
-    found: Transitions, terminated: Callable[[Tensor], Tensor] | None = None
+    found: Transitions,
+    terminated: Callable[[Tensor], Tensor] | None = None,
+    ended: Tensor | None = None,
 ) -> list[float]:
     """Of the dimensions of the state, as Relevance has them; what a step pays is known."""
     states = found.obs.shape[1]
@@ -75,7 +77,7 @@ def weights(
         return Step(x, paid.unsqueeze(0), ends.unsqueeze(0))
 
     nobody = torch.full((len(raw),), -1)
-    chain = Chain(nobody, torch.diag(scale), torch.zeros(states), 1, outcome=outcome)
+    chain = Chain(nobody, torch.diag(scale), torch.zeros(states), 1, outcome=outcome, ended=ended)
     folds = cross_fit(found.episode, 5, np.random.default_rng(0))
     x = (raw - raw.mean(0)) / raw.std(0)
     return Relevance().weights(FitData(x, change / scale, folds, chain)).tolist()
@@ -111,6 +113,44 @@ def test_what_ends_an_episode_counts() -> None:
         [1.0] * 3 + [0.02] * 6
     )
 
+    seen = torch.from_numpy(found.obs[:, 0] > 1.0)  # as data say that no rule tells
+    assert weights(found, ended=seen) == pytest.approx([1.0] * 3 + [0.02] * 6)
+
+
+def test_what_is_paid_and_not_understood_lets_nothing_go() -> None:
+    found = steps(beside, first, 9)
+    few = torch.zeros(len(found), dtype=torch.bool)
+    few[torch.randperm(len(found), generator=torch.Generator().manual_seed(0))[:5]] = True
+    assert weights(found, ended=few) == [1.0] * 9
+
+
+@pytest.mark.parametrize("seed", [1000, 1001])
+def test_one_that_pays_is_not_lost_among_many_that_do_not(seed: int) -> None:
+    random = np.random.default_rng(seed)
+
+    def move(obs: np.ndarray, action: float) -> np.ndarray:
+        noise = random.standard_normal(17)
+        alone = 0.9 * obs[3] + 0.4 * noise[0]
+        return np.concatenate([driven(obs[:3], action), [alone], noise[1:]])
+
+    def pay(after: np.ndarray, action: float) -> float:
+        return float(after[0] + 0.25 * after[3])
+
+    assert weights(steps(move, pay, 20, seed))[:4] == [1.0] * 4
+
+
+def test_one_that_pays_too_roughly_for_the_shallow_model_counts() -> None:
+    random = np.random.default_rng(6)
+
+    def move(obs: np.ndarray, action: float) -> np.ndarray:
+        alone = 0.99 * obs[3] + 0.1 * random.standard_normal()
+        return np.concatenate([driven(obs[:3], action), [alone], chaotic(obs[4:])])
+
+    def pay(after: np.ndarray, action: float) -> float:
+        return float(after[0] + np.cos(8.0 * after[3]))
+
+    assert weights(steps(move, pay, 10, 6))[:4] == [1.0] * 4
+
 
 def test_with_hardly_any_rows_it_says_nothing() -> None:
     found = steps(beside, first, 9)
@@ -141,6 +181,31 @@ def test_the_method_leaves_the_network_to_the_task() -> None:
     assert errors["bilevel-return"] < 0.8 * errors["bilevel"]
     assert told["0"] == told["2"] == told["reward"]
     assert told["3"] == pytest.approx(0.02 * told["0"])
+
+
+def test_without_hidden_layers_the_spread_does_not_see_them_either() -> None:
+    heard = []
+
+    def told(data: FitData) -> Tensor:
+        assert data.chain is not None
+        heard.append(data.chain.ended)
+        return torch.where(torch.arange(data.y.shape[1]) == 3, 0.02, 1.0)
+
+    model, _ = fit_dynamics(
+        found := steps(beside, first, 9),
+        replace(METHODS["bilevel-return"], relevance=told),
+        generator=torch.Generator().manual_seed(0),
+        members=2,
+        hidden=(),
+        schedule=Schedule(steps=210, batch_size=64),
+    )
+    (ended,) = heard
+    assert torch.equal(ended, torch.zeros(len(found), dtype=torch.bool))
+    x = torch.from_numpy(np.concatenate([found.obs, found.action], 1)).float()
+    moved = x + 3.0 * (torch.arange(10) == 3)
+    before, after = model.regression.dist(x), model.regression.dist(moved)
+    torch.testing.assert_close(after.mean, before.mean)
+    torch.testing.assert_close(after.marginals()[1], before.marginals()[1])
 
 
 @pytest.mark.parametrize(

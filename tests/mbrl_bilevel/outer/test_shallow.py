@@ -50,7 +50,7 @@ def test_members_are_judged_on_rows_that_they_have_not_seen() -> None:
     x, y = rows()
     folds = cross_fit(np.arange(400) // 10, 2, np.random.default_rng(0))
     data = FitData(x, y, folds)
-    shallow = Shallow.fitted(data, y, count=50, most=1000)
+    shallow = Shallow.fitted(data, y, count=50, most=1000, judged=1000)
     for member, residual in enumerate(shallow.residuals()):
         unseen = folds.with_stop_as_outer().outer[member]
         assert not set(unseen) & set(folds.train[member])
