@@ -96,7 +96,7 @@ def test_the_first_example_runs(
     agent = left["agent"]
     assert isinstance(agent, MPC)
     assert agent.num_timesteps == 100
-    assert agent.settings.method == "bilevel"
+    assert agent.settings.method == "bilevel-return"
     assert agent.rules.from_env == {"termination": "known"}
     never = agent.termination(*torch.zeros(3, 4, 10))
     assert never.shape == (4,)
