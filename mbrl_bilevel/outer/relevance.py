@@ -127,8 +127,9 @@ def unseen(policy: Policy, data: FitData) -> FitData:
     x[:, hidden] = 0.0
     readers = [network]
     # Without hidden layers the inputs are the features that σ(x) is read from, too.
-    if len(network.pairs) == 1 and isinstance(getattr(policy, "scale_network", None), EnsembleMLP):
-        readers.append(policy.scale_network)
+    spread = getattr(policy, "scale_network", None)
+    if len(network.pairs) == 1 and isinstance(spread, EnsembleMLP):
+        readers.append(spread)
     for reader in readers:
         first, _ = reader.pairs[0]
         first[:, hidden] = 0.0
@@ -292,7 +293,7 @@ def _unsaid(shallow: Shallow, pays: Sequence[int]) -> Tensor:
     found = torch.zeros(x.shape[1], dtype=torch.bool)
     levels = torch.linspace(0.0, 1.0, _BINS + 1, dtype=x.dtype, device=x.device)[1:-1]
     for column in range(x.shape[1]):
-        edges = torch.quantile(x[:, column], levels).unique()
+        edges = torch.unique(torch.quantile(x[:, column], levels))
         blocks = []
         for own, residual in zip(shallow.x, residuals, strict=True):
             which = torch.bucketize(own[:, column].double().contiguous(), edges)
