@@ -169,7 +169,8 @@ class _Evidence:
 
     def __init__(self, rule: Relevance, shallow: Shallow, moved: Tensor, targets: int) -> None:
         self.rule, self.moved, self.states = rule, moved, moved.shape[1]
-        self._shallow, self._before = shallow, [r.square() for r in shallow.residuals()]
+        self._shallow, self._residuals = shallow, shallow.residuals()
+        self._before = [r.square() for r in self._residuals]
         self._generator = torch.Generator().manual_seed(0)
         self._rises: dict[tuple[int, ...], Tensor] = {}
         self._asked: dict[tuple[tuple[int, ...], tuple[int, ...]], float] = {}
@@ -182,7 +183,7 @@ class _Evidence:
         self._known = known[:targets]
         self.pays = [k for k in range(targets, len(mean)) if known[k]]
         self.ties = self._ties(targets)
-        self._unsaid = _unsaid(shallow, self.pays)
+        self._unsaid = _unsaid(shallow.x, [r[:, self.pays] for r in self._residuals])
 
     def groups(self) -> list[list[int]]:
         """The state's dimensions by what belongs together."""
@@ -290,7 +291,7 @@ class _Evidence:
     def _ties(self, targets: int) -> Tensor:
         """Between each two dimensions of the state, the strongest correlation of what moves them, in standard errors:
         [S, S]."""
-        residuals = [r[:, :targets] for r in self._shallow.residuals()]
+        residuals = [r[:, :targets] for r in self._residuals]
         sizes = [r.abs().sqrt() for r in residuals]
         between = torch.maximum(_correlations(residuals), _correlations(sizes)).cpu()
         moved = self.moved.float()
@@ -313,17 +314,16 @@ def _mattering(groups: Sequence[Sequence[int]], evidence: _Evidence) -> Iterator
         yield from found
 
 
-def _unsaid(shallow: Shallow, pays: Sequence[int]) -> Tensor:
-    """Which inputs tell by themselves, by the bin of their values, of what the shallow model leaves over of what is paid,
-    too rough for it: [X] bool. Known beyond chance, and of ``_MOST`` of the variance at least."""
-    residuals = [r[:, pays] for r in shallow.residuals()]
-    x = torch.cat(list(shallow.x)).double()
+def _unsaid(inputs: Sequence[Tensor], residuals: Sequence[Tensor]) -> Tensor:
+    """Which of the ``inputs`` [R, X] of each member tell by themselves, by the bin of their values, of the ``residuals`` [R, P] of
+    what is paid, too rough for the shallow model: [X] bool. Known beyond chance, and of ``_MOST`` of the variance at least."""
+    x, count = torch.cat(list(inputs)).double(), residuals[0].shape[1]
     found = torch.zeros(x.shape[1], dtype=torch.bool)
     levels = torch.linspace(0.0, 1.0, _BINS + 1, dtype=x.dtype, device=x.device)[1:-1]
     for column in range(x.shape[1]):
         edges: Tensor = torch.unique(torch.quantile(x[:, column], levels))
         blocks = []
-        for own, residual in zip(shallow.x, residuals, strict=True):
+        for own, residual in zip(inputs, residuals, strict=True):
             which = torch.bucketize(own[:, column].double().contiguous(), edges)
             within = torch.nn.functional.one_hot(which, len(edges) + 1).to(residual)
             parts = within.unsqueeze(2) * residual.unsqueeze(1)
@@ -331,7 +331,7 @@ def _unsaid(shallow: Shallow, pays: Sequence[int]) -> Tensor:
         mean, error = _mean_and_error(torch.cat(blocks))
         bins = len(edges) + 1
         share = mean[-bins:].clamp(min=1e-12).unsqueeze(1)
-        mean, error = (v[:-bins].reshape(bins, len(pays)) for v in (mean, error))
+        mean, error = (v[:-bins].reshape(bins, count) for v in (mean, error))
         beyond = (mean / error.clamp(min=1e-12)).square().sum(0) - bins
         part = ((mean.square() - error.square()) / share).sum(0)
         found[column] = bool(((beyond > _BEYOND * math.sqrt(2.0 * bins)) & (part > _MOST)).any())
