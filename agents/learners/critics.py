@@ -29,6 +29,8 @@ from agents.learners.adam import DirectAdam
 from agents.learners.perceptrons import Layer, values
 from mbrl_bilevel.base.errors import InvalidInputError, require_count
 
+#: The unit of what is hidden: in single precision nothing is left of an observation. Finite, since files hold no infinity.
+_HIDDEN = 1e30
 #: Standardised observations stay within this many spreads of their mean.
 _LIMIT = 10.0
 #: A dimension whose spread is below this share of its size says nothing but how numbers are rounded.
@@ -204,7 +206,7 @@ class FastMultiInputPolicy(FastSACPolicy):
 
 class Standardised(BaseFeaturesExtractor):
     """Flat observations less ``mean``, in units of ``scale``, within ±10; as they are until ``set`` is
-    called."""
+    called. Those that ``hide`` names are nothing."""
 
     mean: Tensor
     scale: Tensor
@@ -219,16 +221,33 @@ class Standardised(BaseFeaturesExtractor):
         self.register_buffer("limit", torch.tensor(torch.finfo(torch.float32).max))
 
     def set(self, rows: npt.NDArray[Any]) -> None:
-        """Standardise by the mean and the spread (standard deviation) of these observations [N, …].
+        """Standardise by the mean and the spread (standard deviation) of these observations [N, …]; what is hidden
+        stays so.
 
         A dimension that is constant there, up to rounding, is shifted but not stretched.
         """
+        self._set(~self.hidden, rows)
+        self.limit.fill_(_LIMIT)
+
+    def hide(self, hidden: Tensor, rows: npt.NDArray[Any]) -> None:
+        """Show nothing of the dimensions that are ``hidden`` [O] bool; those that no longer are, are standardised by
+        these observations [N, …]."""
+        self._set(self.hidden & ~hidden, rows)
+        self.scale[hidden] = _HIDDEN
+
+    @property
+    def hidden(self) -> Tensor:
+        """[O] bool: the dimensions of which nothing is shown."""
+        return self.scale >= _HIDDEN
+
+    def _set(self, which: Tensor, rows: npt.NDArray[Any]) -> None:
         flat = rows.reshape(len(rows), -1).astype(np.float64)
         spread = flat.std(axis=0)
         varies = spread > _CONSTANT * np.abs(flat).max(axis=0)
-        self.mean.copy_(torch.from_numpy(flat.mean(axis=0)))
-        self.scale.copy_(torch.from_numpy(np.where(varies, spread, 1.0)))
-        self.limit.fill_(_LIMIT)
+        mean = torch.from_numpy(flat.mean(axis=0)).to(self.mean)
+        scale = torch.from_numpy(np.where(varies, spread, 1.0)).to(self.scale)
+        self.mean.copy_(torch.where(which, mean, self.mean))
+        self.scale.copy_(torch.where(which, scale, self.scale))
 
     def forward(self, observations: Tensor) -> Tensor:
         x = (observations.flatten(start_dim=1) - self.mean) / self.scale

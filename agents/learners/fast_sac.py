@@ -321,16 +321,44 @@ class FastSAC(SAC):
         first = self.standardised_rows == 0
         if len(obs) < _GROWN * self.standardised_rows or (self.drift is not None and not first):
             return
-        env = self._vec_normalize_env
-        if env is not None:
-            obs, reward = np.asarray(env.normalize_obs(obs)), env.normalize_reward(reward)
-        for module in self.policy.modules():
-            if isinstance(module, Standardised):
-                module.set(obs)
+        obs, reward = self._as_seen(obs, reward)
+        for module in self._units():
+            module.set(obs)
         size = float(np.sqrt(np.mean(np.square(reward, dtype=np.float64))))
         if first:  # another scale would turn all that the critics have learned into another number
             self.reward_scale = size if size > 0.0 else 1.0
         self.standardised_rows = len(obs)
+
+    def hide(self, hidden: Tensor) -> None:
+        """Show policy and critics nothing of the observation's dimensions that are ``hidden`` [O] bool, from now on.
+
+        Raises InvalidInputError for a learner without ``standardise``, before it has any rows, or another shape.
+        """
+        units = self._units()
+        for module in units:
+            if hidden.shape != module.scale.shape or hidden.dtype != torch.bool:
+                raise InvalidInputError(
+                    f"hidden must be bool {tuple(module.scale.shape)}; got {hidden.dtype} {tuple(hidden.shape)}"
+                )
+        if units and all(torch.equal(module.hidden, hidden) for module in units):
+            return
+        obs, reward = standardising_rows(self.replay_buffer)
+        if not units or not len(obs):
+            raise InvalidInputError(
+                "hide needs a learner that standardises, with rows in its replay: pass standardise=True"
+            )
+        obs, _ = self._as_seen(obs, reward)
+        for module in units:
+            module.hide(hidden, obs)
+
+    def _units(self) -> list[Standardised]:
+        return [module for module in self.policy.modules() if isinstance(module, Standardised)]
+
+    def _as_seen(self, obs: Array, reward: Array) -> tuple[Array, Array]:
+        env = self._vec_normalize_env
+        if env is None:
+            return obs, reward
+        return np.asarray(env.normalize_obs(obs)), env.normalize_reward(reward)
 
 
 def standardising_rows(buffer: Any) -> tuple[Array, Array]:

@@ -288,6 +288,9 @@ class PlanningAgent(AgentParts):
         elites = settings.elites
         self.model = model if elites is None else model.elites(result.criterion, elites)
         self.last_fit = result
+        if isinstance(self.algorithm, FastSAC) and self.algorithm.standardise:
+            # What the model does not go by is imagined anyhow, and a policy's gradient would go by it.
+            self.algorithm.hide(~self.model.seen)
         self.note(fitted_on=len(self.experience))
         self.logger.record("model/held_out", float(np.mean(result.criterion)))
         self.logger.record("model/fit_steps", result.steps)
@@ -443,7 +446,10 @@ class PlanningAgent(AgentParts):
         planned = experience[experience.episode >= first]
         if len(planned) >= settings.rows_needed() and planned.terminated.any():
             experience = planned
-        return fit_value(experience, settings, self.generator)
+        model = self.model
+        # As far as the last model knew: the next one is fitted after this.
+        seen = model.seen if isinstance(model, DynamicsModel) else None
+        return fit_value(experience, settings, self.generator, seen)
 
     def _steps_ahead(self) -> Ahead | None:
         """The model of now, for the learner's actor to look ahead in; None while there is no learned one."""

@@ -96,17 +96,17 @@ def pace(agent: AgentParts, clock: Clock) -> dict[str, float]:
 def of_the_model(
     model: DynamicsModel, since: Transitions, so_far: Transitions | None = None
 ) -> dict[str, float]:
-    """One step ahead: RMSE in spreads of the training targets and coverage of the 90 % interval; and over
-    ten steps under the recorded actions, imagined against real rewards.
+    """One step ahead: RMSE in spreads of the training targets and coverage of the 90 % interval, over what the model
+    is meant to predict; and over ten steps under the recorded actions, imagined against real rewards.
 
     ``return_error`` is in spreads of the ten-step returns of ``so_far``, all that has been seen (None:
     ``since``): where an agent has come to act well, those of its latest steps are all alike.
     """
     obs, action = torch.from_numpy(since.obs), torch.from_numpy(since.action)
     said = model.predict(obs, action, 0.9)
-    truth = model.target_values(since)
-    active, scale = model.active, model.targets.scale[model.active]
-    error = (said.mean[:, active] - truth) / scale
+    active = model.active.nonzero().squeeze(1)[model.meant]
+    truth = model.target_values(since)[:, model.meant]
+    error = (said.mean[:, active] - truth) / model.targets.scale[active]
     inside = (said.low[:, active] <= truth) & (truth <= said.high[:, active])
     found = {
         "health/model_rmse": float(error.square().mean().sqrt()),

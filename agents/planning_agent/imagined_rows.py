@@ -70,9 +70,9 @@ def imagine(
 
 @torch.inference_mode()
 def disagreement(model: DynamicsModel, obs: Tensor, action: Tensor) -> Tensor:
-    """How far the members' means are apart at obs [B, O] and action [B, A], [B]: the mean over targets of
-    their variance, in units of the training targets' own."""
+    """How far the members' means are apart at obs [B, O] and action [B, A], [B]: the mean over the targets that
+    they are meant to predict of their variance, in units of the training targets' own."""
     mean = model.dist(obs, action).marginals()[0]
     scale = model.targets.scale[model.active]
-    found: Tensor = (mean / scale).var(0, correction=0).mean(-1)
+    found: Tensor = (mean / scale)[..., model.meant].var(0, correction=0).mean(-1)
     return found

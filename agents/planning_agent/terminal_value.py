@@ -85,9 +85,12 @@ class Value:
 
 
 def fit_value(
-    transitions: Transitions, settings: ValueSettings, generator: torch.Generator
+    transitions: Transitions,
+    settings: ValueSettings,
+    generator: torch.Generator,
+    seen: Tensor | None = None,
 ) -> Value:
-    """The value of the behaviour that gathered ``transitions``.
+    """The value of the behaviour that gathered ``transitions``, of what is ``seen`` [O] bool of the observations (None: all).
 
     A time limit is no end: from a truncated step on, the fixed point among combinations of the values of
     the rounds before goes on (in the first round, among constants). Raises InvalidInputError for too few rows.
@@ -96,6 +99,8 @@ def fit_value(
     reward, span = transitions.reward, 1.0 / (1.0 - settings.discount)
     inputs = Normaliser.fit(obs)
     x = inputs.normalise(obs).float()
+    if seen is not None:
+        x = x * seen  # and within low and high, both zero there, ever after
     seed = int(torch.randint(2**62, (), generator=generator).item())
     groups = group_by_episode(transitions.episode, transitions.t, groups_needed(settings.members))
     folds = cross_fit(groups, settings.members, np.random.default_rng(seed)).without_outer()

@@ -81,12 +81,12 @@ def branch_step(
 
 @torch.inference_mode()
 def uncertainty(model: DynamicsModel, obs: Tensor, action: Tensor, kind: Uncertainty) -> Tensor:
-    """u(s, a) [B] at obs [B, O], action [B, A], in the raw units of (Δobs, reward).
+    """u(s, a) [B] at obs [B, O], action [B, A], in the raw units of (Δobs, reward), of what the model is meant to predict.
 
     ``spread``: max over members of ‖σ_i(s, a)‖, as in MOPO. ``disagreement``: ‖·‖ of the standard
     deviation of the members' means, which vanishes where all agree however noisy the task is.
     """
-    mean, std = model.dist(obs, action).marginals()
+    mean, std = (part[..., model.meant] for part in model.dist(obs, action).marginals())
     apart = mean.std(0, correction=0)
     found: Tensor = std.norm(dim=-1).amax(0) if kind == "spread" else apart.norm(dim=-1)
     return found

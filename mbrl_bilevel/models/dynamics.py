@@ -116,6 +116,17 @@ class DynamicsModel:
         return self.regression.active
 
     @property
+    def seen(self) -> Tensor:
+        """[O] bool: the observation's dimensions that the model goes by; the others a method let go."""
+        return self.regression.seen[: self.obs_dim]
+
+    @property
+    def meant(self) -> Tensor:
+        """[D_active] bool: the active targets that the model is meant to predict, not those of unseen dimensions."""
+        rest = len(self.active) - self.obs_dim
+        return torch.cat([self.seen, self.seen.new_ones(rest)])[self.active]
+
+    @property
     def members(self) -> int:
         """E."""
         return self.policy.members

@@ -23,6 +23,7 @@ from mbrl_bilevel.models.prepared import Prepared, fit_each
 from mbrl_bilevel.policies.distributions import DiagonalGaussian
 from mbrl_bilevel.policies.fast_inference import FrozenPolicy
 from mbrl_bilevel.policies.mixture import GaussianMixture
+from mbrl_bilevel.policies.networks import EnsembleMLP
 from mbrl_bilevel.policies.own_policy import FrozenOwnPolicy, require_policy
 from mbrl_bilevel.policies.policies import GaussianPolicy, MixturePolicy, with_members
 from mbrl_bilevel.policies.precision import Precision
@@ -56,6 +57,16 @@ class Regression:
     def active(self) -> Tensor:
         """[D] bool: the target dimensions that the policy predicts."""
         return ~self.targets.constant
+
+    @cached_property
+    def seen(self) -> Tensor:
+        """[X] bool: the inputs that the policy reads. Those that it was kept from (``relevance.unseen``) have
+        weights of zero."""
+        network = getattr(self.policy, "network", None)
+        if not isinstance(network, EnsembleMLP):
+            return torch.ones_like(self.inputs.constant)
+        first, _ = network.pairs[0]
+        return (first.detach() != 0.0).any(2).any(0)
 
     @cached_property
     def active_units(self) -> tuple[Tensor, Tensor, Tensor]:
