@@ -5,7 +5,7 @@ observation → (qpos, qvel) → the integrator's steps → the task's own next 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import mujoco
@@ -81,6 +81,10 @@ class TrueModel:
         self, device: torch.device | str | None = None, precision: str = "float32"
     ) -> TrueModel:
         """Itself: there is nothing to make ready."""
+        return self
+
+    def only(self, members: Sequence[int]) -> TrueModel:
+        """Itself: there is one."""
         return self
 
     def step(self, obs: Tensor, action: Tensor, noise: Tensor | None = None) -> Step:

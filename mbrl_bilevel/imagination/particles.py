@@ -6,7 +6,9 @@ member for the whole rollout, TS1 draws the member anew at every step.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 import torch
@@ -45,6 +47,9 @@ class StepModel(Protocol):
     ) -> StepModel:
         """The model as it is now, made ready for many steps; itself, where there is nothing to make ready."""
 
+    def only(self, members: Sequence[int]) -> StepModel:
+        """The same model of these ``members`` alone."""
+
     def step(self, obs: Tensor, action: Tensor, noise: Tensor | None = None) -> Step:
         """From obs [E, …, B, O] by action [E, …, B, A]."""
 
@@ -62,8 +67,9 @@ def imagined_returns(
     """Score of each candidate, [S, N], from obs [S, O] and actions [S, N, H, A].
 
     The mean imagined return over particles, rewards ``discount``-ed step by step, less
-    ``imagination.pessimism`` standard deviations of the members' mean returns (over E, not E − 1). Where it is
-    asked again and again of one model, give it ``model.frozen(device, imagination.chosen_precision)``: else
+    ``imagination.pessimism`` standard deviations of the members' mean returns (over E, not E − 1). With
+    ``imagination.screen`` below 1 that is so of the part that one member finds best; the others come below these, as
+    that member ranks them. Where it is asked again and again of one model, give it ``model.frozen(device, imagination.chosen_precision)``: else
     it makes that anew at each call.
 
     A reward counts with the probability that the episode has not ended before it, and so does the
@@ -80,6 +86,49 @@ def imagined_returns(
     model = model.frozen(None, imagination.chosen_precision)
     home, device = actions.device, model.device
     obs, actions = obs.to(device), actions.to(device)
+
+    def scores(judges: StepModel, candidates: Tensor, particles: int) -> Tensor:
+        how = replace(imagination, particles=particles)
+        each = _returns_by_member(judges, obs, candidates, how, generator, value, discount)
+        score = each.mean(0)
+        if imagination.pessimism:
+            score = score - imagination.pessimism * each.std(0, correction=0)
+        return score
+
+    members, count = model.members, actions.shape[1]
+    kept = math.ceil(imagination.screen * count)
+    if kept == count or members == 1:
+        return scores(model, actions, imagination.particles).to(home)
+    _require_shares(model, imagination)
+    member = int(torch.randint(members, (), generator=generator, device=generator.device))
+    first = scores(model.only([member]), actions, imagination.particles // members)
+    best = first.nan_to_num(-torch.inf, -torch.inf, -torch.inf).topk(kept, dim=1).indices
+    places = best[:, :, None, None].expand(-1, -1, *actions.shape[2:])
+    second = scores(model, actions.gather(1, places), imagination.particles)
+    return _below(first, first.gather(1, best), second).scatter(1, best, second).to(home)
+
+
+def _below(first: Tensor, leading: Tensor, judged: Tensor) -> Tensor:
+    """``first`` [S, N], what one member says, moved so far that the least of the ``leading`` [S, K] among them comes to the
+    least of these as ``judged`` [S, K] by all."""
+    least = [
+        torch.where(scores.isfinite(), scores, torch.inf).amin(1, keepdim=True)
+        for scores in (judged, leading)
+    ]
+    shift = least[0] - least[1]
+    return first + torch.where(shift.isfinite(), shift, 0.0)
+
+
+def _returns_by_member(
+    model: StepModel,
+    obs: Tensor,
+    actions: Tensor,
+    imagination: Imagination,
+    generator: torch.Generator,
+    value: Callable[[Tensor], Tensor] | None,
+    discount: float,
+) -> Tensor:
+    """The mean over each member's particles of their imagined returns, [E, S, N]."""
     starts, candidates, horizon, _ = actions.shape
     rows = starts * candidates
     state = _alike(model, obs.repeat_interleave(candidates, 0), imagination)
@@ -96,11 +145,7 @@ def imagined_returns(
         total = total + alive * value(state)
     # A known reward may not look at the state; one that stopped being finite still counts.
     total = torch.where(state.isfinite().all(-1), total, torch.nan)
-    each = total.mean(1)
-    score = each.mean(0)
-    if imagination.pessimism:
-        score = score - imagination.pessimism * each.std(0, correction=0)
-    return score.reshape(starts, candidates).to(home)
+    return total.mean(1).reshape(-1, starts, candidates)
 
 
 @torch.inference_mode()
@@ -129,12 +174,16 @@ def imagined_trajectories(
 
 def _alike(model: StepModel, obs: Tensor, imagination: Imagination) -> Tensor:
     """The particles at the start, [E, 1, B, O] at obs [B, O]: each member's are alike until they draw."""
+    _require_shares(model, imagination)
+    return obs.expand(model.members, 1, -1, -1)
+
+
+def _require_shares(model: StepModel, imagination: Imagination) -> None:
     if imagination.particles % model.members:
         raise InvalidInputError(
             f"particles must be a multiple of the model's {model.members} members; "
             f"got {imagination.particles}"
         )
-    return obs.expand(model.members, 1, -1, -1)
 
 
 def _each(value: Tensor, imagination: Imagination) -> Tensor:

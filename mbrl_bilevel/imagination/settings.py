@@ -38,6 +38,9 @@ class Imagination:
     """Whether each imagined step is drawn from the member's distribution; else its mean is followed."""
     pessimism: float = 0.0
     """Standard deviations of the members' mean returns taken off a plan's score; tsinf only."""
+    screen: float = 1.0
+    """The part of the candidates that is judged by all members: those that one member, drawn each time, finds best.
+    Below 1 a plan takes fewer model steps; .25 with five members takes 45 % of them; tsinf only."""
     precision: Precision | Literal["auto"] = "float32"
     """What the networks compute in while plans are imagined; auto: bfloat16 where that is faster, measured on
     the CPU at the start."""
@@ -51,6 +54,12 @@ class Imagination:
         if self.pessimism and self.propagation == "ts1":
             raise InvalidInputError(
                 'pessimism needs propagation "tsinf": with "ts1" no return is of one member'
+            )
+        if not 0.0 < self.screen <= 1.0:
+            raise InvalidInputError(f"screen must be above 0 and at most 1; got {self.screen}")
+        if self.screen < 1.0 and self.propagation == "ts1":
+            raise InvalidInputError(
+                'screen needs propagation "tsinf": with "ts1" no return is of one member'
             )
 
     def settled(self) -> Imagination:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -66,7 +66,10 @@ class Regression:
         if not isinstance(network, EnsembleMLP):
             return torch.ones_like(self.inputs.constant)
         first, _ = network.pairs[0]
-        return (first.detach() != 0.0).any(2).any(0)
+        read = (first.detach() != 0.0).any(2).any(0)
+        return (
+            read | ~read.any()
+        )  # one that reads nothing was not kept from anything: it is constant
 
     @cached_property
     def active_units(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -147,6 +150,16 @@ class FrozenRegression(Regression):
     """A Regression as it was, whose policy answers by ``fast``."""
 
     fast: FrozenPolicy
+    _parts: dict[tuple[int, ...], Regression] = field(
+        default_factory=dict, repr=False, compare=False
+    )
+
+    def only(self, members: Sequence[int]) -> Regression:
+        """Of these ``members`` alone, in this order, frozen as this is; made once."""
+        key = tuple(members)
+        if key not in self._parts:
+            self._parts[key] = super().only(members).frozen(self.fast.precision)
+        return self._parts[key]
 
     def frozen(self, precision: Precision = "float32") -> FrozenRegression:
         """Itself, unless another ``precision`` is wanted."""

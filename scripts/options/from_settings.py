@@ -71,7 +71,10 @@ NAMES: Mapping[Place, str] = {
     **{("warm_start", name): name for name in ("shrink", "perturb")},
     **{("planner", n): n for n in ("horizon", "population", "iterations")},
     **{("planner", n): n for n in ("noise_beta", "add_middle")},
-    **{("imagination", n): n for n in ("particles", "propagation", "pessimism", "precision")},
+    **{
+        ("imagination", n): n
+        for n in ("particles", "propagation", "pessimism", "screen", "precision")
+    },
 }
 
 

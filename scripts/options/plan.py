@@ -33,6 +33,9 @@ class Args(EpisodeArgs, RepeatedArgs):
     """Likewise: known, approximate, or module:function; none: the reward was learned."""
     precision: Literal["float32", "bfloat16", "auto"] | None = None
     """What a saved agent's model is imagined in; none: as it was saved."""
+    screen: float | None = None
+    """The part of the candidates that all members of a saved agent's model judge, those that one member finds best; none:
+    as it was saved."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where a saved agent's plans are imagined; auto: on a CUDA device where there is one."""
     planners: tuple[Literal["icem", "cem", "mppi", "random"], ...] = ("icem", "cem", "random")
@@ -58,10 +61,12 @@ class Args(EpisodeArgs, RepeatedArgs):
         super().__post_init__()
         self.require_at_least(1, "plans", "horizon", "iterations", most=10**6)
         of_an_agent = self.termination or self.reward or self.precision or self.device != "auto"
-        if self.model == "oracle" and of_an_agent:
+        if self.model == "oracle" and (of_an_agent or self.screen is not None):
             raise InvalidInputError(
-                "--termination, --reward, --precision and --device are of a saved agent; the oracle needs none"
+                "--termination, --reward, --precision, --screen and --device are of a saved agent; the oracle needs none"
             )
+        if self.screen is not None and not 0.0 < self.screen <= 1.0:
+            raise InvalidInputError(f"--screen must be above 0 and at most 1; got {self.screen}")
         require_device(self.device)
         self.refuse_unused(USED_BY_PLANNERS, "--planners", self.planners)
         for kind in self.planners:

@@ -165,11 +165,15 @@ def _with_agent(args: Args, planner: Planner, env: Env, seed: int) -> tuple[Act,
     imagination = agent.settings.imagination
     if args.precision is not None:
         imagination = replace(imagination, precision=args.precision)
+    if args.screen is not None:
+        with naming("--model"):
+            imagination = replace(imagination, screen=args.screen)
     with naming("--horizon"):
         agent.settings = replace(agent.settings, planner=planner, imagination=imagination)
     agent.seed = seed
     return acting(agent), {
-        "precision": agent.settings.imagination.precision,
+        "precision": imagination.precision,
+        "screen": imagination.screen,
         "device": str(agent.device),
     }
 

@@ -64,7 +64,7 @@ def test_settings_come_back(planner: Planner | None, value: Any) -> None:
         warm_start=WarmStart(0.5, 0.25),
         direct=True,
         planner=planner,
-        imagination=Imagination(8, sample=True, pessimism=0.25),
+        imagination=Imagination(8, sample=True, pessimism=0.25, screen=0.5),
         replan_every=3,
         proposals=12,
         value=value,

@@ -93,10 +93,13 @@ def test_plans_in_the_model_of_a_saved_agent(tmp_path: Path) -> None:
     auto = assert_it_plans(tmp_path / "agent.safetensors", tmp_path / "c", "--precision", "auto")
     (chosen,) = precisions(tmp_path / "c")
     assert auto == {"float32": full, "bfloat16": half}[chosen]
+    screened = assert_it_plans(tmp_path / "agent.safetensors", tmp_path / "d", "--screen", "0.5")
+    assert {row.get("screen") for row in metrics(tmp_path / "d")["rows"]} == {None, 0.5}
     # It plans otherwise, and as well: to a tenth of what planning gains.
     for planner in ("icem", "cem", "random"):
         gained = full[planner] - full["random-actions"]
-        assert 0.0 < abs(half[planner] - full[planner]) < 0.1 * gained
+        for other in (half, screened):
+            assert 0.0 < abs(other[planner] - full[planner]) < 0.1 * gained
 
 
 def precisions(out: Path) -> set[str]:
@@ -184,6 +187,11 @@ def assert_it_plans(agent: Path, out: Path, *more: str) -> dict[str, float]:
         ),
         (["--reward", "known"], "the oracle needs none"),
         (["--precision", "bfloat16"], "the oracle needs none"),
+        (["--screen", "0.5"], "the oracle needs none"),
+        (
+            ["--model", "agent.safetensors", "--screen", "0"],
+            "--screen must be above 0 and at most 1",
+        ),
         (["--device", "cpu"], "the oracle needs none"),
     ],
 )

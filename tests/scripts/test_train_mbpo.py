@@ -102,7 +102,7 @@ def test_a_policy_is_learned_from_a_data_set_alone(
 
 #: Another value than the default of every option that is not a number of which 13 would do.
 OTHERS: dict[str, Any] = {
-    "look_ahead_lambda": 0.5,
+    **{"look_ahead_lambda": 0.5, "screen": 0.5},
     **{"method": "nll", "termination": "a:b", "reward": "known", "planner": "cem", "device": "cpu"},
     **{"propagation": "ts1", "pessimism": 0.25, "precision": "bfloat16", "elites": 1, "members": 1},
     **{"rollout_length": (2, 3), "rollout_growth": (4, 5), "rollout_cut": 0.5, "penalty": 1.0},
@@ -145,7 +145,7 @@ def test_every_option_of_an_agent_reaches_it_and_no_other_is_taken(agent: Any) -
                 kinds = [name for name, kind in PLANNERS.items() if hasattr(kind, place[1])]
                 changed["planner"] = kinds[0]  # of the planners, one that has it
         if field.name == "propagation":
-            changed["pessimism"] = 0.0
+            changed |= {"pessimism": 0.0, "screen": 1.0}
         if agent == "mpc" and field.name in ("value", "imagination_sample"):
             changed = {"value": "none"} if field.name == "value" else {field.name: False}
         if set(field.metadata["parts"]) <= taken[agent]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from scipy import stats
 from torch import Tensor
 
 from mbrl_bilevel.base.errors import InvalidInputError
+from mbrl_bilevel.base.records import Step
 from mbrl_bilevel.data.normaliser import Normaliser
 from mbrl_bilevel.imagination.particles import imagined_returns, imagined_trajectories
 from mbrl_bilevel.imagination.settings import Imagination
@@ -473,3 +475,87 @@ def test_shapes_are_checked(
         imagined_returns(
             three_members, torch.zeros(obs), torch.zeros(actions), Imagination(3), seeded()
         )
+
+
+class Counting:
+    """Like ``model``, and counts the rows that its members step."""
+
+    def __init__(self, model: DynamicsModel, count: list[int]) -> None:
+        self.model, self.count = model.frozen(), count
+        self.members, self.device, self.noise_width = model.members, model.device, model.noise_width
+        self.obs_dim, self.action_dim = model.obs_dim, model.action_dim
+
+    def frozen(self, device: object = None, precision: Precision = "float32") -> Counting:
+        return self
+
+    def only(self, members: Sequence[int]) -> Counting:
+        return Counting(self.model.only(members), self.count)
+
+    def step(self, obs: Tensor, action: Tensor, noise: Tensor | None = None) -> Step:
+        self.count[0] += math.prod(action.shape[:-1])
+        return self.model.step(obs, action, noise)
+
+
+@pytest.mark.parametrize("pessimism", [0.0, 0.5])
+def test_all_members_judge_what_one_finds_best(
+    three_members: DynamicsModel, plans: tuple[Tensor, Tensor], pessimism: float
+) -> None:
+    follow = Imagination(3, sample=False, pessimism=pessimism)
+    count = [0]
+    screened = replace(follow, screen=0.4)  # two of five
+    found = imagined_returns(Counting(three_members, count), *plans, screened, seeded())
+    assert count == [4 * 6 * (5 + 2 * 3)]
+    judge = int(torch.randint(3, (), generator=seeded()))
+    alone = imagined_returns(
+        three_members.only([judge]), *plans, Imagination(1, sample=False), seeded()
+    )
+    whole = imagined_returns(three_members, *plans, follow, seeded())
+    best = alone.topk(2, dim=1).indices
+    torch.testing.assert_close(found.gather(1, best), whole.gather(1, best))
+    dropped = torch.ones_like(found).scatter(1, best, 0.0).bool()
+    least = found.gather(1, best).amin(1, keepdim=True)
+    assert bool((found <= least + 1e-6)[dropped].all())
+    # Below these, as the one ranks them.
+    behind = (least - found)[dropped]
+    expected = (alone.gather(1, best).amin(1, keepdim=True) - alone)[dropped]
+    torch.testing.assert_close(behind, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_candidate_that_is_not_finite_is_not_screened_in(
+    three_members: DynamicsModel, plans: tuple[Tensor, Tensor]
+) -> None:
+    obs, actions = plans
+    actions = actions.clone()
+    actions[0, 1], actions[1] = torch.nan, torch.inf
+    screened = Imagination(3, sample=False, screen=0.4)
+    found = imagined_returns(three_members, obs, actions, screened, seeded())
+    assert found.isfinite().sum(1).tolist() == [4, 0, 5, 5]
+
+
+def test_no_screen_draws_nothing(
+    three_members: DynamicsModel, plans: tuple[Tensor, Tensor]
+) -> None:
+    whole, one = seeded(), seeded()
+    full = imagined_returns(three_members, *plans, Imagination(6), whole)
+    one_model = three_members.only([1])
+    both = [
+        imagined_returns(one_model, *plans, Imagination(6, screen=s), seeded()) for s in (1.0, 0.2)
+    ]
+    assert torch.equal(*both)  # one member has nobody to be judged by
+    torch.testing.assert_close(
+        full, imagined_returns(three_members, *plans, Imagination(6, screen=0.99), one)
+    )
+    assert torch.equal(whole.get_state(), one.get_state())
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ({"screen": 0.0}, "screen must be above 0"),
+        ({"screen": 1.5}, "screen must be above 0"),
+        ({"screen": 0.5, "propagation": "ts1"}, 'screen needs propagation "tsinf"'),
+    ],
+)
+def test_refuses_a_screen(how: Any, message: str) -> None:
+    with pytest.raises(InvalidInputError, match=message):
+        Imagination(**how)
