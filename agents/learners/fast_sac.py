@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +21,7 @@ from stable_baselines3.sac.policies import SACPolicy
 from torch import Tensor
 
 from agents.learners.adam import DirectAdam
+from agents.learners.ahead import Ahead, climbed
 from agents.learners.critics import (
     EnsembleCritic,
     FastCnnPolicy,
@@ -36,34 +36,6 @@ Array = npt.NDArray[Any]
 
 #: Observations are standardised anew where the rows are so many times those of the last time.
 _GROWN = 1.25
-
-
-@dataclass(frozen=True)
-class ImaginedStep:
-    """One step of B rows in a model: ``obs`` [B, …] that it leads to, ``reward`` [B] in units of the critics, and
-    ``ended`` [B], the probability that the episode ends."""
-
-    obs: Tensor
-    reward: Tensor
-    ended: Tensor
-
-
-class StepsAhead(Protocol):
-    """A differentiable model: observations and actions as the replay has them, B a multiple of ``members``."""
-
-    members: int
-
-    def __call__(self, obs: Tensor, action: Tensor, /) -> ImaginedStep: ...
-
-
-@dataclass(frozen=True)
-class Ahead:
-    """``steps`` of ``model`` that the actor looks ahead. What it climbs is the mean over horizons h = 0 … ``steps`` with
-    the weights (1 − λ)λʰ, the last having the rest: λ = 0 asks the critics alone, 1 the longest horizon alone."""
-
-    model: StepsAhead
-    steps: int
-    lam: float = 1.0
 
 
 class FastSAC(SAC):
@@ -266,32 +238,13 @@ class FastSAC(SAC):
 
     def climbed(self, obs: Tensor, actions: Tensor, ent_coef: Tensor) -> Tensor:
         """What the actor climbs, differentiable in its actions [B, A] at obs [B, …]: the critics' Q [B]; with
-        ``look_ahead`` the λ-return (Sutton 1988; Hafner et al. 2020, arXiv 1912.01603, equation 6) of horizons 0 to H,
-        (1 − λ) Σ_{h<H} λʰ G_h + λᴴ G_H, for as many rows as the model's members can share. G_h is what h steps in
-        the model pay, and the critics behind them (Amos et al. 2021, arXiv 2008.12775, equation 5):
-        Σ_{i<h} γⁱ (r_i − [i > 0] α log π(a_i|s_i)) + γʰ (Q(s_h, a_h) − [h > 0] α log π(a_h|s_h)). Where a row ends
-        within the horizon, the weights of all horizons from there on are the last one's before: a rule that says
-        "ended" has no gradient, and past it the actor would climb what the fall pays and not see that it falls."""
+        ``look_ahead`` that of ``ahead.climbed``, for as many rows as the model's members can share."""
         ahead = None if self.look_ahead is None else self.look_ahead()
         if ahead is None:
             return self._critics_say(obs, actions)
-        rows = len(obs) - len(obs) % ahead.model.members
-        obs, actions = obs[:rows], actions[:rows]
-        climbed, total, going = torch.zeros(()), torch.zeros(()), torch.ones(())
-        weight = torch.ones(rows)
-        for _ in range(ahead.steps):
-            step = ahead.model(obs, actions)
-            ends = (step.ended >= 0.5).to(weight)
-            here = weight * (1.0 - ahead.lam * (1.0 - ends))
-            if ahead.lam < 1.0 or bool(ends.any()):
-                climbed = climbed + here * (total + going * self._critics_say(obs, actions))
-            weight = weight - here
-            total = total + going * step.reward
-            going = going * self.gamma * (1.0 - step.ended)
-            obs = step.obs
-            actions, log_prob = self.sample_actions(obs)
-            total = total - going * ent_coef * log_prob
-        return climbed + weight * (total + going * self._critics_say(obs, actions))
+        return climbed(
+            ahead, obs, actions, self._critics_say, self.sample_actions, self.gamma, ent_coef
+        )
 
     def _critics_say(self, obs: Tensor, actions: Tensor) -> Tensor:
         """Q [B], with a gradient for actions [B, A] and obs alone."""

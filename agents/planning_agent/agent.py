@@ -29,7 +29,8 @@ from agents.common.rules import RewardChoice, Rules, TerminationChoice
 from agents.common.spaces import (
     vector_env,
 )
-from agents.learners.fast_sac import Ahead, FastSAC
+from agents.learners.ahead import Ahead
+from agents.learners.fast_sac import FastSAC
 from agents.learners.held import divergence_told
 from agents.learners.normalisation import update_vec_normalize
 from agents.planning_agent.acting import ActingAgent

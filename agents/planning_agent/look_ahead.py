@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from agents.common.spaces import ActionSpace
-from agents.learners.fast_sac import ImaginedStep
+from agents.learners.ahead import ImaginedStep
 from agents.planning_agent.policy import HeldPolicy
 from agents.planning_agent.replay import model_action
 from mbrl_bilevel.models.dynamics import DynamicsModel
