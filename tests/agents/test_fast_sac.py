@@ -18,8 +18,8 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from torch import Tensor, nn
 
 from agents.learners.adam import DirectAdam
-from agents.learners.critics import EnsembleCritic, Standardised
 from agents.learners.ahead import Ahead, ImaginedStep
+from agents.learners.critics import EnsembleCritic, Standardised
 from agents.learners.fast_sac import FastSAC, standardising_rows
 from agents.learners.named import learner_class
 from mbrl_bilevel.base.errors import InvalidInputError
