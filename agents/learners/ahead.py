@@ -62,7 +62,7 @@ def climbed(
     """
     members = ahead.model.members
     rows = len(obs) // members
-    obs, actions = (v[: members * rows].unflatten(0, (members, rows)) for v in (obs, actions))
+    obs, actions = (_by_member(v[: members * rows], members) for v in (obs, actions))
     total, going = torch.zeros_like(actions[..., 0]), torch.ones_like(actions[..., 0])
     last, ended = torch.zeros_like(total), torch.zeros_like(total, dtype=torch.bool)
     found = []
@@ -79,18 +79,23 @@ def climbed(
             v[:, :stay] for v in (obs, actions, total, going, last, ended)
         )
         step = ahead.model(obs.flatten(0, 1), actions.flatten(0, 1))
-        reward, chance = (v.unflatten(0, (members, stay)) for v in (step.reward, step.ended))
+        reward, chance = (_by_member(v, members) for v in (step.reward, step.ended))
         ends = (chance >= 0.5) & ~ended
         if bool(ends.any()):
             here = total[ends] + going[ends] * ask(obs[ends], actions[ends])
             last, ended = last.masked_scatter(ends, here), ended | ends
         total, going = total + going * reward, going * gamma * (1.0 - chance)
         acted, log_prob = act(step.obs)
-        obs, actions = (v.unflatten(0, (members, stay)) for v in (step.obs, acted))
-        total = total - going * ent_coef * log_prob.unflatten(0, (members, stay))
+        obs, actions = (_by_member(v, members) for v in (step.obs, acted))
+        total = total - going * ent_coef * _by_member(log_prob, members)
     return torch.cat(found[::-1], dim=1).flatten()
 
 
 def _each(ask: Ask, obs: Tensor, actions: Tensor) -> Tensor:
     """``ask`` of rows [E, B, …]: [E, B]."""
-    return ask(obs.flatten(0, 1), actions.flatten(0, 1)).unflatten(0, obs.shape[:2])
+    return _by_member(ask(obs.flatten(0, 1), actions.flatten(0, 1)), len(obs))
+
+
+def _by_member(value: Tensor, members: int) -> Tensor:
+    """[E · B, …] to [E, B, …]."""
+    return value.reshape(members, len(value) // members, *value.shape[1:])
