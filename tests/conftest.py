@@ -14,8 +14,10 @@ from hypothesis import settings
 
 from mbrl_bilevel.models import learned_ending
 from mbrl_bilevel.training.settings import Schedule
+from tests.another_device import make_known
 
 torch.set_num_threads(1)
+make_known()
 settings.register_profile("shared", deadline=None)
 settings.load_profile("shared")
 

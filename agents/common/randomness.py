@@ -18,13 +18,17 @@ States = tuple[Tensor, dict[str, Any]]
 
 
 class OwnRandomness:
-    """The global random states of PyTorch (CPU) and NumPy, as one agent left them.
+    """The global random states of PyTorch (CPU) and NumPy, as one agent left them; on a CUDA ``device`` its generator's
+    too, from the same seed. That one is in no file: what goes on from a file there draws anew.
 
     Entered again inside itself, it changes nothing.
     """
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, device: torch.device | None = None) -> None:
         own = np.random.RandomState(seed % 2**32)
+        self._cuda = device if device is not None and device.type == "cuda" else None
+        self._kept_there: Tensor | None = None
+        self._seed = seed
         self._kept: States = (
             torch.Generator().manual_seed(seed).get_state(),
             own.get_state(legacy=False),
@@ -57,6 +61,7 @@ class OwnRandomness:
         if self._depth == 0:
             self._outside = _read()
             _write(self._kept)
+            self._swap_cuda()
         self._depth += 1
 
     def __exit__(
@@ -71,7 +76,20 @@ class OwnRandomness:
         assert self._outside is not None
         self._kept = _read()
         _write(self._outside)
+        self._swap_cuda()
         self._outside = None
+
+    def _swap_cuda(self) -> None:
+        """Its state and the one kept change places."""
+        if self._cuda is None:
+            return
+        now = torch.cuda.get_rng_state(self._cuda)
+        if self._kept_there is None:
+            with torch.cuda.device(self._cuda):
+                torch.cuda.manual_seed(self._seed)
+        else:
+            torch.cuda.set_rng_state(self._kept_there, self._cuda)
+        self._kept_there = now
 
 
 def _read() -> States:

@@ -50,52 +50,34 @@ class Ahead:
 def climbed(
     ahead: Ahead, obs: Tensor, actions: Tensor, ask: Ask, act: Act, gamma: float, ent_coef: Tensor
 ) -> Tensor:
-    """G_h of each row, differentiable in actions [B, A] at obs [B, …], for as many rows as the model's members can share.
+    """The λ-return (1 − λ) Σ_{h<H} λʰ G_h + λᴴ G_H of each row, differentiable in actions [B, A] at obs [B, …], for as many
+    rows as the model's members can share.
 
     G_h is what h steps in the model pay, and the critics behind them:
-    Σ_{i<h} γⁱ (r_i − [i > 0] α log π(a_i|s_i)) + γʰ (Q(s_h, a_h) − [h > 0] α log π(a_h|s_h)). The rows share the horizons by
-    their weights, as near as whole rows come: the first of each member look farthest. Rows of a batch come in no order,
-    so that their mean is the λ-return's, for the price of one horizon a row.
-
-    Where a row ends within its horizon, the critics are asked before: a rule that says "ended" has no gradient, and past
-    it the actor would climb what the fall pays and not see that it falls.
+    Σ_{i<h} γⁱ (r_i − [i > 0] α log π(a_i|s_i)) + γʰ (Q(s_h, a_h) − [h > 0] α log π(a_h|s_h)). Where a row ends within the
+    horizon, the weights of all horizons from there on are the last one's before: a rule that says "ended" has no
+    gradient, and past it the actor would climb what the fall pays and not see that it falls.
     """
-    members = ahead.model.members
-    rows = len(obs) // members
-    obs, actions = (_by_member(v[: members * rows], members) for v in (obs, actions))
-    total, going = torch.zeros_like(actions[..., 0]), torch.ones_like(actions[..., 0])
-    last, ended = torch.zeros_like(total), torch.zeros_like(total, dtype=torch.bool)
-    found = []
-    for h in range(ahead.steps + 1):
-        stay = round(rows * ahead.lam ** (h + 1)) if h < ahead.steps else 0
-        if stay < total.shape[1]:
-            stop = slice(stay, None)
-            q = _each(ask, obs[:, stop], actions[:, stop])
-            value = total[:, stop] + going[:, stop] * q
-            found.append(torch.where(ended[:, stop], last[:, stop], value))
-        if not stay:
-            break
-        obs, actions, total, going, last, ended = (
-            v[:, :stay] for v in (obs, actions, total, going, last, ended)
-        )
-        step = ahead.model(obs.flatten(0, 1), actions.flatten(0, 1))
-        reward, chance = (_by_member(v, members) for v in (step.reward, step.ended))
-        ends = (chance >= 0.5) & ~ended
-        if bool(ends.any()):
-            here = total[ends] + going[ends] * ask(obs[ends], actions[ends])
-            last, ended = last.masked_scatter(ends, here), ended | ends
-        total, going = total + going * reward, going * gamma * (1.0 - chance)
-        acted, log_prob = act(step.obs)
-        obs, actions = (_by_member(v, members) for v in (step.obs, acted))
-        total = total - going * ent_coef * _by_member(log_prob, members)
-    return torch.cat(found[::-1], dim=1).flatten()
-
-
-def _each(ask: Ask, obs: Tensor, actions: Tensor) -> Tensor:
-    """``ask`` of rows [E, B, …]: [E, B]."""
-    return _by_member(ask(obs.flatten(0, 1), actions.flatten(0, 1)), len(obs))
-
-
-def _by_member(value: Tensor, members: int) -> Tensor:
-    """[E · B, …] to [E, B, …]."""
-    return value.reshape(members, len(value) // members, *value.shape[1:])
+    rows = len(obs) - len(obs) % ahead.model.members
+    obs, actions = obs[:rows], actions[:rows]
+    total, going = torch.zeros_like(actions[:, 0]), torch.ones_like(actions[:, 0])
+    weight = torch.ones_like(going)
+    places = []
+    for _ in range(ahead.steps):
+        step = ahead.model(obs, actions)
+        ends = (step.ended >= 0.5).to(weight)
+        here = weight * (1.0 - ahead.lam * (1.0 - ends))
+        if ahead.lam < 1.0 or bool(ends.any()):
+            places.append((obs, actions, here, total, going))
+        weight = weight - here
+        total = total + going * step.reward
+        going = going * gamma * (1.0 - step.ended)
+        obs = step.obs
+        actions, log_prob = act(obs)
+        total = total - going * ent_coef * log_prob
+    places.append((obs, actions, weight, total, going))
+    # All at once: the critics are asked at each horizon.
+    every_obs, every_action, *rest = zip(*places, strict=True)
+    q = ask(torch.cat(every_obs), torch.cat(every_action)).reshape(len(places), rows)
+    share, paid, left = (torch.stack(part) for part in rest)
+    return (share * (paid + left * q)).sum(0)

@@ -270,10 +270,11 @@ class FastSAC(SAC):
     def _standardise(self) -> None:
         """Set the statistics of observations and rewards from the rows of the replay buffer, if that is due. What an
         actor was on earlier tasks it was in the units of then, so they stay where it is held to that."""
-        obs, reward = standardising_rows(self.replay_buffer)
         first = self.standardised_rows == 0
-        if len(obs) < _GROWN * self.standardised_rows or (self.drift is not None and not first):
+        grown = _row_count(self.replay_buffer) >= _GROWN * self.standardised_rows
+        if not grown or (self.drift is not None and not first):
             return
+        obs, reward = standardising_rows(self.replay_buffer)
         obs, reward = self._as_seen(obs, reward)
         for module in self._units():
             module.set(obs)
@@ -287,7 +288,7 @@ class FastSAC(SAC):
 
         Raises InvalidInputError for a learner without ``standardise``, before it has any rows, or another shape.
         """
-        units = self._units()
+        units, hidden = self._units(), hidden.to(self.device)
         for module in units:
             if hidden.shape != module.scale.shape or hidden.dtype != torch.bool:
                 raise InvalidInputError(
@@ -325,6 +326,14 @@ def standardising_rows(buffer: Any) -> tuple[Array, Array]:
     rows = buffer.size()
     obs, reward = buffer.observations[:rows], buffer.rewards[:rows]  # type: ignore[attr-defined]
     return obs.reshape(-1, *obs.shape[2:]), reward.reshape(-1)
+
+
+def _row_count(buffer: Any) -> int:
+    """How many rows ``standardising_rows`` would give."""
+    if getattr(buffer, "standardising_rows", None) is not None:
+        return int(buffer.size())
+    assert isinstance(buffer, BaseBuffer)
+    return buffer.size() * buffer.n_envs
 
 
 def _distance(actions: Tensor, planned_actions: Tensor, planned: Tensor) -> Tensor:

@@ -63,8 +63,9 @@ def make_algorithm(
     seed: int,
     learning_starts: int,
     gradient_steps: int,
+    device: torch.device,
 ) -> OffPolicyAlgorithm:
-    """A new algorithm of this class on the CPU; ``kwargs`` are its own arguments (``policy`` is by default
+    """A new algorithm of this class on ``device``; ``kwargs`` are its own arguments (``policy`` is by default
     "MlpPolicy").
 
     Raises InvalidInputError for an argument that is the holder's, that is or holds NaN or infinity, or
@@ -82,7 +83,7 @@ def make_algorithm(
         return kind(
             env=env,
             seed=seed % 2**32,
-            device="cpu",
+            device=device,
             buffer_size=env.num_envs,
             learning_starts=learning_starts,
             train_freq=1,
@@ -178,13 +179,13 @@ def algorithm_to_checkpoint(
     parameters: dict[str, Any] = algorithm.get_parameters()
     for part, state in parameters.items():
         if "param_groups" not in state:
-            tensors |= {f"{part}.{name}": value for name, value in state.items()}
+            tensors |= {f"{part}.{name}": value.cpu() for name, value in state.items()}
             continue
         for index, own in state["state"].items():
             for name, value in own.items():
-                tensors[f"{part}.{index}.{name}"] = torch.as_tensor(value)
+                tensors[f"{part}.{index}.{name}"] = torch.as_tensor(value).cpu()
     for name in algorithm._get_torch_save_params()[1]:
-        tensors[name] = recursive_getattr(algorithm, name)
+        tensors[name] = recursive_getattr(algorithm, name).detach().cpu()
     return tensors, {"counters": _counters(algorithm), "at_rest": _at_rest(parameters)}
 
 
@@ -222,7 +223,7 @@ def fill_algorithm(
             "restore a good copy or save it again"
         )
     try:
-        algorithm.set_parameters(fresh, exact_match=True, device="cpu")
+        algorithm.set_parameters(fresh, exact_match=True, device=algorithm.device)
         counters = _of_now(facts["counters"])
         known = _counters(algorithm)
         missing = sorted(known.keys() - counters.keys() - set(made_with))

@@ -207,7 +207,7 @@ class ActingAgent(AgentParts):
 
     def act_in_imagination(self, obs: Tensor) -> Tensor:
         """The present policy's actions at raw ``obs`` [B, O], as the replay stores them."""
-        seen: Any = obs.numpy()
+        seen: Any = obs.cpu().numpy()
         if np.issubdtype(self.observation_space.dtype, np.floating):
             seen = seen.astype(self.observation_space.dtype)
         normalised = self.get_vec_normalize_env()
@@ -220,8 +220,10 @@ class ActingAgent(AgentParts):
             shape, own = (len(obs),), self.generator
             choice = torch.randint(int(space.n), shape, generator=own)
             explores = torch.rand(shape, generator=own) < self.algorithm.exploration_rate
-            return torch.where(explores, choice, torch.from_numpy(greedy)).float().unsqueeze(1)
+            taken = torch.where(explores, choice, torch.from_numpy(greedy)).float().unsqueeze(1)
+            return taken.to(obs.device)
         action, _ = self.algorithm.predict(seen, deterministic=False)
         if isinstance(space, gym.spaces.Box):
             action = self.algorithm.policy.scale_action(action)
-        return torch.from_numpy(np.asarray(action, dtype=np.float32)).reshape(len(obs), -1)
+        stored = torch.from_numpy(np.asarray(action, dtype=np.float32)).reshape(len(obs), -1)
+        return stored.to(obs.device)

@@ -73,7 +73,8 @@ class PlanningAgent(ActingAgent):
     an environment that knows them, as those of ``envs.make_env`` do for MuJoCo's tasks, or for the reward
     "approximate". By default (None) an ending that the environment knows is used, and the reward is learned.
 
-    ``seed``: None draws one. ``device``: where plans are imagined; "auto" is CUDA where there is one, as in SB3.
+    ``seed``: None draws one. ``device``: where models are fitted, plans are imagined and the learner learns; "auto" is
+    CUDA where there is one, as in SB3.
     ``tensorboard_log``: a folder, in which each run of ``learn`` or ``learn_offline`` logs in one of its own,
     ``MPC_1`` say. ``verbose`` 1 also writes the log to the terminal. SB3's callbacks see this agent as their
     ``model``, and SB3's own locals. ``model`` may be set to another one to plan in, the true simulator for
@@ -86,6 +87,7 @@ class PlanningAgent(ActingAgent):
 
     def _hold(self, kind: type[OffPolicyAlgorithm]) -> None:
         super()._hold(kind)
+        self._ahead: ModelSteps | None = None
         if self.settings.look_ahead:
             assert isinstance(self.algorithm, FastSAC)
             self.algorithm.look_ahead = self._steps_ahead
@@ -228,6 +230,7 @@ class PlanningAgent(ActingAgent):
             # One that has learned nothing yet would be noise at the end of each return.
             critic=self.held if self.held.exists and self.algorithm._n_updates else None,
             earlier=None if self.earlier is None else self.earlier.model,
+            device=self.device,
         )
         elites = settings.elites
         self.model = model if elites is None else model.elites(result.criterion, elites)
@@ -248,20 +251,21 @@ class PlanningAgent(ActingAgent):
         if not isinstance(self.model, DynamicsModel):
             raise InvalidInputError("there is no model to imagine with yet; call refit() first")
         settings, real = self.settings, self.experience.real.stored()
-        low, high = seen_bounds(
-            self.observation_space, real["obs"].numpy(), real["next_obs"].numpy()
+        ends = seen_bounds(
+            self.observation_space, real["obs"].cpu().numpy(), real["next_obs"].cpu().numpy()
         )
+        low, high = (torch.from_numpy(end).float().to(self.device) for end in ends)
         branches = settings.rollouts_per_step * settings.imagine_every
         with self._random:
             rows = imagine(
-                self.model,
+                self.model.to(self.device),
                 self.experience.real.draw(branches, self.generator)[0],
                 self.act_in_imagination,
                 self.action_space,
                 settings.rollout.at(self.num_timesteps),
                 settings.branching,
                 self.generator,
-                within=(torch.from_numpy(low).float(), torch.from_numpy(high).float()),
+                within=(low, high),
                 cut=settings.rollout_cut,
             )
         count = len(rows["reward"])
@@ -341,6 +345,10 @@ class PlanningAgent(ActingAgent):
         before, or one that this agent cannot have: of a model of several steps, or without a FastSAC a policy.
         """
         settings, model = self.settings, self.settings.uses_model
+        if self.device.type != "cpu":
+            raise InvalidInputError(
+                'next_task: what is kept of earlier tasks lies on the CPU; make the agent with device="cpu"'
+            )
         if not len(self.experience.real) or (model and self.fit_start is None):
             raise InvalidInputError(
                 "next_task: nothing was learned of this task yet that could go on; call learn() first, with "
@@ -399,8 +407,10 @@ class PlanningAgent(ActingAgent):
         """The model of now, for the learner's actor to look ahead in; None while there is no learned one."""
         if not isinstance(self.model, DynamicsModel):
             return None
-        model = ModelSteps(self.model, self.held, self.action_space)
-        return Ahead(model, self.settings.look_ahead, self.settings.look_ahead_lambda)
+        # Made once for each model: it is asked for at each update.
+        if self._ahead is None or not self._ahead.is_of(self.model, self.held):
+            self._ahead = ModelSteps(self.model, self.held, self.action_space)
+        return Ahead(self._ahead, self.settings.look_ahead, self.settings.look_ahead_lambda)
 
     def _take_rules(self, rules: Rules) -> None:
         """Go by ``rules``, and let the models that were fitted under the old ones go by them."""

@@ -102,9 +102,9 @@ class AgentParts:
         self.generator = torch.Generator().manual_seed(seed)
         #: Of random actions, and of whose turn it is.
         self.noise = np.random.default_rng([seed, 1])
-        self._random = OwnRandomness(seed)
+        self._random = OwnRandomness(seed, self.device)
         #: Of the noise in ``predict``: it disturbs no learning, wherever it is called.
-        self._exploring = OwnRandomness(seed)
+        self._exploring = OwnRandomness(seed, self.device)
         self._hold(kind)
         self.tensorboard_log = tensorboard_log
         #: The run that is logged now; None before the first, or where the user gave a logger.
@@ -173,6 +173,7 @@ class AgentParts:
                 seed=self.seed,
                 learning_starts=settings.learning_starts,
                 gradient_steps=settings.updates_per_step * self.env.num_envs,
+                device=self.device,
             )
         self.experience = MixedReplay(
             self.observation_space,
@@ -184,6 +185,7 @@ class AgentParts:
             generator=self.generator,
             n_steps=settings.n_steps,
             gamma=float(self.algorithm.gamma),
+            device=self.device,
         )
         self.algorithm.replay_buffer = self.experience  # type: ignore[assignment]
         self._meet_env()

@@ -88,10 +88,10 @@ def save_agent(path: str | Path, agent: AgentParts) -> None:
     }
     for name, ring in _rings(agent.experience).items():
         config[f"{name}_written"] = ring.written
-        tensors |= {f"{name}.{key}": value for key, value in ring.stored().items()}
+        tensors |= {f"{name}.{key}": value.cpu() for key, value in ring.stored().items()}
     parts: dict[str, Any] = {"algorithm": algorithm_to_checkpoint(agent.algorithm)}
     if model is not None:
-        parts["model"] = model_to_checkpoint(model)
+        parts["model"] = model_to_checkpoint(model.to("cpu"))
     if agent.fit_start is not None:
         parts["fit_start"] = start_to_checkpoint(agent.fit_start)
     if agent.value is not None:
@@ -143,7 +143,8 @@ def load_agent(
         made_with=made["algorithm_kwargs"].keys(),
         asked_again=checkpoint.setting("asked_again", list),
     )
-    agent.model = read_model(checkpoint, "model", spaces, **rules)
+    model = read_model(checkpoint, "model", spaces, **rules)
+    agent.model = None if model is None else model.to(agent.device)
     agent.fit_start = start_from_checkpoint(checkpoint, "fit_start", rules, spaces, agent.settings)
     agent.value = _value(checkpoint, spaces)
     agent.progress = _progress(checkpoint)

@@ -60,6 +60,7 @@ def look(agent: AgentParts, clock: Clock) -> dict[str, float]:
     count = min(_MOST, new, len(agent.experience.real))
     model = agent.model
     if isinstance(model, DynamicsModel) and count > 0:
+        model = model.to("cpu")  # it is little work
         since, who = agent.experience.newest(count)
         so_far, _ = agent.experience.newest(min(_MOST_SO_FAR, len(agent.experience.real)))
         found |= of_the_model(model, since, so_far)

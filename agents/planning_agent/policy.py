@@ -35,6 +35,11 @@ class HeldPolicy:
         self.exists = not isinstance(algorithm, NoLearner)
 
     @property
+    def device(self) -> torch.device:
+        """Where it works."""
+        return self._algorithm.device
+
+    @property
     def discount(self) -> float:
         """γ of the critics."""
         return float(self._algorithm.gamma)
@@ -45,7 +50,7 @@ class HeldPolicy:
         policy = self._evaluating()
         seen = self.seen(obs)
         if hasattr(policy, "q_net"):
-            return self._choice(policy.q_net(seen), generator)
+            return self._choice(policy.q_net(seen), generator).to(obs)
         return model_action(self._actions, _squashed(policy.actor, seen, generator)).to(obs)
 
     @torch.inference_mode()
@@ -70,7 +75,8 @@ class HeldPolicy:
         policy, seen = self._evaluating(), self.seen(obs)
         if hasattr(policy, "q_net"):
             start = int(getattr(self._actions, "start", 0))
-            found = policy.q_net(seen).gather(1, stored.long() - start).squeeze(1)
+            choice = stored.to(seen.device).long() - start
+            found = policy.q_net(seen).gather(1, choice).squeeze(1)
         else:
             found = _least(policy.critic(seen, stored.to(seen)))
         worth: Tensor = found * self.reward_scale()

@@ -45,10 +45,12 @@ def fit_model(
     reward: Rule | None,
     critic: HeldPolicy | None = None,
     earlier: Keep | None = None,
+    device: torch.device | str = "cpu",
 ) -> tuple[DynamicsModel, FitResult, FitStart | None]:
     """A model of all members, what its fit did, and from where the next one may go on: None where each is
     from scratch. A method that is about returns ends them with what the ``critic`` says. With ``earlier`` tasks
-    the fit is in the units of ``start``, and keeps of them what this says. Raises as ``fit_dynamics``."""
+    the fit is in the units of ``start``, and keeps of them what this says. The fit is made on ``device``. Raises as
+    ``fit_dynamics``."""
     method = get_method(settings.method)
     if critic is not None:
         method = method.valuing(critic.worth, critic.discount)
@@ -77,6 +79,7 @@ def fit_model(
         termination=termination,
         reward=reward,
         direct=settings.direct,
+        device=device,
         **more,
     )
     if "folds" not in more:
@@ -103,7 +106,7 @@ def _usable(
 
 def start_to_checkpoint(start: FitStart) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors and the settings that ``start_from_checkpoint`` needs."""
-    tensors, facts = model_to_checkpoint(start.model)
+    tensors, facts = model_to_checkpoint(start.model.to("cpu"))
     tensors["stretches"] = torch.from_numpy(start.folds.stretches)
     return tensors, facts | {"fits": start.fits}
 

@@ -55,14 +55,20 @@ class Samples(NamedTuple):
 
 class Ring:
     """The last ``capacity`` rows; ``columns`` maps a name to a tensor [reserved, …], and ``written`` counts
-    all rows that ever came. Memory is reserved as rows come: a million rows of a small task that will
+    all rows that ever came; they lie on ``device``. Memory is reserved as rows come: a million rows of a small task that will
     never see them would be some hundred megabytes an agent."""
 
-    def __init__(self, capacity: int, like: Mapping[str, Tensor]) -> None:
-        self.capacity, self.written = capacity, 0
+    def __init__(
+        self,
+        capacity: int,
+        like: Mapping[str, Tensor],
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.capacity, self.written, self.device = capacity, 0, device
         reserved = min(capacity, _FIRST_ROWS)
         self.columns = {
-            name: torch.zeros((reserved, *row.shape), dtype=row.dtype) for name, row in like.items()
+            name: torch.zeros((reserved, *row.shape), dtype=row.dtype, device=device)
+            for name, row in like.items()
         }
 
     def __len__(self) -> int:
@@ -75,7 +81,7 @@ class Ring:
             return
         size = min(self.capacity, max(rows, 2 * reserved))
         for name, column in self.columns.items():
-            grown = torch.zeros((size, *column.shape[1:]), dtype=column.dtype)
+            grown = column.new_zeros((size, *column.shape[1:]))
             grown[:reserved] = column
             self.columns[name] = grown
 
@@ -85,13 +91,14 @@ class Ring:
         kept = min(count, self.capacity)
         self.reserve(min(self.written + count, self.capacity))
         place = (self.written + count - kept + torch.arange(kept)) % self.capacity
+        place = place.to(self.device)
         for name, column in self.columns.items():
-            column[place] = rows[name][count - kept :]
+            column[place] = rows[name][count - kept :].to(self.device)
         self.written += count
 
     def places(self, count: int, generator: torch.Generator) -> Tensor:
         """Where ``count`` rows lie, uniformly and with replacement, [count]."""
-        return torch.randint(len(self), (count,), generator=generator)
+        return torch.randint(len(self), (count,), generator=generator).to(self.device)
 
     def at(self, index: Tensor, names: Sequence[str] = STEP) -> list[Tensor]:
         """The rows at ``index`` [n], column by column."""
@@ -132,8 +139,9 @@ class MixedReplay(BaseBuffer):
         generator: torch.Generator,
         n_steps: int = 1,
         gamma: float = 0.99,
+        device: torch.device | str = "cpu",
     ) -> None:
-        super().__init__(real_rows, observation_space, action_space, device="cpu", n_envs=n_envs)
+        super().__init__(real_rows, observation_space, action_space, device=device, n_envs=n_envs)
         self.real_share, self.generator, self._actions = real_share, generator, action_space
         self.n_steps, self.gamma = n_steps, gamma
         #: Who acts in the next step of each environment; whoever acts says so.
@@ -143,11 +151,13 @@ class MixedReplay(BaseBuffer):
         step = dict(zip(STEP, (obs, action, obs, number, number), strict=True))
         integer = torch.zeros((), dtype=torch.int64)
         record = {"truncated": number.bool(), "episode": integer, "t": integer, "planned": number}
-        self.real = Ring(real_rows, step | record)
-        self.imagined = Ring(imagined_rows, step)
+        self.real = Ring(real_rows, step | record, device)
+        self.imagined = Ring(imagined_rows, step, device)
         #: Rows of earlier tasks: the columns of ``STEP``, and of ``key`` by which they were drawn.
-        self.earlier = {name: row.new_zeros((0, *row.shape)) for name, row in step.items()}
-        self.earlier["key"] = torch.zeros(0, dtype=torch.float64)
+        self.earlier = {
+            name: row.new_zeros((0, *row.shape), device=device) for name, row in step.items()
+        }
+        self.earlier["key"] = torch.zeros(0, dtype=torch.float64, device=device)
         #: The part of a batch's real rows that is drawn from these.
         self.earlier_share = 0.0
         self.episodes, self._begun = 0, False
@@ -179,7 +189,7 @@ class MixedReplay(BaseBuffer):
     def standardising_rows(self) -> tuple[Array, Array]:
         """Raw observations [N, O] and rewards [N], for a learner that finds their scales by them."""
         rows = self.real.stored()
-        return rows["obs"].numpy(), rows["reward"].numpy()
+        return rows["obs"].cpu().numpy(), rows["reward"].cpu().numpy()
 
     def reset(self) -> None:
         """Forget all rows."""
@@ -191,6 +201,7 @@ class MixedReplay(BaseBuffer):
         any other, and are from now on this ``share`` of a batch's real rows."""
         # A row keeps its key: those with the lowest of all that were drawn are a uniform sample of them.
         key = torch.rand(len(self.real), dtype=torch.float64, generator=self.generator)
+        key = key.to(self.device)
         new = {name: column for name, column in self.real.stored().items() if name in STEP}
         together = {n: torch.cat([self.earlier[n], c]) for n, c in (new | {"key": key}).items()}
         kept = together["key"].argsort()[:capacity]
@@ -315,13 +326,16 @@ class MixedReplay(BaseBuffer):
             imagined = batch_size - round(self.real_share * batch_size)
 
         def worth(reward: Tensor) -> Tensor:
-            return reward if env is None else _float(env.normalize_reward(reward.numpy()))
+            if env is None:
+                return reward
+            return _float(env.normalize_reward(reward.cpu().numpy())).to(self.device)
 
         real = batch_size - imagined
         earlier = round(self.earlier_share * real)
         parts = [self._real(real - earlier, worth)] if earlier < real else []
         if earlier:
             kept = torch.randint(len(self.earlier["key"]), (earlier,), generator=self.generator)
+            kept = kept.to(self.device)
             columns = [self.earlier[name][kept] for name in STEP]
             parts.append(self._of_one_step(columns, worth))
         if imagined:
@@ -330,7 +344,10 @@ class MixedReplay(BaseBuffer):
             torch.cat(column) for column in zip(*parts, strict=True)
         )
         if env is not None:
-            obs, next_obs = (_float(env.normalize_obs(part.numpy())) for part in (obs, next_obs))
+            obs, next_obs = (
+                _float(env.normalize_obs(part.cpu().numpy())).to(self.device)
+                for part in (obs, next_obs)
+            )
         ended, reward, discount, planned = (
             column.unsqueeze(1) for column in (ended, reward, discount, planned)
         )
@@ -343,7 +360,7 @@ class MixedReplay(BaseBuffer):
         """``step``, the columns of ``STEP``, as ``_real`` gives them: nobody planned, and what follows is not known."""
         obs, action, next_obs, reward, ended = step
         count = len(reward)
-        discount, planned = torch.full((count,), self.gamma), torch.zeros(count)
+        discount, planned = reward.new_full((count,), self.gamma), reward.new_zeros(count)
         return [obs, action, next_obs, worth(reward), ended, discount, planned]
 
     def _real(self, count: int, worth: Callable[[Tensor], Tensor]) -> list[Tensor]:
@@ -353,7 +370,7 @@ class MixedReplay(BaseBuffer):
         ``worth`` turns raw rewards into the learner's, each by itself: they may be clipped."""
         index = self.real.places(count, self.generator)
         obs, action, next_obs, reward, ended, planned = self.real.at(index, (*STEP, "planned"))
-        discount, reward = torch.full((count,), self.gamma), worth(reward)
+        discount, reward = reward.new_full((count,), self.gamma), worth(reward)
         going = ended == 0.0
         for _ in range(self.n_steps - 1):
             index, going = self._after(index, going)
@@ -369,7 +386,7 @@ class MixedReplay(BaseBuffer):
         """The row of the next time step of each of ``index`` [n], and whether there is one."""
         ring = self.real
         after = (index + self.n_envs) % ring.capacity
-        newest = (ring.written - 1 - torch.arange(self.n_envs)) % ring.capacity
+        newest = (ring.written - 1 - torch.arange(self.n_envs, device=index.device)) % ring.capacity
         there = (after < len(ring)) & ~torch.isin(index, newest)
         after = torch.where(there, after, index)
         episode, t = ring.columns["episode"], ring.columns["t"]
@@ -383,7 +400,7 @@ class MixedReplay(BaseBuffer):
         """
         if not len(self.real):
             raise InvalidInputError("no steps were recorded; collect some first")
-        return self._record(self.real.stored())
+        return self._record({name: column.cpu() for name, column in self.real.stored().items()})
 
     def newest(self, count: int) -> tuple[Transitions, npt.NDArray[Any]]:
         """The last ``count`` real steps, grouped by episode, and who acted [N] (``PLAN`` …).
@@ -395,7 +412,8 @@ class MixedReplay(BaseBuffer):
                 f"newest: count must be from 1 to {len(self.real)}, the steps there are; got {count}"
             )
         index = (self.real.written - count + torch.arange(count)) % self.real.capacity
-        rows = {name: column[index] for name, column in self.real.columns.items()}
+        index = index.to(self.device)
+        rows = {name: column[index].cpu() for name, column in self.real.columns.items()}
         return self._record(rows), rows["planned"].numpy()[_order(rows)]
 
     def _record(self, rows: dict[str, Tensor]) -> Transitions:
@@ -416,12 +434,20 @@ def _order(rows: Mapping[str, Tensor]) -> npt.NDArray[np.intp]:
     return np.lexsort((rows["t"].numpy(), rows["episode"].numpy()))
 
 
-def model_action(space: ActionSpace, stored: Tensor) -> Tensor:
-    """Actions [B, ·] as SB3 stores them -> vectors [B, A] in raw units, as models and rules see them."""
+def action_ends(space: gym.spaces.Box, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The lowest and the highest action, [A] both."""
+    return _float(space.low).to(device), _float(space.high).to(device)
+
+
+def model_action(
+    space: ActionSpace, stored: Tensor, ends: tuple[Tensor, Tensor] | None = None
+) -> Tensor:
+    """Actions [B, ·] as SB3 stores them -> vectors [B, A] in raw units, as models and rules see them. ``ends``: of
+    ``action_ends``, where they are at hand."""
     if isinstance(space, gym.spaces.Discrete):
         choice = (stored.flatten() - int(space.start)).long()
         return torch.nn.functional.one_hot(choice, int(space.n)).float()
-    low, high = _float(space.low), _float(space.high)
+    low, high = action_ends(space, stored.device) if ends is None else ends
     return low + 0.5 * (stored + 1.0) * (high - low)
 
 
@@ -429,7 +455,7 @@ def stored_action(space: ActionSpace, vectors: Tensor) -> Tensor:
     """The inverse of ``model_action``."""
     if isinstance(space, gym.spaces.Discrete):
         return (vectors.argmax(-1, keepdim=True) + int(space.start)).float()
-    low, high = _float(space.low), _float(space.high)
+    low, high = action_ends(space, vectors.device)
     return 2.0 * (vectors - low) / (high - low) - 1.0
 
 

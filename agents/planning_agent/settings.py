@@ -166,8 +166,8 @@ class PlanningSettings:
     """Imagined steps through which the policy's update is differentiated before it asks the critics; 0: it asks
     them alone. Of fast-sac."""
     look_ahead_lambda: float = 1.0
-    """λ of the mean over all horizons up to that many steps, by which the policy's update goes, each row by one of
-    them: 1 takes the longest alone, 0 the critics alone."""
+    """λ of the mean over all horizons up to that many steps, by which the policy's update goes: 1 takes the
+    longest alone, 0 the critics alone."""
 
     def __post_init__(self) -> None:
         self._check_kinds()

@@ -35,7 +35,7 @@ class Branched:
 
 def draw_members(model: StepModel, rows: int, generator: torch.Generator) -> Tensor:
     """A member for each of ``rows``, uniformly, [B] int."""
-    return torch.randint(model.members, (rows,), generator=generator)
+    return torch.randint(model.members, (rows,), generator=generator).to(model.device)
 
 
 @torch.inference_mode()
@@ -61,11 +61,11 @@ def branch_step(
     noise = None
     if branching.sample:
         noise = torch.randn(rows, model.noise_width, generator=generator, dtype=obs.dtype)
-        noise = spread_out(noise)
+        noise = spread_out(noise.to(obs.device))
     step = model.step(spread_out(obs), spread_out(action), noise)
     next_obs = step.next_obs.flatten(0, 1)[slot]
     reward, ended = step.reward.flatten()[slot], step.terminated.flatten()[slot]
-    terminated = torch.rand(rows, generator=generator) < ended
+    terminated = torch.rand(rows, generator=generator).to(ended) < ended
     doubt = reward.new_zeros(rows)
     if branching.penalty > 0.0:
         if not isinstance(model, DynamicsModel):
@@ -102,7 +102,8 @@ def _by_member(member: Tensor, members: int) -> tuple[Tensor, Tensor]:
     first = counts.cumsum(0) - counts
     most = int(counts.max())
     slot = torch.empty_like(member)
-    slot[order] = member[order] * most + torch.arange(len(member)) - first[member[order]]
-    place = torch.zeros(members * most, dtype=torch.long)
-    place[slot] = torch.arange(len(member))
+    number = torch.arange(len(member), device=member.device)
+    slot[order] = member[order] * most + number - first[member[order]]
+    place = torch.zeros(members * most, dtype=torch.long, device=member.device)
+    place[slot] = number
     return slot, place

@@ -305,6 +305,7 @@ def prepare_regression(
 ) -> Prepared[Regression]:
     """All of ``fit_regression`` but its gradient steps; arguments and errors as there, and ``ended`` [N] as of ``Chain``."""
     x, y = x.to(device), y.to(device)
+    start, units = (None if other is None else other.to(device) for other in (start, units))
     for other in (start, units):
         if other is not None:
             _require_widths(other, x, y)
@@ -353,13 +354,13 @@ def prepare_regression(
                 "start: a fit goes on from an earlier one with a GaussianPolicy or a MixturePolicy only; got a "
                 f"{type(made).__name__}: leave it out"
             )
+    made.to(device)
     if start is not None and lasting is not None:
         how = how or WarmStart()
         pairs = ((start.inputs, inputs), (start.targets, targets))
         warm_start(made, start.policy, *pairs, how)
         schedule = schedule or Schedule()
         schedule = replace(schedule, steps=max(1, round(how.part * schedule.steps)))
-    made.to(device)
 
     def finish(result: FitResult) -> tuple[Regression, FitResult]:
         return Regression(made, inputs, targets), _of_all_targets(result, active)

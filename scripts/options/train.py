@@ -96,8 +96,7 @@ class Args(_WithSettings, LauncherArgs):
     of HalfCheetah, Swimmer, Hopper, Walker2d and InvertedDoublePendulum as well; or your own,
     module:function of (obs, action, next_obs). None: the preset's."""
     device: Literal["auto", "cpu", "cuda"] = field(default="auto", metadata={"parts": ("plan",)})
-    """Where plans are imagined; auto: on a CUDA device where there is one. Fits and updates stay on the
-    CPU."""
+    """Where models are fitted, plans imagined and the learner updated; auto: on a CUDA device where there is one."""
 
     policy_hidden: tuple[int, ...] | None = _learner("policy_kwargs", "net_arch")
     """Width of each hidden layer of actor and critics."""
