@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from stable_baselines3 import DQN, SAC, TD3
+from stable_baselines3 import DQN, SAC
 
 from agents.planning_agent import base_agent
 from agents.planning_agent.agent import PlanningAgent
@@ -64,7 +64,6 @@ def learned(device: torch.device | str, kind: Any, **more: Any) -> PlanningAgent
     [
         (None, {"real_share": 0.5, "rollouts_per_step": 2}),
         (SAC, {"method": "mse", "n_steps": 3, "rollout_cut": 0.9, "real_share": "auto"}),
-        (TD3, {}),
         (DQN, {"real_share": 0.5, "rollouts_per_step": 2}),
     ],
 )

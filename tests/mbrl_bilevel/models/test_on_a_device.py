@@ -25,7 +25,7 @@ def rows() -> Transitions:
     )
 
 
-@pytest.mark.parametrize("name", ["bilevel", "bilevel-mixture", "bilevel-look-ahead"])
+@pytest.mark.parametrize("name", ["bilevel-mixture", "bilevel-look-ahead"])
 def test_a_fit_finds_there_what_it_finds_here(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     # Its own generator there would be another one.
     monkeypatch.setattr(regression, "_draws_on", lambda generator, device: generator)
