@@ -62,14 +62,21 @@ class SequenceAgent:
             }
             rules["termination"] = rules["termination"] or "learned"
             return PlanningAgent(
-                env, settings, algorithm=FastSAC, algorithm_kwargs=None, seed=seed, **rules
+                env,
+                settings,
+                algorithm=FastSAC,
+                algorithm_kwargs=None,
+                seed=seed,
+                device="cpu",
+                **rules,
             )
         env = vector_env(envs[0])
         told = rules_told_by(env)
         choice: RewardChoice = (
             "known" if told.reward else "approximate" if told.approximate_reward else None
         )
-        return PlanningAgent(env, settings, reward=choice, seed=seed)
+        # What is kept of tasks lies on the CPU.
+        return PlanningAgent(env, settings, reward=choice, seed=seed, device="cpu")
 
 
 def get_sequence_agent(name: str, memory: int = 500) -> SequenceAgent:

@@ -49,6 +49,15 @@ class There(torch.Tensor):
     def __torch_dispatch__(cls, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return _run(op, *args, **(kwargs or {}))
 
+    @property
+    def data(self) -> Any:
+        return torch.Tensor.data.__get__(self)  # type: ignore[attr-defined]
+
+    @data.setter
+    def data(self, value: There) -> None:
+        torch.Tensor.data.__set__(self, value)  # type: ignore[attr-defined]
+        self.raw = value.raw
+
     # What PyTorch does for a tensor of a device by functions that are none of its operators.
     def __getitem__(self, index: Any) -> Any:
         return super().__getitem__(_without_lists(index))

@@ -1,4 +1,4 @@
-"""The device that plans are imagined on, and what is there."""
+"""The device that an agent works on, and what plans need there."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mbrl_bilevel.imagination.particles import StepModel
 from mbrl_bilevel.policies.precision import Precision
 
 
-def planning_device(device: torch.device | str) -> torch.device:
+def chosen_device(device: torch.device | str) -> torch.device:
     """As in SB3, "auto" is CUDA where there is one; CUDA that is asked for has to be there.
 
     Raises InvalidInputError for another device than the CPU or a CUDA that is there.

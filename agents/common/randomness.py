@@ -19,7 +19,7 @@ States = tuple[Tensor, dict[str, Any]]
 
 class OwnRandomness:
     """The global random states of PyTorch (CPU) and NumPy, as one agent left them; on a CUDA ``device`` its generator's
-    too, from the same seed. That one is in no file: what goes on from a file there draws anew.
+    too, seeded by the first. That one is in no file: what goes on from a file there draws anew.
 
     Entered again inside itself, it changes nothing.
     """
@@ -28,7 +28,6 @@ class OwnRandomness:
         own = np.random.RandomState(seed % 2**32)
         self._cuda = device if device is not None and device.type == "cuda" else None
         self._kept_there: Tensor | None = None
-        self._seed = seed
         self._kept: States = (
             torch.Generator().manual_seed(seed).get_state(),
             own.get_state(legacy=False),
@@ -86,7 +85,7 @@ class OwnRandomness:
         now = torch.cuda.get_rng_state(self._cuda)
         if self._kept_there is None:
             with torch.cuda.device(self._cuda):
-                torch.cuda.manual_seed(self._seed)
+                torch.cuda.manual_seed(int(torch.randint(2**62, ())))
         else:
             torch.cuda.set_rng_state(self._kept_there, self._cuda)
         self._kept_there = now

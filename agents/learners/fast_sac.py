@@ -299,7 +299,7 @@ class FastSAC(SAC):
         obs, reward = standardising_rows(self.replay_buffer)
         if not units or not len(obs):
             raise InvalidInputError(
-                "hide needs a learner that standardises, with rows in its replay: pass standardise=True"
+                "hide needs a learner that standardises (standardise=True) and has rows in its replay"
             )
         obs, _ = self._as_seen(obs, reward)
         for module in units:

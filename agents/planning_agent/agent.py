@@ -251,9 +251,9 @@ class PlanningAgent(ActingAgent):
         if not isinstance(self.model, DynamicsModel):
             raise InvalidInputError("there is no model to imagine with yet; call refit() first")
         settings, real = self.settings, self.experience.real.stored()
-        ends = seen_bounds(
-            self.observation_space, real["obs"].cpu().numpy(), real["next_obs"].cpu().numpy()
-        )
+        # The lowest and the highest are found where the rows lie: these may be many.
+        seen = (torch.stack(real[name].aminmax(dim=0)) for name in ("obs", "next_obs"))
+        ends = seen_bounds(self.observation_space, *(part.cpu().numpy() for part in seen))
         low, high = (torch.from_numpy(end).float().to(self.device) for end in ends)
         branches = settings.rollouts_per_step * settings.imagine_every
         with self._random:
@@ -341,8 +341,8 @@ class PlanningAgent(ActingAgent):
         tasks: an agent that is loaded keeps nothing of them but parameters. A learned termination is of the present task
         alone.
 
-        Raises InvalidInputError before anything was learned, for what ``set_env`` refuses, another ``keeping`` than
-        before, or one that this agent cannot have: of a model of several steps, or without a FastSAC a policy.
+        Raises InvalidInputError before anything was learned, on another device than the CPU, for what ``set_env`` refuses,
+        another ``keeping`` than before, or one that this agent cannot have: of a model of several steps, or without a FastSAC a policy.
         """
         settings, model = self.settings, self.settings.uses_model
         if self.device.type != "cpu":
@@ -400,7 +400,7 @@ class PlanningAgent(ActingAgent):
             experience = planned
         model = self.model
         # As far as the last model knew: the next one is fitted after this.
-        seen = model.seen if isinstance(model, DynamicsModel) else None
+        seen = model.seen.cpu() if isinstance(model, DynamicsModel) else None
         return fit_value(experience, settings, self.generator, seen)
 
     def _steps_ahead(self) -> Ahead | None:

@@ -21,7 +21,7 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_normalize
 
 from agents.common.counts import as_seed
-from agents.common.device import planning_device
+from agents.common.device import chosen_device
 from agents.common.randomness import OwnRandomness
 from agents.common.rules import RewardChoice, TerminationChoice, chosen_rules
 from agents.common.run_log import open_logger, silent_logger
@@ -87,7 +87,7 @@ class AgentParts:
         self.observation_space = require_box(self.env.observation_space, "observation")
         self.rules = chosen_rules(self.env, termination, reward)
         self._try_rules()
-        self.device, self.verbose = planning_device(device), verbose
+        self.device, self.verbose = chosen_device(device), verbose
         kind = algorithm or self._algorithm or self._fitting_learner()
         found, self.algorithm_kwargs = self._chosen(kind, settings, algorithm_kwargs)
         self.settings = _changed(found, changes)

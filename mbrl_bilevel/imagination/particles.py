@@ -69,7 +69,7 @@ def imagined_returns(
     The mean imagined return over particles, rewards ``discount``-ed step by step, less
     ``imagination.pessimism`` standard deviations of the members' mean returns (over E, not E − 1). With
     ``imagination.screen`` below 1 that is so of the part that one member finds best; the others come below these, as
-    that member ranks them. Where it is asked again and again of one model, give it ``model.frozen(device, imagination.chosen_precision)``: else
+    that member ranks them (or as it scores them, where of these none is finite). Where it is asked again and again of one model, give it ``model.frozen(device, imagination.chosen_precision)``: else
     it makes that anew at each call.
 
     A reward counts with the probability that the episode has not ended before it, and so does the

@@ -40,7 +40,7 @@ class Imagination:
     """Standard deviations of the members' mean returns taken off a plan's score; tsinf only."""
     screen: float = 1.0
     """The part of the candidates that is judged by all members: those that one member, drawn each time, finds best.
-    Below 1 a plan takes fewer model steps; .25 with five members takes 45 % of them; tsinf only."""
+    With E members a plan takes 1/E + screen of the model steps, .45 for five and .25; tsinf only."""
     precision: Precision | Literal["auto"] = "float32"
     """What the networks compute in while plans are imagined; auto: bfloat16 where that is faster, measured on
     the CPU at the start."""

@@ -10,7 +10,7 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 
 import numpy as np
 import torch
@@ -120,7 +120,7 @@ class DynamicsModel:
         """[O] bool: the observation's dimensions that the model goes by; the others a method let go."""
         return self.regression.seen[: self.obs_dim]
 
-    @property
+    @cached_property
     def meant(self) -> Tensor:
         """[D_active] bool: the active targets that the model is meant to predict, not those of unseen dimensions."""
         rest = len(self.active) - self.obs_dim

@@ -61,7 +61,7 @@ class Regression:
     @cached_property
     def seen(self) -> Tensor:
         """[X] bool: the inputs that the policy reads. Those that it was kept from (``relevance.unseen``) have
-        weights of zero."""
+        weights of zero, as those may that never varied."""
         network = getattr(self.policy, "network", None)
         if not isinstance(network, EnsembleMLP):
             return torch.ones_like(self.inputs.constant)

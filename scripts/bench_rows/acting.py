@@ -82,6 +82,7 @@ def _agent(seed: int) -> tuple[PlanningAgent, Any]:
         termination=termination_rule(env),
         reward=approximate_reward_rule(env),
         seed=seed,
+        device="cpu",
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # one gradient step makes no model to be trusted

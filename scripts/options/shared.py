@@ -153,7 +153,7 @@ def require_methods(option: str, names: Iterable[str]) -> None:
 
 def require_device(device: str) -> None:
     """Raises InvalidInputError for a ``--device`` that is not there."""
-    from agents.common.device import planning_device  # once options are read: it takes a second
+    from agents.common.device import chosen_device  # once options are read: it takes a second
 
     with naming("--device"):
-        planning_device(device)
+        chosen_device(device)

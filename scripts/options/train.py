@@ -95,7 +95,7 @@ class Args(_WithSettings, LauncherArgs):
     """learned with the model; known: of a standard task whose observation shows it; approximate: nearly that
     of HalfCheetah, Swimmer, Hopper, Walker2d and InvertedDoublePendulum as well; or your own,
     module:function of (obs, action, next_obs). None: the preset's."""
-    device: Literal["auto", "cpu", "cuda"] = field(default="auto", metadata={"parts": ("plan",)})
+    device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where models are fitted, plans imagined and the learner updated; auto: on a CUDA device where there is one."""
 
     policy_hidden: tuple[int, ...] | None = _learner("policy_kwargs", "net_arch")

@@ -17,7 +17,7 @@ from options.sources import Source
 from stable_baselines3.common.vec_env import DummyVecEnv
 from torch import Tensor
 
-from agents.common.device import planning_device
+from agents.common.device import chosen_device
 from envs.known.endings import termination_rule
 from envs.known.names import observation_names
 from envs.tasks.appended import task_dims
@@ -256,7 +256,7 @@ def _draws(key: Row) -> torch.Generator:
 def _how(args: Args, key: Row) -> dict[str, Any]:
     schedule = args.schedule(key["method"])
     network = {"members": args.members, "hidden": args.hidden}
-    return {**network, "schedule": schedule, "device": planning_device(args.device)}
+    return {**network, "schedule": schedule, "device": chosen_device(args.device)}
 
 
 def _steps(args: Args, key: Row, split: Split) -> Transitions:

@@ -81,7 +81,9 @@ def learn(args: Args, key: Row) -> Done:
             "policy_kwargs": {"net_arch": list(args.policy_hidden)},
         }
         rule = named_termination(args.termination, env)
-        policy = MBPO(env, settings, algorithm_kwargs=kwargs, termination=rule, seed=seed)
+        policy = MBPO(
+            env, settings, algorithm_kwargs=kwargs, termination=rule, seed=seed, device="cpu"
+        )
         policy.learn_offline(args.updates, data)
         assert args.out is not None
         (args.out / "checkpoints").mkdir(exist_ok=True)

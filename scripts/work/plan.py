@@ -166,7 +166,7 @@ def _with_agent(args: Args, planner: Planner, env: Env, seed: int) -> tuple[Act,
     if args.precision is not None:
         imagination = replace(imagination, precision=args.precision)
     if args.screen is not None:
-        with naming("--model"):
+        with naming("--screen"):
             imagination = replace(imagination, screen=args.screen)
     with naming("--horizon"):
         agent.settings = replace(agent.settings, planner=planner, imagination=imagination)

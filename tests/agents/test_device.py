@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from agents.common.device import planning_device
+from agents.common.device import chosen_device
 from agents.mpc import MPC, MPCSettings
 from agents.planners import ICEM
 from agents.planning_agent.plans import Plans
@@ -83,14 +83,14 @@ def agent_with(model: DynamicsModel, rows: Transitions, device: str = "cpu") -> 
 
 def test_automatic_is_cuda_where_there_is_one() -> None:
     expected = "cuda" if torch.cuda.is_available() else "cpu"
-    assert planning_device("auto").type == expected
-    assert planning_device(torch.device("cpu")) == torch.device("cpu")
+    assert chosen_device("auto").type == expected
+    assert chosen_device(torch.device("cpu")) == torch.device("cpu")
 
 
 @pytest.mark.parametrize("device", ["gpu", "meta", "cuda:977", "", 3.5])
 def test_a_device_that_is_not_there(device: Any) -> None:
     with pytest.raises(InvalidInputError, match=r"^device "):
-        planning_device(device)
+        chosen_device(device)
 
 
 @pytest.mark.parametrize("propagation", ["tsinf", "ts1"])

@@ -12,7 +12,7 @@ from stable_baselines3 import DQN, SAC
 
 from agents.planning_agent import base_agent
 from agents.planning_agent.agent import PlanningAgent
-from agents.planning_agent.settings import PlanningSettings
+from agents.planning_agent.settings import PlanningSettings, ValueSettings
 from envs.tasks.make import make_env
 from mbrl_bilevel.base.errors import InvalidInputError
 from mbrl_bilevel.imagination.settings import Imagination
@@ -28,7 +28,7 @@ KWARGS: dict[str, Any] = {"policy_kwargs": {"net_arch": [8]}}
 def there(monkeypatch: pytest.MonkeyPatch) -> Iterator[torch.device]:
     # The fit's own generator there would be another one.
     monkeypatch.setattr(regression, "_draws_on", lambda generator, device: generator)
-    monkeypatch.setattr(base_agent, "planning_device", torch.device)
+    monkeypatch.setattr(base_agent, "chosen_device", torch.device)
     with another_device() as device:
         yield device
 
@@ -43,7 +43,7 @@ def learned(device: torch.device | str, kind: Any, **more: Any) -> PlanningAgent
             "schedule": Schedule(steps=15, batch_size=32),
             "learning_starts": 60,
             "refit_every": 25,
-            "imagination": Imagination(2),
+            "imagination": Imagination(2, screen=0.5),
             "look_ahead": 2 if fast else 0,
             "look_ahead_lambda": 0.7 if fast else 1.0,
             "updates_per_step": 1,
@@ -63,8 +63,11 @@ def learned(device: torch.device | str, kind: Any, **more: Any) -> PlanningAgent
     ("kind", "more"),
     [
         (None, {"real_share": 0.5, "rollouts_per_step": 2}),
-        (SAC, {"method": "mse", "n_steps": 3, "rollout_cut": 0.9, "real_share": "auto"}),
-        (DQN, {"real_share": 0.5, "rollouts_per_step": 2}),
+        (
+            SAC,
+            {"method": "mse", "n_steps": 3, "rollout_cut": 0.9, "real_share": "auto"},
+        ),
+        (DQN, {"value": ValueSettings(members=2, width=8, steps=10, rounds=1)}),
     ],
 )
 def test_it_learns_there_what_it_learns_here(

@@ -125,7 +125,7 @@ def test_the_learner_refuses_what_it_cannot_hide() -> None:
     agent = made()
     with pytest.raises(InvalidInputError, match=r"hidden must be bool \(5,\)"):
         agent.algorithm.hide(torch.zeros(4, dtype=torch.bool))  # type: ignore[attr-defined]
-    with pytest.raises(InvalidInputError, match="rows in its replay"):
+    with pytest.raises(InvalidInputError, match="has rows in its replay"):
         agent.algorithm.hide(LAST_TWO)  # type: ignore[attr-defined]
 
 
