@@ -7,6 +7,7 @@ N(E[y|x], λ(x)/2u(x)) (arXiv 2510.07624): one-step likelihood fixes λ_d(x)/u_d
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -41,6 +42,9 @@ class SharedSpread(nn.Module):
 
     ``weights`` w multiply both, reward and temperature, dimension by dimension: a gauge as well, which says how
     hard each dimension pulls on what the network shares.
+
+    With ``infer_share`` a is one of φ, from ``share`` on, and u(x) has the mean ½ in each batch: a larger reward would
+    otherwise look like a longer step.
     """
 
     def __init__(
@@ -48,12 +52,18 @@ class SharedSpread(nn.Module):
         policy: GaussianPolicy,
         share: float = 0.5,
         weights: DimensionWeights | None = None,
+        infer_share: bool = False,
     ) -> None:
         super().__init__()
-        if not 0.0 <= share <= 1.0:
-            raise InvalidInputError(f"share must lie between 0 and 1; got {share}")
+        if not 0.0 <= share <= 1.0 or (infer_share and share in (0.0, 1.0)):
+            raise InvalidInputError(
+                f"share must lie between 0 and 1, within them where it is inferred; got {share}"
+            )
         # In a tuple, so that θ is not among this module's own parameters, which are φ.
         self._policy, self.share, self.weights = (policy,), share, weights
+        self.share_logit: nn.Parameter | None = None
+        if infer_share:
+            self.share_logit = nn.Parameter(torch.tensor(math.log(share / (1.0 - share))))
 
     def forward(self, y_hat: Tensor, y: Tensor, x: Tensor) -> Tensor:
         weight = self.weight(self._policy[0].dist(x).log_std)
@@ -75,8 +85,20 @@ class SharedSpread(nn.Module):
         with torch.no_grad():
             constant = policy.bounded_log_std(policy.raw_scale)
             near = constant + (log_std - constant).clamp(-_REACH, _REACH)
+        if self.share_logit is None:
             u = 0.5 * torch.exp(-2.0 * self.share * near)
+        else:
+            u = torch.exp(-2.0 * self.share_logit.sigmoid() * near)
+            u = 0.5 * u / u.mean()
         return u if self.weights is None else self.weights() * u
+
+    def report(self) -> dict[str, float]:
+        """a under the name share, where it is inferred."""
+        return (
+            {}
+            if self.share_logit is None
+            else {"share": float(self.share_logit.detach().sigmoid())}
+        )
 
 
 @dataclass(frozen=True)

@@ -165,7 +165,7 @@ class Outer:
             parameter.grad = gradient
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
-        report = {"hypergradient_norm": norm.item(), **result.report, **_weights(problem)}
+        report = {"hypergradient_norm": norm.item(), **result.report, **_named(problem)}
         return OuterState(optimiser, result.warm, state.updates), report
 
     def finish(self, problem: Problem) -> Report:
@@ -174,7 +174,7 @@ class Outer:
         report = self.solver.finish(lent) if isinstance(self.solver, DirectSolver) else {}
         if self.alongside is not None:
             report = {**report, **self.alongside.finish(lent)}
-        return {**report, **_strengths(problem), **_weights(problem)}
+        return {**report, **_strengths(problem), **_named(problem)}
 
     def _judged(self, report: Report) -> Report:
         if "inner_gradient_norm" not in report:
@@ -182,10 +182,16 @@ class Outer:
         return {**report, "inner_converged": float(report["inner_gradient_norm"] <= self.tol)}
 
 
-def _weights(problem: Problem) -> Report:
-    """w_d of a reward with DimensionWeights, under the names weight/0, weight/1 …"""
-    found = weights_in(problem.loss)
-    return {} if found is None else found.report()
+def _named(problem: Problem) -> Report:
+    """What parts of the reward say of what is inferred of them: weight/0, weight/1 … of DimensionWeights, share of
+    a SharedSpread."""
+    loss = problem.loss
+    parts = loss.modules() if isinstance(loss, nn.Module) else ()
+    found: Report = {}
+    for part in parts:
+        report = getattr(part, "report", None)
+        found = found if report is None else {**found, **report()}
+    return found
 
 
 def _strengths(problem: Problem) -> Report:

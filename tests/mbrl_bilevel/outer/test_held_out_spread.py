@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
+from torch.optim import Adam
 
 from mbrl_bilevel.base.errors import InvalidInputError, UnsupportedCombinationError
 from mbrl_bilevel.data.splits import FitData, cross_fit
-from mbrl_bilevel.inner.losses import MSE
+from mbrl_bilevel.inner.losses import MSE, PolicyGradient
 from mbrl_bilevel.outer.closed_form import held_out_second_moment
 from mbrl_bilevel.outer.held_out_spread import HeldOutSpread, SharedSpread
+from mbrl_bilevel.outer.level import Outer
+from mbrl_bilevel.outer.look_ahead import LookAhead
+from mbrl_bilevel.outer.objectives import OneStepNLL
 from mbrl_bilevel.outer.problem import Problem
 from mbrl_bilevel.policies.policies import GaussianPolicy, with_members
 from mbrl_bilevel.training.methods import METHODS
@@ -174,3 +180,59 @@ def test_what_it_refuses() -> None:
     )
     with pytest.raises(UnsupportedCombinationError, match="GaussianPolicy"):
         SharedSpread(policy).expected(mixture.dist(sample.x), sample.y, sample.x)
+
+
+def test_an_inferred_share_weighs_rows_against_each_other_alone() -> None:
+    """u has the mean ½ whatever a is, and its slope in a is that of finite differences."""
+    policy = GaussianPolicy(
+        2, 1, generator=torch.Generator().manual_seed(0), members=2, hidden=(8,), scale="separate"
+    ).double()
+    reward = SharedSpread(policy, 0.3, infer_share=True).double()
+    log_std = torch.randn(2, 50, 1, generator=torch.Generator().manual_seed(1)).double() * 0.3
+    given = SharedSpread(policy, 0.3).weight(log_std)
+    found = reward.weight(log_std)
+    torch.testing.assert_close(found, 0.5 * given / given.mean())
+    assert reward.share_logit is not None
+    (slope,) = torch.autograd.grad(found[0, 7, 0], reward.share_logit)
+    eps, ends = 1e-5, []
+    for step in (eps, -eps):
+        with torch.no_grad():
+            reward.share_logit += step
+            ends.append(float(reward.weight(log_std)[0, 7, 0]))
+            reward.share_logit -= step
+    assert float(slope) == pytest.approx((ends[0] - ends[1]) / (2.0 * eps), rel=1e-5)
+    with pytest.raises(InvalidInputError, match="within them where it is inferred"):
+        SharedSpread(policy, 1.0, infer_share=True)
+
+
+@pytest.mark.parametrize(("slope", "moves"), [(1.5, True), (0.0, False)])
+def test_the_share_is_inferred_where_noise_differs(slope: float, moves: bool) -> None:
+    """Where some rows are much noisier, to weigh them less leads to likelier held-out rows; where all are alike there
+    is nothing to tell."""
+    data = noisy(slope)
+    method = replace(
+        METHODS["bilevel"],
+        make_loss=lambda policy, data: PolicyGradient(SharedSpread(policy, infer_share=True)),
+        outer=Outer(
+            LookAhead(),
+            OneStepNLL(),
+            partial(Adam, lr=0.1),
+            every=20,
+            warmup=100,
+            alongside=HeldOutSpread(),
+            alongside_every=4,
+            with_stop=True,
+        ),
+    )
+    policy = method.make_policy(
+        2, 1, generator=torch.Generator().manual_seed(0), members=3, hidden=(8,)
+    )
+    result = method.fit(
+        policy,
+        data,
+        generator=torch.Generator().manual_seed(1),
+        schedule=Schedule(steps=600, batch_size=64, learning_rate=3e-3),
+    )
+    share = result.outer["share"]
+    assert (share > 0.7) is moves
+    assert moves or 0.35 < share < 0.65
