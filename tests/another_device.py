@@ -7,6 +7,7 @@ it cannot tell: how fast a GPU is, and what its own kernels round otherwise.
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +19,12 @@ from torch.utils import _pytree as pytree
 from torch.utils import backend_registration
 
 _MAKE = getattr(backend_registration, "_setup_privateuseone_for_python_backend", None)
+#: Whether this process is one for it: with a device autograd has threads, and such a process cannot be forked.
+IN_USE = "ANOTHER_DEVICE" in os.environ
+#: For a file of tests that need it.
+needs_it = pytest.mark.skipif(
+    not IN_USE, reason="tests/test_another_device.py runs it in a process of its own"
+)
 _CPU_TENSOR, _CPU_GENERATOR = torch.tensor, torch.Generator
 #: What is registered lasts as long as this.
 _LIBRARY: list[torch.library.Library] = []

@@ -19,7 +19,9 @@ from mbrl_bilevel.imagination.settings import Imagination
 from mbrl_bilevel.models import regression
 from mbrl_bilevel.models.dynamics import DynamicsModel
 from mbrl_bilevel.training.settings import Schedule
-from tests.another_device import COPIES, another_device
+from tests.another_device import COPIES, another_device, needs_it
+
+pytestmark = needs_it
 
 KWARGS: dict[str, Any] = {"policy_kwargs": {"net_arch": [8]}}
 

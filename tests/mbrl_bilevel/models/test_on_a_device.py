@@ -12,7 +12,9 @@ from mbrl_bilevel.models import regression
 from mbrl_bilevel.models.dynamics import DynamicsModel, fit_dynamics
 from mbrl_bilevel.training.methods import METHODS
 from mbrl_bilevel.training.settings import Schedule
-from tests.another_device import another_device
+from tests.another_device import another_device, needs_it
+
+pytestmark = needs_it
 
 
 def rows() -> Transitions:
