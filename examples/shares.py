@@ -11,14 +11,10 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 
-from torch.optim import Adam
-
 from mbrl_bilevel import get_method, register_method
 from mbrl_bilevel.data.splits import FitData
 from mbrl_bilevel.inner.losses import PolicyGradient
-from mbrl_bilevel.outer.held_out_spread import HeldOutSpread, SharedSpread
-from mbrl_bilevel.outer.level import Outer
-from mbrl_bilevel.outer.look_ahead import LookAhead
+from mbrl_bilevel.outer.held_out_spread import SharedSpread
 from mbrl_bilevel.outer.objectives import OneStepNLL
 from mbrl_bilevel.policies.policies import GaussianPolicy
 
@@ -32,6 +28,8 @@ def _inferring(policy: GaussianPolicy, data: FitData) -> PolicyGradient:
 
 
 OURS = get_method("bilevel")
+LOOKING_AHEAD = get_method("bilevel-look-ahead").outer
+assert LOOKING_AHEAD is not None
 
 for percent in (0, 25, 75, 100):
     register_method(
@@ -47,17 +45,7 @@ register_method(
     replace(
         OURS,
         make_loss=_inferring,
-        outer=Outer(
-            LookAhead(),
-            OneStepNLL(),
-            partial(Adam, lr=0.1),
-            every=50,
-            warmup=200,
-            batch_size=512,
-            alongside=HeldOutSpread(),
-            alongside_every=4,
-            with_stop=True,
-        ),
+        outer=replace(LOOKING_AHEAD, objective=OneStepNLL(), until=1.0),
         summary="bilevel, whose share of the spread is inferred on held-out data one step ahead",
     ),
 )
