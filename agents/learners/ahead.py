@@ -13,16 +13,16 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-#: ``ask(obs [B, …], actions [B, A]) -> [B]``: what the critics say.
+#: ``ask(obs [..., B, O], actions [..., B, A]) -> [..., B]``: what the critics say.
 Ask = Callable[[Tensor, Tensor], Tensor]
-#: ``act(obs [B, …]) -> actions [B, A], log-probabilities [B]``: what the actor does.
+#: ``act(obs [..., B, O]) -> actions [..., B, A], log-probabilities [..., B]``: what the actor does.
 Act = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
 class ImaginedStep:
-    """One step of B rows in a model: ``obs`` [B, …] that it leads to, ``reward`` [B] in units of the critics, and
-    ``ended`` [B], the probability that the episode ends."""
+    """One step of B rows in a model: ``obs`` [..., B, O] that it leads to, ``reward`` [..., B] in units of the critics, and
+    ``ended`` [..., B], the probability that the episode ends."""
 
     obs: Tensor
     reward: Tensor
@@ -30,7 +30,8 @@ class ImaginedStep:
 
 
 class StepsAhead(Protocol):
-    """A differentiable model: observations and actions as the replay has them, B a multiple of ``members``."""
+    """A differentiable model: observations [..., B, O] and actions [..., B, A] as the replay has them, B a multiple of
+    ``members``."""
 
     members: int
 
@@ -50,17 +51,17 @@ class Ahead:
 def climbed(
     ahead: Ahead, obs: Tensor, actions: Tensor, ask: Ask, act: Act, gamma: float, ent_coef: Tensor
 ) -> Tensor:
-    """The λ-return (1 − λ) Σ_{h<H} λʰ G_h + λᴴ G_H of each row, differentiable in actions [B, A] at obs [B, …], for as many
-    rows as the model's members can share.
+    """The λ-return (1 − λ) Σ_{h<H} λʰ G_h + λᴴ G_H of each row, differentiable in actions [..., B, A] at obs
+    [..., B, O], for as many rows as the model's members can share.
 
     G_h is what h steps in the model pay, and the critics behind them:
     Σ_{i<h} γⁱ (r_i − [i > 0] α log π(a_i|s_i)) + γʰ (Q(s_h, a_h) − [h > 0] α log π(a_h|s_h)). Where a row ends within the
     horizon, the weights of all horizons from there on are the last one's before: a rule that says "ended" has no
     gradient, and past it the actor would climb what the fall pays and not see that it falls.
     """
-    rows = len(obs) - len(obs) % ahead.model.members
-    obs, actions = obs[:rows], actions[:rows]
-    total, going = torch.zeros_like(actions[:, 0]), torch.ones_like(actions[:, 0])
+    rows = obs.shape[-2] - obs.shape[-2] % ahead.model.members
+    obs, actions = obs[..., :rows, :], actions[..., :rows, :]
+    total, going = torch.zeros_like(actions[..., 0]), torch.ones_like(actions[..., 0])
     weight = torch.ones_like(going)
     places = []
     for _ in range(ahead.steps):
@@ -78,6 +79,6 @@ def climbed(
     places.append((obs, actions, weight, total, going))
     # All at once: the critics are asked at each horizon.
     every_obs, every_action, *rest = zip(*places, strict=True)
-    q = ask(torch.cat(every_obs), torch.cat(every_action)).reshape(len(places), rows)
-    share, paid, left = (torch.stack(part) for part in rest)
-    return (share * (paid + left * q)).sum(0)
+    share, paid, left = (torch.stack(part, dim=-2) for part in rest)
+    q = ask(torch.cat(every_obs, dim=-2), torch.cat(every_action, dim=-2)).reshape(share.shape)
+    return (share * (paid + left * q)).sum(-2)

@@ -254,15 +254,13 @@ class Standardised(BaseFeaturesExtractor):
         return torch.clamp(x, -self.limit, self.limit)
 
 
-def squashed_sample(mean: Tensor, log_std: Tensor) -> tuple[Tensor, Tensor]:
-    """Actions tanh(u) [B, A] for u ~ N(mean, std²), and their log-probabilities [B].
+def squashed_sample(mean: Tensor, log_std: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    """Actions tanh(u) [..., B, A] for u = mean + std · noise, and their log-probabilities [..., B].
 
     From Haarnoja et al. 2018, arXiv 1801.01290, equation 21; as in SB3, 10⁻⁶ keeps the logarithm finite.
-    The noise is drawn as SB3 draws it.
     """
-    noise = torch.randn_like(mean)
     actions = torch.tanh(torch.addcmul(mean, noise, log_std.exp()))
     # (u − mean)/std is the noise itself: no gradient runs through it.
     density = noise.square().mul_(-0.5).sub_(0.5 * math.log(2.0 * math.pi)) - log_std
     squashing = torch.log(1.0 - actions.square() + 1e-6)
-    return actions, (density - squashing).sum(dim=1)
+    return actions, (density - squashing).sum(dim=-1)

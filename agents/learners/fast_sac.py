@@ -6,7 +6,7 @@ With SB3's own values an update is SB3's to round-off, from the same draws in th
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -16,20 +16,20 @@ from gymnasium import spaces
 from stable_baselines3 import SAC
 from stable_baselines3.common.buffers import BaseBuffer
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.type_aliases import GymEnv, ReplayBufferSamples
+from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.sac.policies import SACPolicy
 from torch import Tensor
 
 from agents.learners.adam import DirectAdam
-from agents.learners.ahead import Ahead, climbed
+from agents.learners.ahead import Ahead
 from agents.learners.critics import (
     EnsembleCritic,
     FastCnnPolicy,
     FastMultiInputPolicy,
     FastSACPolicy,
     Standardised,
-    squashed_sample,
 )
+from agents.learners.sac_update import SACUpdate
 from mbrl_bilevel.base.errors import InvalidInputError, require_count
 
 Array = npt.NDArray[Any]
@@ -38,7 +38,7 @@ Array = npt.NDArray[Any]
 _GROWN = 1.25
 
 
-class FastSAC(SAC):
+class FastSAC(SACUpdate, SAC):
     """SAC (Haarnoja et al. 2018, arXiv 1801.01290 and 1812.05905) with SB3's arguments and methods.
 
     Of its own:
@@ -131,7 +131,22 @@ class FastSAC(SAC):
 
     def train(self, gradient_steps: int, batch_size: int = 64) -> None:
         """So many updates on batches from the replay buffer; what they were like goes to the logger."""
-        assert self.replay_buffer is not None
+        self.begin_updates()
+        seen: dict[str, list[Tensor]] = {}
+        for step in range(gradient_steps):
+            assert self.replay_buffer is not None
+            batch = self.replay_buffer.sample(batch_size, env=self._vec_normalize_env)
+            if self.use_sde:
+                self.actor.reset_noise()
+            with_actor = (self._n_updates + step) % self.actor_every == 0
+            for name, value in self.update(batch, with_actor).items():
+                seen.setdefault(name, []).append(value)
+            if step % self.target_update_interval == 0:
+                self.move_target()
+        self.end_updates(gradient_steps, {n: torch.stack(values) for n, values in seen.items()})
+
+    def begin_updates(self) -> None:
+        """What comes before the updates of a ``train``: units, modes and learning rates."""
         if self.standardise:
             self._standardise()
         self.policy.set_training_mode(True)
@@ -139,133 +154,38 @@ class FastSAC(SAC):
         if self.ent_coef_optimizer is not None:
             optimizers.append(self.ent_coef_optimizer)
         self._update_learning_rate(optimizers)
-        seen: dict[str, list[Tensor]] = {}
-        for step in range(gradient_steps):
-            batch = self.replay_buffer.sample(batch_size, env=self._vec_normalize_env)
-            with_actor = (self._n_updates + step) % self.actor_every == 0
-            for name, value in self._update(batch, with_actor).items():
-                seen.setdefault(name, []).append(value)
-            if step % self.target_update_interval == 0:
-                self._move_target()
-        self._n_updates += gradient_steps
+
+    def end_updates(self, count: int, seen: Mapping[str, Tensor]) -> None:
+        """Count the updates, and log the mean of what they were like."""
+        self._n_updates += count
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         for name, values in seen.items():
-            self.logger.record(f"train/{name}", torch.stack(values).mean().item())
+            self.logger.record(f"train/{name}", values.mean().item())
 
-    def _update(self, batch: ReplayBufferSamples, with_actor: bool) -> dict[str, Tensor]:
-        """One update from ``batch``, without that of the target."""
-        if self.use_sde:
-            self.actor.reset_noise()
-        seen: dict[str, Tensor] = {}
-        if self.log_ent_coef is None:
-            ent_coef = self.ent_coef_tensor
-        else:
-            # A copy: the temperature's own step comes first, the losses below see the one before.
-            ent_coef = self.log_ent_coef.detach().exp()
-        seen["ent_coef"] = ent_coef.squeeze()
-        if with_actor:
-            actions, log_prob = self.sample_actions(batch.observations)
-            if self.log_ent_coef is not None:
-                seen["ent_coef_loss"] = self._update_temperature(log_prob.detach())
-        seen["critic_loss"] = self._update_critics(batch, ent_coef)
-        if with_actor:
-            seen["actor_loss"] = self.update_actor(batch, actions, log_prob, ent_coef)
-        return seen
+    def noise(self, like: Tensor) -> Tensor:
+        """Standard normal numbers of the form of ``like``, as SB3 draws them."""
+        return torch.randn_like(like)
+
+    def chosen_critics(self) -> Tensor | None:
+        """[m]: which critics are asked for the target."""
+        if self.target_critics is None:
+            return None
+        order = torch.randperm(self.critic.n_critics, device=self.device)
+        return order[: self.target_critics]
 
     def sample_actions(self, obs: Tensor) -> tuple[Tensor, Tensor]:
         """Actions [B, A] of the actor at obs, and their log-probabilities [B]."""
-        if self.use_sde:
-            return self.actor.action_log_prob(obs)
-        mean, log_std, _ = self.actor.get_action_dist_params(obs)
-        return squashed_sample(mean, log_std)
+        return self.actor.action_log_prob(obs) if self.use_sde else super().sample_actions(obs)
 
-    def _update_temperature(self, log_prob: Tensor) -> Tensor:
-        """A step on −log α · (log π + target entropy) (arXiv 1812.05905, equation 18, in log α as in SB3);
-        the loss before it."""
-        assert self.log_ent_coef is not None
-        assert self.ent_coef_optimizer is not None
-        assert isinstance(self.target_entropy, float)
-        slope = -(log_prob + self.target_entropy).mean()
-        loss = slope * self.log_ent_coef.detach().squeeze()
-        _step(self.ent_coef_optimizer, [self.log_ent_coef], (slope.reshape(1),))
-        return loss
-
-    def _update_critics(self, batch: ReplayBufferSamples, ent_coef: Tensor) -> Tensor:
-        """A step on half the squared TD error (arXiv 1812.05905, equation 5), summed over the critics;
-        the loss before it."""
-        critic = self.critic
-        assert isinstance(critic, EnsembleCritic)
-        target = self.target(batch, ent_coef)
-        q = critic.values(batch.observations, batch.actions)
-        error = q.detach() - target
-        parameters = _parameters(critic.optimizer)
-        slope = error / len(target)
-        _step(critic.optimizer, parameters, torch.autograd.grad(q, parameters, slope))
-        return 0.5 * torch.sum(error * slope)
-
-    @torch.no_grad()
-    def target(self, batch: ReplayBufferSamples, ent_coef: Tensor) -> Tensor:
-        """What the critics should say [B]: r + γ(1 − d)(min Q − α log π) at the next observations (arXiv
-        1812.05905, equation 3)."""
-        critic = self.critic_target
-        assert isinstance(critic, EnsembleCritic)
-        next_actions, next_log_prob = self.sample_actions(batch.next_observations)
-        subset = None
-        if self.target_critics is not None:
-            subset = torch.randperm(critic.n_critics, device=self.device)[: self.target_critics]
-        next_q = critic.values(batch.next_observations, next_actions, subset).amin(dim=0)
-        next_q = next_q - ent_coef * next_log_prob
-        discounts = self.gamma if batch.discounts is None else batch.discounts.squeeze(1)
-        rewards = batch.rewards.squeeze(1) / self.reward_scale
-        return rewards + (1.0 - batch.dones.squeeze(1)) * discounts * next_q
-
-    def update_actor(
-        self, batch: ReplayBufferSamples, actions: Tensor, log_prob: Tensor, ent_coef: Tensor
-    ) -> Tensor:
-        """A step on α log π − Q (arXiv 1812.05905, equation 9); the loss before it."""
-        climbed = self.climbed(batch.observations, actions, ent_coef)
-        loss = (ent_coef * log_prob[: len(climbed)] - climbed).mean()
-        planned = getattr(batch, "planned", None)
-        if self.imitation > 0.0 and planned is not None:
-            spread = climbed.detach().std(correction=0)
-            loss = loss + self.imitation * spread * _distance(actions, batch.actions, planned)
-        if self.drift is not None:
-            loss = loss + climbed.detach().std(correction=0) * self.drift()
-        parameters = _parameters(self.actor.optimizer)
-        gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
-        _step(self.actor.optimizer, parameters, gradients)
-        return loss.detach()
-
-    def climbed(self, obs: Tensor, actions: Tensor, ent_coef: Tensor) -> Tensor:
-        """What the actor climbs, differentiable in its actions [B, A] at obs [B, …]: the critics' Q [B]; with
-        ``look_ahead`` that of ``ahead.climbed``, for as many rows as the model's members can share."""
-        ahead = None if self.look_ahead is None else self.look_ahead()
-        if ahead is None:
-            return self._critics_say(obs, actions)
-        return climbed(
-            ahead, obs, actions, self._critics_say, self.sample_actions, self.gamma, ent_coef
-        )
-
-    def _critics_say(self, obs: Tensor, actions: Tensor) -> Tensor:
-        """Q [B], with a gradient for actions [B, A] and obs alone."""
-        critic = self.critic
-        assert isinstance(critic, EnsembleCritic)
-        q = critic.values(obs, actions, fixed=True)
-        # Where critics agree amin would share the gradient, and SB3 does not.
-        return q.min(dim=0).values if self.actor_q == "min" else q.mean(dim=0)
+    def move_target(self) -> None:
+        """As SB3's polyak_update; running statistics are copied."""
+        super().move_target()
+        for mine, other in zip(self.batch_norm_stats_target, self.batch_norm_stats, strict=True):
+            mine.copy_(other)
 
     def _excluded_save_params(self) -> list[str]:
         # A model is its holder's, not the learner's; so are earlier tasks.
         return [*super()._excluded_save_params(), "look_ahead", "drift"]
-
-    @torch.no_grad()
-    def _move_target(self) -> None:
-        """Target += τ (critic − target), as SB3's polyak_update."""
-        torch._foreach_lerp_(
-            list(self.critic_target.parameters()), list(self.critic.parameters()), self.tau
-        )
-        for mine, other in zip(self.batch_norm_stats_target, self.batch_norm_stats, strict=True):
-            mine.copy_(other)
 
     def _standardise(self) -> None:
         """Set the statistics of observations and rewards from the rows of the replay buffer, if that is due. What an
@@ -334,35 +254,3 @@ def _row_count(buffer: Any) -> int:
         return int(buffer.size())
     assert isinstance(buffer, BaseBuffer)
     return buffer.size() * buffer.n_envs
-
-
-def _distance(actions: Tensor, planned_actions: Tensor, planned: Tensor) -> Tensor:
-    """Mean over the planned rows of the squared distance between actions [B, A]; zero without any."""
-    mask = planned.reshape(-1)
-    squares = (actions - planned_actions).square().sum(dim=1)
-    return torch.dot(mask, squares) / mask.sum().clamp_(min=1.0)
-
-
-def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
-    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
-
-
-def _step(
-    optimizer: torch.optim.Optimizer,
-    parameters: list[Tensor],
-    gradients: tuple[Tensor | None, ...],
-) -> None:
-    alike = [_laid_as(*pair) for pair in zip(gradients, parameters, strict=True)]
-    if isinstance(optimizer, DirectAdam):
-        optimizer.step_along(alike)
-        return
-    for parameter, gradient in zip(parameters, alike, strict=True):
-        parameter.grad = gradient
-    optimizer.step()
-
-
-def _laid_as(gradient: Tensor | None, parameter: Tensor) -> Tensor | None:
-    # The fused Adam reads memory as it lies.
-    if gradient is None or gradient.stride() == parameter.stride():
-        return gradient
-    return torch.empty_like(parameter).copy_(gradient)
