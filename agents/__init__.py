@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from agents.planning_agent.settings import ValueSettings as ValueSettings
     from agents.presets import named_preset as named_preset
     from agents.presets import preset_for as preset_for
+    from agents.side_by_side import learn_side_by_side as learn_side_by_side
 else:
     __getattr__, __dir__, __all__ = exports(
         __name__,
@@ -57,5 +58,6 @@ else:
                 "ValueSettings",
             ),
             "agents.presets": ("named_preset", "preset_for"),
+            "agents.side_by_side": ("learn_side_by_side",),
         },
     )

@@ -6,6 +6,8 @@ agent's own; outside, the caller's are as they were.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
@@ -77,6 +79,25 @@ class OwnRandomness:
         _write(self._outside)
         self._swap_cuda()
         self._outside = None
+
+    @contextmanager
+    def lent(self) -> Iterator[torch.Generator]:
+        """PyTorch's stream of this device as a generator of its own: what is drawn from it inside the block is drawn.
+        Outside of the context of ``with self`` alone."""
+        assert not self.entered
+        if self._cuda is not None and self._kept_there is None:
+            with self:  # it seeds that one
+                pass
+        device = "cpu" if self._cuda is None else self._cuda
+        own = torch.Generator(device)
+        own.set_state(self._kept[0] if self._kept_there is None else self._kept_there)
+        try:
+            yield own
+        finally:
+            if self._kept_there is None:
+                self._kept = own.get_state(), self._kept[1]
+            else:
+                self._kept_there = own.get_state()
 
     def _swap_cuda(self) -> None:
         """Its state and the one kept change places."""

@@ -10,7 +10,7 @@ import json
 import math
 import sys
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from copy import deepcopy
 from numbers import Real
 from typing import Any
@@ -130,6 +130,44 @@ def divergence_told(algorithm: OffPolicyAlgorithm) -> Iterator[None]:
         ) from cause
     if cause is not None:
         raise cause
+
+
+def acted_in_turns(
+    algorithm: OffPolicyAlgorithm, given: Mapping[str, Any], random: AbstractContextManager[object]
+) -> Iterator[int]:
+    """SB3's ``OffPolicyAlgorithm.learn(**given)`` but for its updates: before the first collection, and after each one, how
+    many there are to be, for the caller to make. What it draws, it draws inside ``random``."""
+    with random:
+        total, callback = algorithm._setup_learn(
+            given["total_timesteps"],
+            given["callback"],
+            given["reset_num_timesteps"],
+            given["tb_log_name"],
+            False,
+        )
+        callback.on_training_start({**given, "self": algorithm, "total_timesteps": total}, {})
+    assert algorithm.env is not None
+    assert algorithm.replay_buffer is not None
+    every: Any = algorithm.train_freq
+    yield 0
+    while algorithm.num_timesteps < total:
+        with random:
+            rollout = algorithm.collect_rollouts(
+                algorithm.env,
+                callback,
+                every,
+                algorithm.replay_buffer,
+                action_noise=algorithm.action_noise,
+                learning_starts=algorithm.learning_starts,
+                log_interval=given["log_interval"],
+            )
+        if not rollout.continue_training:
+            break
+        steps = algorithm.gradient_steps
+        count = steps if steps >= 0 else rollout.episode_timesteps
+        yield count if algorithm.num_timesteps > algorithm.learning_starts else 0
+    with random:
+        callback.on_training_end()
 
 
 def storable(kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:

@@ -8,7 +8,8 @@ callbacks and updates. Here a model is fitted to what was stored, plans are made
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -31,7 +32,7 @@ from agents.common.spaces import (
 )
 from agents.learners.ahead import Ahead
 from agents.learners.fast_sac import FastSAC
-from agents.learners.held import divergence_told
+from agents.learners.held import acted_in_turns, divergence_told
 from agents.learners.normalisation import update_vec_normalize
 from agents.planning_agent.acting import ActingAgent
 from agents.planning_agent.checkpoint import load_agent, save_agent
@@ -40,7 +41,7 @@ from agents.planning_agent.keeping import Earlier, Keeping
 from agents.planning_agent.look_ahead import ModelSteps
 from agents.planning_agent.old_files import MBPO_AGENT, MPC_AGENT
 from agents.planning_agent.progress import Progress
-from agents.planning_agent.refits import fit_model
+from agents.planning_agent.refits import Refit, Refitted
 from agents.planning_agent.settings import ValueSettings
 from agents.planning_agent.terminal_value import Value, fit_value
 from agents.planning_agent.upkeep import Upkeep
@@ -117,6 +118,61 @@ class PlanningAgent(ActingAgent):
         the environment returns NaN, ``learning_starts`` is too early for a model, or it is called by a callback
         of itself; DivergedError if no model can be fitted, or the policy runs away.
         """
+        given = self._begin_learning(
+            total_timesteps,
+            callback,
+            log_interval,
+            tb_log_name,
+            reset_num_timesteps,
+            progress_bar,
+            until,
+        )
+        with self._random, few_threads(self.widest), divergence_told(self.algorithm):
+            self._begin_stretch()
+            self.algorithm.learn(**given)
+        self._end_learning()
+        return self
+
+    def turns(
+        self,
+        total_timesteps: int | float,
+        callback: MaybeCallback = None,
+        log_interval: int | None = 4,
+        *,
+        until: int | float | None = None,
+    ) -> Iterator[int]:
+        """``learn``, where somebody else fits, imagines and updates (``learn_side_by_side``): each turn acts until
+        these are due, and gives the number of updates that are to be made. Raises as ``learn``."""
+        given = self._begin_learning(
+            total_timesteps, callback, log_interval, None, False, False, until
+        )
+        return self._turns(given)
+
+    def _turns(self, given: dict[str, Any]) -> Iterator[int]:
+        self.upkeep.put_off = True
+        try:
+            with self._random:
+                self._begin_stretch()
+            yield from acted_in_turns(self.algorithm, given, self._random)
+        finally:
+            self.upkeep.put_off = False
+        self._end_learning()
+
+    def draws(self) -> AbstractContextManager[torch.Generator]:
+        """The stream that the learner's random numbers come from, for updates that somebody else makes."""
+        return self._random.lent()
+
+    def _begin_learning(
+        self,
+        total_timesteps: int | float,
+        callback: MaybeCallback,
+        log_interval: int | None,
+        tb_log_name: str | None,
+        reset_num_timesteps: bool,
+        progress_bar: bool,
+        until: int | float | None,
+    ) -> dict[str, Any]:
+        """What ``learn`` checks and logs first; the arguments of the learner's own ``learn``."""
         total_timesteps = as_count("total_timesteps", total_timesteps)
         if log_interval is not None:
             log_interval = as_count("log_interval", log_interval)
@@ -140,25 +196,24 @@ class PlanningAgent(ActingAgent):
         tb_log_name = tb_log_name or type(self).__name__
         self._log_run(tb_log_name, reset_num_timesteps)
         given = [] if callback is None else [Presented(as_callback(callback), self)]
-        with self._random, few_threads(self.widest), divergence_told(self.algorithm):
-            self._begin_stretch()
-            self.algorithm.learn(
-                total_timesteps,
-                [self.upkeep.with_bar(progress_bar, until), *given],
-                # SB3 takes None, but does not say so.
-                log_interval=log_interval,  # type: ignore[arg-type]
-                tb_log_name=tb_log_name,
-                reset_num_timesteps=reset_num_timesteps,
-            )
+        return {
+            "total_timesteps": total_timesteps,
+            "callback": [self.upkeep.with_bar(progress_bar, until), *given],
+            # SB3 takes None, but does not say so.
+            "log_interval": log_interval,
+            "tb_log_name": tb_log_name,
+            "reset_num_timesteps": reset_num_timesteps,
+        }
+
+    def _end_learning(self) -> None:
         self._better = None
         if self.model is None and self.settings.planner is not None:
             warnings.warn(
                 f"learn() ended after {len(self.experience)} steps, before learning_starts="
                 f"{self.settings.learning_starts}: there is no model yet, and predict() acts at "
                 "random; learn for longer",
-                stacklevel=2,
+                stacklevel=3,
             )
-        return self
 
     def learn_offline(
         self,
@@ -218,21 +273,29 @@ class PlanningAgent(ActingAgent):
     def refit(self) -> FitResult:
         """Fit a model, from scratch or going on from the last one (``PlanningSettings.fresh_every``), and
         where it is asked for a fresh value, to all experience so far."""
-        settings, experience = self.settings, self.experience.transitions()
+        return self.take_refit(self.next_refit().fit())
+
+    def next_refit(self) -> Refit:
+        """What ``refit`` fits now; the value, which comes before, is made."""
+        experience = self.experience.transitions()
         self.value = self._fit_value(experience)
-        model, result, self.fit_start = fit_model(
-            settings,
+        return Refit(
+            self.settings,
             experience,
             self.fit_start,
             self.generator,
-            termination=self.termination,
-            reward=self.reward,
+            self.termination,
+            self.reward,
             # One that has learned nothing yet would be noise at the end of each return.
             critic=self.held if self.held.exists and self.algorithm._n_updates else None,
             earlier=None if self.earlier is None else self.earlier.model,
             device=self.device,
         )
-        elites = settings.elites
+
+    def take_refit(self, found: Refitted) -> FitResult:
+        """Go by this fit from now on."""
+        model, result, self.fit_start = found
+        elites = self.settings.elites
         self.model = model if elites is None else model.elites(result.criterion, elites)
         self.last_fit = result
         if isinstance(self.algorithm, FastSAC) and self.algorithm.standardise:

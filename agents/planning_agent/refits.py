@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,14 +14,21 @@ from agents.common.saved import Spaces, read_model
 from agents.planning_agent.policy import HeldPolicy
 from agents.planning_agent.settings import PlanningSettings
 from mbrl_bilevel.base.checkpoint import Checkpoint
-from mbrl_bilevel.base.errors import CheckpointError, InvalidInputError
+from mbrl_bilevel.base.errors import BilevelError, CheckpointError, InvalidInputError
 from mbrl_bilevel.base.records import FitResult, Rule, Transitions
 from mbrl_bilevel.continual.keeping import Keep
 from mbrl_bilevel.data.growing_folds import GrowingFolds
 from mbrl_bilevel.data.splits import Folds
-from mbrl_bilevel.models.dynamics import DynamicsModel, fit_dynamics
+from mbrl_bilevel.models.dynamics import (
+    DynamicsModel,
+    fit_dynamics,
+    prepare_dynamics,
+    warn_if_underfitted,
+)
 from mbrl_bilevel.models.dynamics_checkpoint import model_to_checkpoint
+from mbrl_bilevel.models.prepared import Prepared, attempted, fit_each
 from mbrl_bilevel.models.regression import draw_seed
+from mbrl_bilevel.training.method import Method
 from mbrl_bilevel.training.methods import get_method
 
 
@@ -35,56 +42,114 @@ class FitStart:
     fits: int
 
 
-def fit_model(
-    settings: PlanningSettings,
-    experience: Transitions,
-    start: FitStart | None,
-    generator: torch.Generator,
-    *,
-    termination: Rule | None,
-    reward: Rule | None,
-    critic: HeldPolicy | None = None,
-    earlier: Keep | None = None,
-    device: torch.device | str = "cpu",
-) -> tuple[DynamicsModel, FitResult, FitStart | None]:
-    """A model of all members, what its fit did, and from where the next one may go on: None where each is
-    from scratch. A method that is about returns ends them with what the ``critic`` says. With ``earlier`` tasks
-    the fit is in the units of ``start``, and keeps of them what this says. The fit is made on ``device``. Raises as
-    ``fit_dynamics``."""
-    method = get_method(settings.method)
-    if critic is not None:
-        method = method.valuing(critic.worth, critic.discount)
-    more: dict[str, Any] = {}
-    if earlier is not None:
-        keep, units = earlier, None if start is None else start.model
-        method = keep.method(method)
-        more = {"units": units, "joined": lambda new: keep.data(new, generator)}
-    if settings.fresh_every > 1:
-        random = np.random.default_rng(draw_seed(generator))
-        start = _usable(settings, experience, start, random)
-        folds = (
-            GrowingFolds.of(experience.episode, experience.t, settings.members, random)
-            if start is None
-            else start.folds
-        )
-        model = None if start is None else start.model
-        more |= {"folds": folds, "start": model, "warm_start": settings.warm_start}
-    model, result = fit_dynamics(
-        experience,
-        method,
-        generator=generator,
-        members=settings.members,
-        hidden=settings.hidden,
-        schedule=settings.schedule,
-        termination=termination,
-        reward=reward,
-        direct=settings.direct,
-        device=device,
-        **more,
-    )
-    if "folds" not in more:
-        return model, result, None
-    return model, result, FitStart(model, more["folds"], 1 if start is None else start.fits + 1)
+#: A model of all members, what its fit did, and from where the next one may go on: None where each is from scratch.
+Refitted = tuple[DynamicsModel, FitResult, FitStart | None]
+
+
+@dataclass(frozen=True)
+class Refit:
+    """What a fit is made of: all ``experience`` so far, and ``start``, the last fit, from where it may go on.
+
+    A method that is about returns ends them with what the ``critic`` says. With ``earlier`` tasks the fit is in the
+    units of ``start``, and keeps of them what this says. It is made on ``device``, with draws of ``generator``.
+    """
+
+    settings: PlanningSettings
+    experience: Transitions
+    start: FitStart | None
+    generator: torch.Generator
+    termination: Rule | None
+    reward: Rule | None
+    critic: HeldPolicy | None = None
+    earlier: Keep | None = None
+    device: torch.device | str = "cpu"
+
+    def fit(self) -> Refitted:
+        """Raises as ``fit_dynamics``."""
+        job = self._job()
+        return job.ended(*fit_dynamics(self.experience, job.method, **job.arguments))
+
+    def _job(self) -> _Job:
+        settings, start = self.settings, self.start
+        method = get_method(settings.method)
+        if self.critic is not None:
+            method = method.valuing(self.critic.worth, self.critic.discount)
+        more: dict[str, Any] = {}
+        if self.earlier is not None:
+            keep, units = self.earlier, None if start is None else start.model
+            method = keep.method(method)
+            more = {"units": units, "joined": lambda new: keep.data(new, self.generator)}
+        if settings.fresh_every > 1:
+            random = np.random.default_rng(draw_seed(self.generator))
+            start = _usable(settings, self.experience, start, random)
+            folds = (
+                GrowingFolds.of(
+                    self.experience.episode, self.experience.t, settings.members, random
+                )
+                if start is None
+                else start.folds
+            )
+            model = None if start is None else start.model
+            more |= {"folds": folds, "start": model, "warm_start": settings.warm_start}
+        arguments = {
+            "generator": self.generator,
+            "members": settings.members,
+            "hidden": settings.hidden,
+            "schedule": settings.schedule,
+            "termination": self.termination,
+            "reward": self.reward,
+            "direct": settings.direct,
+            "device": self.device,
+            **more,
+        }
+        return _Job(self.experience, method, arguments, start)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A call of ``fit_dynamics``, and the fit that it goes on from."""
+
+    experience: Transitions
+    method: Method
+    arguments: dict[str, Any]
+    start: FitStart | None
+
+    def prepared(self) -> Prepared[DynamicsModel]:
+        return prepare_dynamics(self.experience, self.method, **self.arguments)
+
+    def ended(self, model: DynamicsModel, result: FitResult) -> Refitted:
+        if "folds" not in self.arguments:
+            return model, result, None
+        fits = 1 if self.start is None else self.start.fits + 1
+        return model, result, FitStart(model, self.arguments["folds"], fits)
+
+
+def fit_side_by_side(refits: Sequence[Refit]) -> list[Refitted | BilevelError]:
+    """What becomes of each, where it is made as ``Refit.fit`` makes it, all of them as one larger ensemble; those
+    whose returns end with what the critics of now say, each by itself."""
+    ended: dict[int, Refitted | BilevelError] = {}
+    jobs: dict[int, _Job] = {}
+    for k, refit in enumerate(refits):
+        job = attempted(refit._job)
+        if isinstance(job, BilevelError):
+            ended[k] = job
+        else:
+            jobs[k] = job
+    for method in _distinct([job.method for job in jobs.values()]):
+        alike = {k: job for k, job in jobs.items() if job.method == method}
+        found = fit_each(method, [job.prepared for job in alike.values()], progress=False)
+        for (k, job), made in zip(alike.items(), found, strict=True):
+            ended[k] = made if isinstance(made, BilevelError) else job.ended(*made)
+            if not isinstance(made, BilevelError):
+                warn_if_underfitted(made[1])
+    return [ended[k] for k in range(len(refits))]
+
+
+def _distinct(methods: Sequence[Method]) -> list[Method]:
+    found: list[Method] = []
+    for method in methods:
+        found += [] if method in found else [method]
+    return found
 
 
 def _usable(

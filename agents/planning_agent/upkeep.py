@@ -22,6 +22,8 @@ class Upkeep(BaseCallback):
         self.bar = tqdm(disable=True)
         self._until: int | None = None
         self.clock = Clock()
+        #: Whether somebody else calls ``refit_due`` and ``imagine_due``, and fits: agents side by side.
+        self.put_off = False
 
     def with_bar(self, show: bool, until: int | None = None) -> Upkeep:
         """Itself, with a new progress bar for the steps to come, on stderr; the learner's schedules end at
@@ -57,22 +59,41 @@ class Upkeep(BaseCallback):
         self.bar.close()
 
     def _keep_up(self) -> None:
-        agent, settings = self._agent, self._agent.settings
-        steps, first = len(agent.experience), settings.learning_starts
-        if not settings.uses_model or steps < first:
+        if self.put_off:
             return
-
-        def due(last: int, every: int) -> bool:
-            # With several environments the count moves in strides: a multiple may be crossed.
-            return (steps - first) // every > (last - first) // every
-
-        refit = agent.model is None or due(agent.progress.fitted_on, settings.refit_every)
+        refit = self.refit_due()
         if refit:
-            found = look(agent, self.clock)
-            if settings.real_share == "auto" and "health/target_error" in found:
-                deserved = imagined_share(found["health/target_error"])
-                agent.experience.real_share = max(settings.least_real_share, 1.0 - deserved)
-                agent.logger.record("model/imagined_share", 1.0 - agent.experience.real_share)
             self._refit()
-        if settings.imagines and (refit or due(agent.progress.imagined_on, settings.imagine_every)):
+        self.imagine_due(refit)
+
+    def refit_due(self) -> bool:
+        """Whether a fit is due now; before it, how things are is looked at."""
+        agent, settings = self._agent, self._agent.settings
+        if not self._begun or not (
+            agent.model is None or self._due("fitted_on", settings.refit_every)
+        ):
+            return False
+        found = look(agent, self.clock)
+        if settings.real_share == "auto" and "health/target_error" in found:
+            deserved = imagined_share(found["health/target_error"])
+            agent.experience.real_share = max(settings.least_real_share, 1.0 - deserved)
+            agent.logger.record("model/imagined_share", 1.0 - agent.experience.real_share)
+        return True
+
+    def imagine_due(self, refit: bool) -> None:
+        """Imagine steps where that is due, as it is behind each ``refit``."""
+        settings = self._agent.settings
+        every = settings.imagine_every
+        if self._begun and settings.imagines and (refit or self._due("imagined_on", every)):
             self._imagine()
+
+    @property
+    def _begun(self) -> bool:
+        settings = self._agent.settings
+        return settings.uses_model and len(self._agent.experience) >= settings.learning_starts
+
+    def _due(self, last: str, every: int) -> bool:
+        # With several environments the count moves in strides: a multiple may be crossed.
+        first = self._agent.settings.learning_starts
+        before = int(getattr(self._agent.progress, last)) - first
+        return (len(self._agent.experience) - first) // every > before // every

@@ -134,7 +134,7 @@ class DynamicsModel:
     @property
     def action_dim(self) -> int:
         """A."""
-        return len(self.inputs.shift) - self.obs_dim
+        return len(self.inputs.constant) - self.obs_dim
 
     @property
     def noise_width(self) -> int:
@@ -345,7 +345,7 @@ def fit_dynamics(
     InvalidInputError if there is too little data, no target varies in it, a rule cannot be called,
     answers in another form or writes into its arguments, or ``start`` does not fit.
     """
-    prepared = _prepare(
+    prepared = prepare_dynamics(
         transitions,
         method,
         generator=generator,
@@ -365,7 +365,7 @@ def fit_dynamics(
         device=device,
     )
     model, result = prepared.fit(method, progress, log)
-    _warn_if_underfitted(result)
+    warn_if_underfitted(result)
     return model, result
 
 
@@ -394,7 +394,7 @@ def fit_dynamics_side_by_side(
     others = [None] * len(transitions) if outer_transitions is None else outer_transitions
     prepare = [
         partial(
-            _prepare,
+            prepare_dynamics,
             data,
             method,
             generator=generator,
@@ -409,14 +409,14 @@ def fit_dynamics_side_by_side(
         )
         for data, generator, other in zip(transitions, generators, others, strict=True)
     ]
-    found = fit_each(method, prepare, schedule, progress)
+    found = fit_each(method, prepare, progress)
     for outcome in found:
         if not isinstance(outcome, BilevelError):
-            _warn_if_underfitted(outcome[1])
+            warn_if_underfitted(outcome[1])
     return found
 
 
-def _prepare(
+def prepare_dynamics(
     transitions: Transitions,
     method: Method,
     *,
@@ -488,7 +488,7 @@ def _prepare(
     return Prepared(prepared.policy, prepared.data, prepared.schedule, prepared.generator, finish)
 
 
-def _warn_if_underfitted(result: FitResult) -> None:
+def warn_if_underfitted(result: FitResult) -> None:
     """Told as of the call of the function that calls this."""
     if result.underfitted:
         warnings.warn(

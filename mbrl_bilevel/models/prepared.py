@@ -46,36 +46,39 @@ class Prepared(Generic[M]):
 def fit_each(
     method: Method,
     prepare: Iterable[Callable[[], Prepared[M]]],
-    schedule: Schedule | None,
     progress: bool,
 ) -> list[tuple[M, FitResult] | BilevelError]:
-    """Prepare each and fit them side by side; what became of each, or the error that it failed by.
+    """Prepare each and fit them side by side, those of one schedule; what became of each, or the error that it failed by.
 
     Raises as ``Method.fit_side_by_side``.
     """
-    ready = [_attempted(one) for one in prepare]
-    going = [one for one in ready if isinstance(one, Prepared)]
-    found = iter(
-        method.fit_side_by_side(
-            [one.policy for one in going],
-            [one.data for one in going],
-            generators=[one.generator for one in going],
+    ready = [attempted(one) for one in prepare]
+    found: dict[int, FitResult | BilevelError] = {}
+    going = {k: one for k, one in enumerate(ready) if isinstance(one, Prepared)}
+    # One that goes on from an earlier fit has fewer steps.
+    for schedule in dict.fromkeys(one.schedule for one in going.values()):
+        alike = {k: one for k, one in going.items() if one.schedule == schedule}
+        results = method.fit_side_by_side(
+            [one.policy for one in alike.values()],
+            [one.data for one in alike.values()],
+            generators=[one.generator for one in alike.values()],
             schedule=schedule,
             progress=progress,
         )
-    )
-    ended: list[tuple[M, FitResult] | BilevelError] = []
-    for one in ready:
+        found |= zip(alike, results, strict=True)
+
+    def ended(k: int, one: Prepared[M] | BilevelError) -> tuple[M, FitResult] | BilevelError:
         if isinstance(one, BilevelError):
-            ended.append(one)
-            continue
-        result = next(found)
-        ended.append(result if isinstance(result, BilevelError) else one.finish(result))
-    return ended
+            return one
+        result = found[k]
+        return result if isinstance(result, BilevelError) else one.finish(result)
+
+    return [ended(k, one) for k, one in enumerate(ready)]
 
 
-def _attempted(prepare: Callable[[], Prepared[M]]) -> Prepared[M] | BilevelError:
+def attempted(work: Callable[[], M]) -> M | BilevelError:
+    """What it gives, or the error that it failed by."""
     try:
-        return prepare()
+        return work()
     except BilevelError as error:
         return error

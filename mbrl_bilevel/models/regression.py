@@ -79,7 +79,7 @@ class Regression:
         """
         with torch.inference_mode(False):
             place = self.active.nonzero().squeeze(1)
-            return self.targets.scale[place], self.targets.shift[place], place
+            return self.targets.scale[..., place], self.targets.shift[..., place], place
 
     def rows(
         self, x: Tensor, y: Tensor, groups: IntArray | None, random: np.random.Generator
@@ -110,9 +110,10 @@ class Regression:
         """Values of the active targets [..., D_active] among all of them, [..., D]; the others are as they
         always were in training, or ``constant``."""
         place = self.active_units[-1]
-        if len(place) == len(self.targets.shift):
+        width = len(self.targets.constant)
+        if len(place) == width:
             return active
-        shape = (*active.shape[:-1], len(self.targets.shift))
+        shape = (*active.shape[:-1], width)
         if constant is None:
             full = self.targets.shift.expand(shape)
         else:
@@ -275,7 +276,7 @@ def fit_regression_side_by_side(
         )
         for (x, y), generator in zip(data, generators, strict=True)
     ]
-    return fit_each(method, prepare, schedule, progress)
+    return fit_each(method, prepare, progress)
 
 
 def prepare_regression(

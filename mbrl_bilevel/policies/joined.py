@@ -82,25 +82,29 @@ def joined(policies: Sequence[Policy]) -> Iterator[Joined]:
 
     Raises InvalidInputError for policies of different forms.
     """
-    first, *others = policies
-    if others:
-        # A subclass may hold tensors, or settings, that nobody here knows how to join.
-        if type(first) not in (*get_args(Policy), TemperedPolicy):
-            raise InvalidInputError(
-                f"policies: fits side by side need policies of this library; got a {type(first).__name__}: make "
-                "the fits one after another"
-            )
-        for policy in others:
-            if type(policy) is not type(first) or _form(policy) != _form(first):
-                raise InvalidInputError(
-                    "policies: fits side by side need policies of one class, one size and the same settings, on one "
-                    f"device; got a {type(first).__name__} and another {type(policy).__name__}"
-                )
+    require_one_form(policies)
     together = Joined(policies)
     try:
         yield together
     finally:
         together.part()
+
+
+def require_one_form(policies: Sequence[Policy]) -> None:
+    """Raises InvalidInputError for policies that cannot be joined."""
+    first, *others = policies
+    # A subclass may hold tensors, or settings, that nobody here knows how to join.
+    if others and type(first) not in (*get_args(Policy), TemperedPolicy):
+        raise InvalidInputError(
+            f"policies: fits side by side need policies of this library; got a {type(first).__name__}: make "
+            "the fits one after another"
+        )
+    for policy in others:
+        if type(policy) is not type(first) or _form(policy) != _form(first):
+            raise InvalidInputError(
+                "policies: fits side by side need policies of one class, one size and the same settings, on one "
+                f"device; got a {type(first).__name__} and another {type(policy).__name__}"
+            )
 
 
 def _form(policy: nn.Module) -> dict[str, Any]:
