@@ -120,7 +120,10 @@ def _rows(experience: Transitions, start: FitStart) -> FitData:
     """What the last fit could learn from, in its units, seen by whom it was seen."""
     model = start.model
     x, y = regression_rows(
-        experience, reward=model.reward is None, jump=model.terminal_jump, direct=model.direct
+        experience,
+        reward=model.reward is None,
+        jump=float(model.terminal_jump),
+        direct=model.direct,
     )
     return model.regression.fit_data(x, y, start.folds.folds(experience.episode, experience.t))
 

@@ -85,14 +85,15 @@ class DynamicsModel:
     as that constant, outside the policy.
 
     A learned reward is smooth, but tasks that pay for survival drop at termination: there
-    ``terminal_jump`` is added, and the policy learns the reward without it.
+    ``terminal_jump`` is added, and the policy learns the reward without it; where models stand side by side it is
+    [E, 1], each member's own.
     """
 
     regression: Regression
     obs_dim: int
     termination: Termination | None = None
     reward: Rule | None = None
-    terminal_jump: float = 0.0
+    terminal_jump: float | Tensor = 0.0
     direct: bool = False
 
     @property
@@ -157,7 +158,7 @@ class DynamicsModel:
         """What the policy should have predicted, in raw units, [N, D_active]."""
         with_reward = self.reward is None
         _, y = regression_rows(
-            transitions, reward=with_reward, jump=self.terminal_jump, direct=self.direct
+            transitions, reward=with_reward, jump=float(self.terminal_jump), direct=self.direct
         )
         return y[:, self.active]
 
@@ -251,7 +252,7 @@ class _Rules:
     obs_dim: int
     termination: Termination | None
     reward: Rule | None
-    terminal_jump: float
+    terminal_jump: float | Tensor
     direct: bool
 
     def led_to(self, obs: Tensor, action: Tensor, target: Tensor) -> Step:
@@ -265,7 +266,7 @@ class _Rules:
             terminated = _judged("termination", self.termination, obs, action, next_obs)
         if self.reward is None:
             reward = target[..., self.obs_dim]
-            if self.terminal_jump != 0.0:
+            if isinstance(self.terminal_jump, Tensor) or self.terminal_jump != 0.0:
                 reward = reward + self.terminal_jump * terminated
         else:
             reward = _judged("reward", self.reward, obs, action, next_obs)

@@ -55,7 +55,7 @@ def model_to_checkpoint(model: DynamicsModel) -> tuple[dict[str, Tensor], dict[s
         "log_std_bounds": list(policy.log_std_bounds),
         "components": policy.components if isinstance(policy, MixturePolicy) else 1,
         "obs_dim": model.obs_dim,
-        "terminal_jump": model.terminal_jump,
+        "terminal_jump": float(model.terminal_jump),
         "direct": model.direct,
         "learned_termination": learned,
     }

@@ -22,12 +22,11 @@ def models_side_by_side(models: Sequence[DynamicsModel]) -> DynamicsModel:
     model's members what that model gives them, by one batched product a layer. It is a copy, and made for ``step``
     alone.
 
-    Raises InvalidInputError for models of different forms: of other sizes, whose targets do not vary alike, or that pay
-    differently for an ending.
+    Raises InvalidInputError for models of different forms: of other sizes, or whose targets do not vary alike.
     """
     first = models[0]
     require_one_form([model.policy for model in models])
-    for name in ("obs_dim", "action_dim", "direct", "terminal_jump"):
+    for name in ("obs_dim", "action_dim", "direct"):
         found = {getattr(model, name) for model in models}
         if len(found) > 1:
             raise InvalidInputError(
@@ -47,6 +46,9 @@ def models_side_by_side(models: Sequence[DynamicsModel]) -> DynamicsModel:
         regression=joined,
         termination=_own_rules([model.termination for model in models]),
         reward=_own_rules([model.reward for model in models]),
+        terminal_jump=torch.tensor(
+            [model.terminal_jump for model in models], device=first.device
+        ).repeat_interleave(first.members)[:, None],
     )
 
 

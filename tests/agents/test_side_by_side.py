@@ -70,7 +70,7 @@ def pays(obs: Tensor, action: Tensor, next_obs: Tensor) -> Tensor:
 
 
 AHEAD = PlanningSettings(
-    method="bilevel",
+    method="nll",
     members=2,
     hidden=(12,),
     schedule=Schedule(steps=50, batch_size=16, learning_rate=1e-2),
@@ -99,8 +99,13 @@ CASES: dict[str, tuple[PlanningSettings, dict[str, Any], bool, bool]] = {
         False,
         False,
     ),
-    "ahead, rules known": (replace(AHEAD, look_ahead_lambda=1.0), {"ent_coef": 0.1}, True, False),
-    "ahead, normalised": (replace(AHEAD, method="nll"), {"standardise": True}, True, True),
+    "ahead, rules known": (
+        replace(AHEAD, method="bilevel", refit_every=20, look_ahead_lambda=1.0),
+        {"ent_coef": 0.1},
+        True,
+        False,
+    ),
+    "ahead, normalised": (AHEAD, {"standardise": True}, True, True),
     "plans and imagined rows": (
         PLANS,
         {
@@ -173,10 +178,10 @@ def test_each_becomes_what_it_becomes_alone(name: str) -> None:
 
 def test_a_file_that_is_written_on_the_way_is_each_ones_own(tmp_path: Path) -> None:
     name = "ahead, all learned"
-    beside = [agent(name, seed) for seed in SEEDS]
-    hooks = [CheckpointCallback(68, str(tmp_path / str(seed))) for seed in SEEDS]
+    beside = [agent(name, seed) for seed in SEEDS[:2]]
+    hooks = [CheckpointCallback(68, str(tmp_path / str(seed))) for seed in SEEDS[:2]]
     learn_side_by_side(beside, STEPS, hooks)
-    for seed in SEEDS:
+    for seed in SEEDS[:2]:
         alone = agent(name, seed)
         alone.learn(STEPS, CheckpointCallback(68, str(tmp_path / "alone")))
         (mine,), (theirs,) = (
