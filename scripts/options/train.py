@@ -128,6 +128,9 @@ class Args(_WithSettings, LauncherArgs):
 
     seeds: int = 1
     """Repeats: --seed, --seed + 1, …; each fills the folder seed-N inside --out."""
+    side_by_side: int = 1
+    """Seeds that learn at once, their fits and updates made as one, for a GPU (on a CPU nothing is gained); of fast-sac.
+    Each becomes what it becomes by itself, but for rounding."""
     save_minari: str | None = None
     """Id under which to write the experience as a Minari data set, such as me/hopper-v0; not with
     several seeds."""
@@ -148,6 +151,7 @@ class Args(_WithSettings, LauncherArgs):
             raise InvalidInputError(
                 f"--launcher {self.launcher} is for several seeds, a cell each: give --seeds"
             )
+        self._check_side_by_side()
         if self.preset not in ("auto", "none"):
             from agents.presets import NAMES  # it brings in PyTorch
 
@@ -162,6 +166,22 @@ class Args(_WithSettings, LauncherArgs):
         require_device(self.device)
         require_settings_in_range(self)
         _check_learner(self)
+
+    def _check_side_by_side(self) -> None:
+        self.require_at_least(1, "side_by_side", most=1000)
+        if self.side_by_side == 1:
+            return
+        without = {
+            "one seed has nothing beside it; give --seeds": self.seeds == 1,
+            "only fast-sac learns so; leave out --learner": self.learner not in (None, "fast-sac"),
+            "mpc has no learner to share; leave it out": self.agent == "mpc",
+            "what a cell of several writes is not sent back; leave out --launcher": self.launcher
+            != "local",
+            "they are one process, and W&B has one run in each; leave out --wandb": self.wandb,
+        }
+        for why, wrong in without.items():
+            if wrong:
+                raise InvalidInputError(f"--side-by-side: {why}")
 
     @property
     def making_shorter(self) -> dict[str, Any]:

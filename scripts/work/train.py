@@ -1,46 +1,32 @@
-"""What train does, once its options are read."""
+"""What train does, once its options are read: one agent, or several seeds of it, some of them at once perhaps."""
 
 from __future__ import annotations
 
 import sys
-import time
-import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 from options.train import Args
-from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.monitor import Monitor
 
-from agents.common.rules import RewardChoice, TerminationChoice
-from agents.planning_agent.agent import PlanningAgent
-from envs.datasets.offline import load_minari, require_new_minari, save_minari
-from envs.tasks.drawing import make_drawable
-from envs.tasks.make import make_env, require_time_limit
-from mbrl_bilevel.base.errors import CheckpointError, InvalidInputError
+from mbrl_bilevel.base.errors import BilevelError, InvalidInputError
 from mbrl_bilevel.base.rows import Row
 from mbrl_bilevel.evaluation.statistics import interval
 from mbrl_bilevel.figures.returns import draw_returns
-from mbrl_bilevel.studies.cells import Cells, Done, run_cells
+from mbrl_bilevel.studies.cells import Cells, Done, Outcome, SideBySide, run_cells
 from mbrl_bilevel.studies.launchers import HERE
 from mbrl_bilevel.studies.launching import Result, run_inside
-from mbrl_bilevel.studies.returns import PolicyAlone, episode_returns
-from mbrl_bilevel.studies.run_folder import Bar, RunFolder
-from mbrl_bilevel.studies.saved_agents import Shelf
-from work.film import acting, film, require_film
-from work.named_rules import named_reward, named_termination
-from work.train_agents import Built, build
+from mbrl_bilevel.studies.run_folder import RunFolder
+from work.film import require_film
+from work.train_one import Stretch, learn, trained, training
 
 
 def train(args: Args, run: RunFolder) -> Result:
     """One agent, or several seeds of it, each in a run folder of its own inside this one."""
     if args.video:
         require_film("--video", args.env_id, **args.making_shorter)
-    return _one(args, run) if args.seeds == 1 else _several(args, run)
+    return trained(args, run) if args.seeds == 1 else _several(args, run)
 
 
 def _several(args: Args, run: RunFolder) -> Result:
@@ -51,7 +37,9 @@ def _several(args: Args, run: RunFolder) -> Result:
         {"seed": seed, "env_steps": args.steps}
         for seed in range(args.seed, args.seed + args.seeds)
     ]
-    cells = Cells(keys, train_seed, ("final_return", "steps", "means"), _folder)
+    columns = ("final_return", "steps", "means")
+    beside = SideBySide(args.side_by_side, train_seeds)
+    cells = Cells(keys, train_seed, columns, _folder, side_by_side=beside)
     rows = run_cells(run, args, cells, "train", args.launching())
     curves = [
         [{"step": k, "mean": mean} for k, mean in zip(row["steps"], row["means"], strict=True)]
@@ -86,189 +74,81 @@ def _folder(key: Row) -> str:
 
 def train_seed(args: Args, key: Row) -> Done:
     """One seed of several, in its own folder, where it goes on after a stop."""
+    return _told(key, run_inside("train", _own(args, key), trained))
+
+
+def train_seeds(args: Args, keys: Sequence[Row]) -> list[Outcome]:
+    """Several of them at once: where the one that is furthest behind learns, those that are as far learn with it.
+
+    What became of each. Raises InvalidInputError where they do not go together.
+    """
+    courses = [_Inside(args, key, len(keys)) for key in keys]
+    try:
+        while going := [course for course in courses if course.outcome is None]:
+            behind = min(course.stretch.agent.num_timesteps for course in going)
+            level = [c for c in going if c.stretch.agent.num_timesteps == behind]
+            seconds, errors = learn([course.stretch for course in level])
+            for course, error in zip(level, errors, strict=True):
+                course.go_on(seconds, error)
+    except InvalidInputError as error:
+        print(f"--side-by-side: {error}", file=sys.stderr, flush=True)
+        raise
+    finally:
+        for course in courses:
+            course.close()
+    return [course.outcome for course in courses if course.outcome is not None]
+
+
+def _own(args: Args, key: Row) -> Args:
+    """The options of one seed of several."""
     assert args.out is not None
     folder = args.out / _folder(key)
     begun = (folder / "config.json").exists()
-    own = replace(args, out=folder, seed=key["seed"], seeds=1, quiet=True, resume=begun, **HERE)
-    own = replace(own, video=args.video and key["seed"] == args.seed)
-    metrics = run_inside("train", own, _one)
+    filmed = args.video and key["seed"] == args.seed
+    alone: dict[str, Any] = {"seed": key["seed"], "seeds": 1, "side_by_side": 1, **HERE}
+    return replace(args, out=folder, quiet=True, resume=begun, video=filmed, **alone)
+
+
+def _told(key: Row, metrics: dict[str, Any]) -> Done:
     means = [point["mean"] for point in metrics["returns"]]
     steps = [point["step"] for point in metrics["returns"]]
     kept = {name: metrics[name] for name in ("final_return", "wall_seconds")}
-    return Done({**kept, "steps": steps, "means": means, "folder": folder.name})
+    return Done({**kept, "steps": steps, "means": means, "folder": _folder(key)})
 
 
-def _one(args: Args, run: RunFolder) -> Result:
-    """Learn in stretches; evaluate and save after each. ``cpu_seconds`` in a row are those of learning in its
-    own stretch, not since the start; None of a stretch that ended before a stop."""
-    started = time.perf_counter()
-    env = _make(args)
-    require_time_limit(env, args.env_id)
-    built = build(args, env)
-    run.note_config("resolved", built.resolved())
-    rule = named_termination(args.termination, env)
-    if args.save_minari is not None and not _is_written(args):
-        require_new_minari(args.save_minari, env)
-    shelf = Shelf(run.checkpoints, args.keep_checkpoints)
-    agent = _agent(args, built, run, env, rule, chosen_reward(args, built, env), shelf)
-    for row in run.rows:
-        run.rows.require(row, "step", "mean", "std", "returns")
-    bar = run.bar(args.steps, "train", initial=agent.num_timesteps)
-    seconds: float | None = None  # not known of a stretch that ended before a stop
-    while True:
-        if agent.num_timesteps and run.rows.find(step=agent.num_timesteps) is None:
-            row = run.rows.append(_evaluated(args, agent) | {"cpu_seconds": seconds})
-            _log(run, agent, row)
-            bar.set_postfix_str(f"return {row['mean']:.1f}")
-        shelf.tidy({row["step"]: row["mean"] for row in run.rows if row["mean"] is not None})
-        if agent.num_timesteps >= args.steps:
-            break
-        seconds = _learn(args, agent, bar)
-        agent.save(shelf.place(agent.num_timesteps))
-    returns = list(run.rows)
-    curves = {args.label: [returns]}
-    if all("policy_mean" in row for row in returns):
-        curves["its policy alone"] = [[row | {"mean": row["policy_mean"]} for row in returns]]
-    figure = draw_returns(run.figures / "returns.png", curves, {}, f"{args.env_id}, {args.agent}")
-    final = returns[-1]["mean"]
-    metrics = {
-        "returns": returns,
-        "final_return": final,
-        "env_steps": agent.num_timesteps,
-        "wall_seconds": time.perf_counter() - started,
-        "peak_memory_mb": _peak_memory(),
-        "device": str(agent.device),
-    }
-    if args.save_minari is not None and not _is_written(args):
-        save_minari(
-            agent.experience.transitions(),
-            args.save_minari,
-            env,
-            algorithm_name=args.label,
-            description=f"experience of {args.steps} steps of training, seed {args.seed}",
-        )
-    files = {"agent": str(shelf.place(args.steps)), "best": str(shelf.best)}
-    if args.video:
-        make = partial(make_drawable, args.env_id, **args.making_shorter)
-        place = run.path / "videos" / "agent.mp4"
-        filmed = film(place, lambda _: acting(agent), agent.model, make, seed=args.seed)
-        files["video"] = str(filmed.path)
-    return Result(metrics, {"final_return": final, **files, "figure": str(figure)})
+class _Inside:
+    """One of the seeds that learn at once, in its folder: where it is, and what became of it."""
 
+    def __init__(self, args: Args, key: Row, beside: int) -> None:
+        self._key, self._course = key, _filled(_own(args, key), beside)
+        self.stretch: Stretch
+        self.outcome: Outcome | None = None
+        self._step(lambda: next(self._course))
 
-def _learn(args: Args, agent: PlanningAgent, bar: Bar) -> float:
-    """One stretch, to the next evaluation; the processor seconds it took."""
-    before = time.process_time()
-    with warnings.catch_warnings():
-        # A stretch may end before --learning-starts: the next one goes on.
-        warnings.filterwarnings("ignore", message="learn\\(\\) ended")
-        steps = min(args.eval_every, args.steps - agent.num_timesteps)
-        agent.learn(steps, _Tick(bar.update), until=args.steps)
-    return round(time.process_time() - before, 2)
-
-
-def _evaluated(args: Args, agent: PlanningAgent) -> Row:
-    """Returns of episodes as the agent acts, and of its policy alone where it also plans; how it is."""
-    where = (partial(_make, args), args.eval_episodes, args.seed, args.env_id)
-    found: Row = {"step": agent.num_timesteps, **episode_returns(agent, *where)}
-    if agent.settings.planner is not None and agent.held.exists:
-        alone = episode_returns(PolicyAlone(agent), *where)
-        found |= {f"policy_{name}": value for name, value in alone.items()}
-    health = {name.removeprefix("health/"): value for name, value in agent.progress.health}
-    return found | ({"health": health} if health else {})
-
-
-def _peak_memory() -> float | None:
-    """Of this process, in MB; None where the system does not say."""
-    try:
-        import resource
-    except ImportError:
-        return None
-    # Linux counts kilobytes, macOS bytes.
-    unit = 1e6 if sys.platform == "darwin" else 1e3
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit, 1)
-
-
-def _is_written(args: Args) -> bool:
-    """Whether a run that was stopped at its very end had its Minari data set finished."""
-    assert args.save_minari is not None
-    try:
-        return args.resume and len(load_minari(args.save_minari)) >= args.steps
-    except InvalidInputError:
-        return False
-
-
-def _make(args: Args) -> gym.Env[Any, Any]:
-    return make_env(args.env_id, **args.making_shorter)
-
-
-def chosen_reward(args: Args, built: Built, env: gym.Env[Any, Any]) -> RewardChoice:
-    """The rule that --reward names, or else the preset."""
-    try:
-        return named_reward(built.reward, env)
-    except InvalidInputError:
-        if args.reward is not None:
-            raise
-        if not built.settings.uses_model:  # nothing asks for it
-            return None
-        raise InvalidInputError(
-            f"--preset {built.preset.name} asks for --reward {built.reward}, but the observation of "
-            f"{args.env_id!r} does not show its reward; give --reward learned"
-        ) from None
-
-
-def _agent(
-    args: Args,
-    built: Built,
-    run: RunFolder,
-    env: gym.Env[Any, Any],
-    rule: TerminationChoice,
-    reward: RewardChoice,
-    shelf: Shelf,
-) -> PlanningAgent:
-    """The newest saved agent that is whole, or a new one."""
-    monitored = Monitor(env)
-    given: dict[str, Any] = {"termination": rule, "reward": reward, "device": args.device}
-    damaged: CheckpointError | None = None
-    for path in shelf.newest_first() if args.resume else []:
-        try:
-            agent = built.kind.load(path, monitored, **given)
-        except CheckpointError as error:
-            damaged = error
-            print(f"passed over: {error}", file=sys.stderr, flush=True)
+    def go_on(self, seconds: float, error: BilevelError | None) -> None:
+        """Its stretch took so many seconds, or ended by an error."""
+        if error is None:
+            self._step(lambda: self._course.send(seconds))
         else:
-            return agent
-    if damaged is not None:
-        raise damaged
-    if len(run.rows):
-        raise InvalidInputError(
-            f"--resume: {shelf.folder} holds no agent although evaluations were made; start anew "
-            "with another --out"
-        )
-    return built.make(monitored, seed=args.seed, **given)
+            self._step(lambda: self._course.throw(error))
+
+    def close(self) -> None:
+        """Leave the folder, where it goes on under --resume."""
+        self._course.close()
+
+    def _step(self, to: Callable[[], Stretch]) -> None:
+        try:
+            self.stretch = to()
+        except StopIteration as end:
+            self.outcome = _told(self._key, end.value)
+        except BilevelError as error:
+            self.outcome = error
 
 
-def _log(run: RunFolder, agent: PlanningAgent, row: dict[str, Any]) -> None:
-    run.scalar("eval/return", row["mean"], row["step"])
-    if "policy_mean" in row:
-        run.scalar("eval/policy_return", row["policy_mean"], row["step"])
-    for name, value in agent.progress.health:
-        run.scalar(name, value, row["step"])
-    fitted = agent.last_fit
-    if fitted is not None:
-        held_out = float(np.mean(fitted.criterion))
-        run.scalar("model/held_out", held_out, row["step"])
-        for name, value in fitted.outer.items():
-            run.scalar(f"model/{name}", value, row["step"])
-
-
-class _Tick(BaseCallback):
-    """Moves the progress bar at every real step."""
-
-    def __init__(self, update: Callable[[int], object]) -> None:
-        super().__init__()
-        self._update = update
-
-    def _on_step(self) -> bool:
-        self._update(1)
-        return True
+def _filled(args: Args, beside: int) -> Generator[Stretch, float, dict[str, Any]]:
+    """As ``run_inside``, in steps."""
+    with RunFolder("train", args) as run:
+        if run.summary is None:
+            result = yield from training(args, run, beside)
+            run.finish(result.metrics, result.summary)
+        return run.metrics

@@ -218,8 +218,6 @@ def _check_together(args: Args, settings: PlanningSettings, learner: Mapping[str
             raise InvalidInputError(
                 f"{option_name(name)}: each fit is from scratch and would ignore it; give --fresh-every 2 or more"
             )
-    if args.value == "critic" and args.agent == "mpc":
-        raise InvalidInputError("--value critic: --agent mpc has no critics; give fitted or none")
     for name in ("exploration", "imitation"):
         if getattr(args, name) is not None and settings.plan_share == 0.0:
             raise InvalidInputError(

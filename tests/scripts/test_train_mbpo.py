@@ -25,8 +25,8 @@ sys.path.append(str(Path(__file__).resolve().parent))  # where my_task.py is
 
 import offline  # noqa: E402
 import train  # noqa: E402
-from work.train import chosen_reward  # noqa: E402
 from work.train_agents import build  # noqa: E402
+from work.train_one import chosen_reward  # noqa: E402
 
 from mbrl_bilevel.studies.launching import launch  # noqa: E402
 
