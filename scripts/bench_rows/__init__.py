@@ -17,6 +17,8 @@ ROWS: dict[str, str] = {
     "train-bilevel": "training",
     "repeats-side-by-side": "repeats",
     "repeats-side-by-side-small": "repeats",
+    "agents-side-by-side": "repeats",
+    "agents-side-by-side-small": "repeats",
     "train-bilevel-fisher": "outer",
     "fisher-vector-product": "outer",
     "outer-solve": "outer",

@@ -11,7 +11,7 @@ from agents.learners.fast_sac import FastSAC
 from agents.planning_agent.agent import PlanningAgent
 from agents.planning_agent.settings import PlanningSettings
 from agents.presets import preset_for
-from agents.presets.preset import learner_defaults, with_values
+from agents.presets.preset import learner_defaults, merged, with_values
 from bench_rows.pair import Pair, Sizes
 from envs.known.endings import termination_rule
 from envs.known.rewards import approximate_reward_rule
@@ -25,7 +25,7 @@ _LIMIT = 100.0
 
 def act_by_plan(sizes: Sizes, seed: int) -> Pair:
     """Plans of the preset, one a step; beside a limit of 100 steps a second."""
-    agent, observation = _agent(seed)
+    agent, observation = preset_agent(seed)
     state: Any = None
 
     def ours() -> None:
@@ -46,7 +46,7 @@ def act_by_plan(sizes: Sizes, seed: int) -> Pair:
 
 def act_by_policy(sizes: Sizes, seed: int) -> Pair:
     """The policy alone, beside SB3's SAC with networks as wide."""
-    agent, observation = _agent(seed)
+    agent, observation = preset_agent(seed)
     layers = agent.algorithm_kwargs["policy_kwargs"]["net_arch"]
     kwargs: dict[str, Any] = {"policy_kwargs": {"net_arch": layers}, "buffer_size": 1}
     peer = SAC("MlpPolicy", agent.env, seed=seed, device="cpu", **kwargs)
@@ -69,16 +69,21 @@ def act_by_policy(sizes: Sizes, seed: int) -> Pair:
     )
 
 
-def _agent(seed: int) -> tuple[PlanningAgent, Any]:
-    """An agent of the preset's sizes that has hardly learned, and an observation."""
+def preset_agent(
+    seed: int, updates: int = 1, policy: tuple[int, ...] = (256, 256), **more: Any
+) -> tuple[PlanningAgent, Any]:
+    """An agent of the preset's sizes that has hardly learned, and an observation; it makes so many ``updates`` a step.
+    ``policy``: units of the learner's hidden layers; ``more``: other values of its settings."""
     env = make_env("HalfCheetah-v5")
     preset = preset_for(env)
     settings = with_values(PlanningSettings(), preset.settings)
-    short = {"schedule": {"steps": 1}, "learning_starts": 120, "updates_per_step": 1}
+    short = {"schedule": {"steps": 1}, "learning_starts": 120, "updates_per_step": updates, **more}
     agent = PlanningAgent(
         env,
         with_values(settings, short),
-        algorithm_kwargs=learner_defaults(FastSAC, preset),
+        algorithm_kwargs=merged(
+            learner_defaults(FastSAC, preset), {"policy_kwargs": {"net_arch": list(policy)}}
+        ),
         termination=termination_rule(env),
         reward=approximate_reward_rule(env),
         seed=seed,

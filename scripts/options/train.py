@@ -129,8 +129,8 @@ class Args(_WithSettings, LauncherArgs):
     seeds: int = 1
     """Repeats: --seed, --seed + 1, …; each fills the folder seed-N inside --out."""
     side_by_side: int = 1
-    """Seeds that learn at once, their fits and updates made as one, for a GPU (on a CPU nothing is gained); of fast-sac.
-    Each becomes what it becomes by itself, but for rounding."""
+    """Seeds that learn at once, their fits and updates made as one: for small networks, and for a GPU; of fast-sac. Each
+    becomes what it becomes by itself, but for rounding."""
     save_minari: str | None = None
     """Id under which to write the experience as a Minari data set, such as me/hopper-v0; not with
     several seeds."""
