@@ -90,6 +90,8 @@ class SideBySide(SACUpdate):
                 seen.setdefault(name, []).append(value.expand(len(self._learners)))
             if step % first.target_update_interval == 0:
                 self.move_target()
+        for stack in self._stacks:
+            stack.share_states()
         whole = {name: torch.stack(values) for name, values in seen.items()}
         for k, learner in enumerate(self._learners):
             learner.end_updates(count, {name: values[:, k] for name, values in whole.items()})
@@ -159,20 +161,29 @@ class _Stack:
             for own, part in zip(tensors, whole.detach(), strict=True):
                 own[name].data = part
         self.optimizer = None if optimizers is None else self._stacked(optimizers)
+        self._shared = False
+
+    def share_states(self) -> None:
+        """Let the owners' optimisers have the states that there are, as parts of the larger ones: they are saved with
+        them. Those of a first step came with that."""
+        if self.optimizer is None or self._optimizers is None or self._shared:
+            return
+        moved = parameters_of(self.optimizer)
+        for k, optimizer in enumerate(self._optimizers):
+            for own, whole in zip(parameters_of(optimizer), moved, strict=True):
+                for name, value in self.optimizer.state[whole].items():
+                    optimizer.state[own][name] = value if name == "step" else value[k]
+        # An actor that learns at every n-th update may have none yet.
+        self._shared = all(self.optimizer.state[whole] for whole in moved)
 
     def part(self) -> None:
         """Give each owner tensors, and its optimiser a state, of its own."""
         for k, own in enumerate(self._own):
             for name, whole in self.tensors.items():
                 own[name].data = whole.detach()[k].clone()
-        if self.optimizer is None or self._optimizers is None:
-            return
-        moved = parameters_of(self.optimizer)
-        for k, optimizer in enumerate(self._optimizers):
-            for own_tensor, whole in zip(parameters_of(optimizer), moved, strict=True):
-                for name, value in self.optimizer.state[whole].items():
-                    part = value if name == "step" else value[k]
-                    optimizer.state[own_tensor][name] = part.clone()
+        for optimizer in self._optimizers or ():
+            for state in optimizer.state.values():
+                state |= {name: value.clone() for name, value in state.items()}
 
     def _stacked(self, optimizers: Sequence[Any]) -> DirectAdam:
         """One that goes on from where these are."""
