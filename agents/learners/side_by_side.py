@@ -53,7 +53,7 @@ class SideBySide(SACUpdate):
 
     def __init__(self, learners: Sequence[FastSAC], join: Join) -> None:
         first = learners[0]
-        self._learners, self._join = list(learners), join
+        self._learners, self._join, self.device = list(learners), join, first.device
         self.actor = _Actors([learner.actor for learner in learners])
         self.critic = _Critics([learner.critic for learner in learners])
         self.critic_target = _Critics([each.critic_target for each in learners], learn=False)
@@ -104,9 +104,8 @@ class SideBySide(SACUpdate):
     def noise(self, like: Tensor) -> Tensor:
         """Of the form [K, …] of ``like``, each learner's from its own generator."""
         form = like.shape[1:]
-        return torch.stack(
-            [torch.randn(form, generator=own, device=own.device) for own in self._draws]
-        )
+        draws = [torch.randn(form, generator=own, device=own.device) for own in self._draws]
+        return torch.stack(draws).to(like)
 
     def chosen_critics(self) -> Tensor | None:
         """[K, m]: which critics are asked for the target."""
@@ -114,13 +113,13 @@ class SideBySide(SACUpdate):
             return None
         count = self.critic.count
         orders = [torch.randperm(count, generator=own, device=own.device) for own in self._draws]
-        return torch.stack(orders)[:, : self._target_critics]
+        return torch.stack(orders)[:, : self._target_critics].to(self.device)
 
     def _take_over(self) -> None:
         """What each learner decides for itself: its units, the learning rate of now."""
         first = self._learners[0]
         scales = [[learner.reward_scale] for learner in self._learners]
-        self.reward_scale = torch.tensor(scales, device=first.device)
+        self.reward_scale = torch.tensor(scales, device=self.device)
         for net in (self.actor, self.critic, self.critic_target):
             net.take_units()
         pairs = [(self.actor.optimizer, first.actor.optimizer)]

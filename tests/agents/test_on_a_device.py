@@ -13,6 +13,7 @@ from stable_baselines3 import DQN, SAC
 from agents.planning_agent import base_agent
 from agents.planning_agent.agent import PlanningAgent
 from agents.planning_agent.settings import PlanningSettings, ValueSettings
+from agents.side_by_side import learn_side_by_side
 from envs.tasks.make import make_env
 from mbrl_bilevel.base.errors import InvalidInputError
 from mbrl_bilevel.imagination.settings import Imagination
@@ -36,6 +37,10 @@ def there(monkeypatch: pytest.MonkeyPatch) -> Iterator[torch.device]:
 
 
 def learned(device: torch.device | str, kind: Any, **more: Any) -> PlanningAgent:
+    return made(device, kind, **more).learn(90)
+
+
+def made(device: torch.device | str, kind: Any = None, seed: int = 0, **more: Any) -> PlanningAgent:
     fast = kind is None
     settings = PlanningSettings(
         **{
@@ -55,10 +60,9 @@ def learned(device: torch.device | str, kind: Any, **more: Any) -> PlanningAgent
     )
     env = make_env("CartPole-v1" if kind is DQN else "Pendulum-v1")
     own = KWARGS | ({"standardise": True} if fast else {})
-    agent = PlanningAgent(
-        env, settings, algorithm=kind, algorithm_kwargs=own, seed=0, device=device
+    return PlanningAgent(
+        env, settings, algorithm=kind, algorithm_kwargs=own, seed=seed, device=device
     )
-    return agent.learn(90)
 
 
 @pytest.mark.parametrize(
@@ -79,6 +83,20 @@ def test_it_learns_there_what_it_learns_here(
     assert isinstance(away.model, DynamicsModel)
     parts = [away.model.device, away.experience.real.columns["obs"].device, away.algorithm.device]
     assert {device.type for device in parts} == {"there"}
+    require_alike(away, here)
+    obs = torch.from_numpy(here.experience.newest(20)[0].obs)
+    away.save(tmp_path / "agent.safetensors")
+    algorithm = None if kind is None else kind
+    for device in ("cpu", there):
+        loaded = PlanningAgent.load(
+            tmp_path / "agent.safetensors", here.env, algorithm=algorithm, device=device
+        )
+        assert torch.equal(loaded.held.value(obs), away.held.value(obs))
+        loaded.learn(5)
+
+
+def require_alike(away: PlanningAgent, here: PlanningAgent) -> None:
+    """They have seen the same, act alike and say the same of it."""
     obs = torch.from_numpy(here.experience.newest(20)[0].obs)
     torch.testing.assert_close(
         torch.from_numpy(away.experience.transitions().obs),
@@ -90,14 +108,13 @@ def test_it_learns_there_what_it_learns_here(
         torch.testing.assert_close(
             getattr(away.held, ask)(obs), getattr(here.held, ask)(obs), rtol=1e-3, atol=1e-4
         )
-    away.save(tmp_path / "agent.safetensors")
-    algorithm = None if kind is None else kind
-    for device in ("cpu", there):
-        loaded = PlanningAgent.load(
-            tmp_path / "agent.safetensors", here.env, algorithm=algorithm, device=device
-        )
-        assert torch.equal(loaded.held.value(obs), away.held.value(obs))
-        loaded.learn(5)
+
+
+def test_agents_learn_there_side_by_side_what_they_learn_here_alone(there: torch.device) -> None:
+    beside = [made(there, seed=seed) for seed in (0, 1)]
+    assert learn_side_by_side(beside, 72) == [None, None]
+    for seed, away in enumerate(beside):
+        require_alike(away, made("cpu", seed=seed).learn(72))
 
 
 def test_no_update_waits_for_rows_from_the_host(there: torch.device) -> None:
