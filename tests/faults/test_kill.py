@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from faulting import POOLS, RUNS, go_and_kill, metrics, start
+from faulting import POOLS, RUNS, go_and_kill, metrics, require_same, start
 
 #: How many in all: ``make faults`` says 200. Most of them where a run takes least.
 _ALL = int(os.environ.get("FAULTS", 0))
@@ -34,7 +34,7 @@ def test_a_killed_run_ends_as_if_it_never_was(
         out, runs = tmp_path / f"cut-{runs}", runs + 1
         while not (out / "metrics.json").exists():
             kills += go_and_kill(name, out, after=random.uniform(0.05, 1.0) * length)
-        assert metrics(out) == found
+        require_same(name, metrics(out), found)
         assert not list(out.rglob("*.tmp"))
     print(f"{name}: {kills} kills over {runs} runs, none lost")
 
