@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Generator, Sequence
+from contextlib import ExitStack, closing
+from functools import partial
+from typing import TypeVar
 
 from stable_baselines3.common.type_aliases import MaybeCallback
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvWrapper
 
 from agents.learners.fast_sac import FastSAC
 from agents.learners.held import divergence_told
@@ -15,6 +19,8 @@ from agents.planning_agent.look_ahead import StepsSideBySide
 from agents.planning_agent.refits import fit_side_by_side
 from mbrl_bilevel.base.errors import BilevelError, InvalidInputError
 from mbrl_bilevel.base.threads import few_threads
+
+T = TypeVar("T")
 
 
 def learn_side_by_side(
@@ -27,10 +33,12 @@ def learn_side_by_side(
 ) -> list[BilevelError | None]:
     """Let each of ``agents`` learn as its ``learn`` does, with the k-th of ``callbacks``; the others' arguments as there.
 
-    They are repeats of one agent: of one class, with the same settings and spaces, and as many steps behind them. Fits
-    are made as one larger ensemble (``fit_dynamics_side_by_side``), and so are updates of the learners, which must be
-    FastSACs. Each agent has its own environment, data, parameters and draws, and becomes what it becomes by itself, to
-    the rounding of the batched products: which the next thousand steps may well blow up, as they do with any.
+    They are repeats of one agent: of one class, with the same settings and spaces, and as many steps behind them, each
+    with an environment of its own. Fits are made as one larger ensemble (``fit_dynamics_side_by_side``), or one by one
+    where models are not of one form, and so are updates of the learners, which must be FastSACs. Each agent has its
+    own data, parameters and draws, and becomes what it becomes by itself, to the rounding of the batched products:
+    which the next thousand steps may well blow up, as they do with any. A callback hears of the end of a collection
+    before the fit that follows it, and the times of acting, fitting and updating are not logged.
 
     What became of each: None, or the error that it ended by; the others go on. Raises InvalidInputError for agents that
     do not go together.
@@ -41,68 +49,63 @@ def learn_side_by_side(
         raise InvalidInputError(
             f"callbacks: give one for each of the {len(agents)} agents; got {len(given)}"
         )
-    going = [
-        _Going(agent, agent.turns(total_timesteps, callback, log_interval, until=until))
-        for agent, callback in zip(agents, given, strict=True)
-    ]
-    every = list(going)
-    with few_threads(max(agent.widest for agent in agents)), _Updates() as updates:
-        while going:
+    with ExitStack() as ended, few_threads(max(agent.widest for agent in agents)):
+        every = []
+        for agent, callback in zip(agents, given, strict=True):
+            turns = agent.turns(total_timesteps, callback, log_interval, until=until)
+            every.append(_Going(agent, ended.enter_context(closing(turns))))
+        updates = ended.enter_context(_Updates())
+        while going := [one for one in every if not one.over]:
             for one in going:
                 one.act()
-            going = [one for one in going if not one.over]
-            _keep_up(going)
-            going = [one for one in going if not one.over]
-            updates.make(going)
+            _keep_up([one for one in going if not one.over])
+            updates.make([one for one in going if not one.over])
     return [one.error for one in every]
 
 
 class _Going:
     """One of the agents, and how far it is."""
 
-    def __init__(self, agent: PlanningAgent, turns: Iterator[int]) -> None:
+    def __init__(self, agent: PlanningAgent, turns: Generator[int]) -> None:
         self.agent, self._turns = agent, turns
         self.wanted, self.over = 0, False
         self.error: BilevelError | None = None
 
     def act(self) -> None:
-        """Until updates are due: ``wanted`` of them."""
-        with self._failing():
-            try:
-                self.wanted = next(self._turns)
-            except StopIteration:
-                self.over = True
-                with divergence_told(self.agent.algorithm):
-                    pass
-            except ValueError as error:
-                with divergence_told(self.agent.algorithm):
-                    raise error
+        """Until updates are due: ``wanted`` of them; ``over`` where it has made all steps."""
+        wanted = self.attempt(lambda: next(self._turns, None))
+        if wanted is not None:
+            self.wanted = wanted
+        elif not self.over:
+            self.over = True
+            self.attempt(lambda: None)
 
-    @contextmanager
-    def _failing(self) -> Iterator[None]:
+    def attempt(self, work: Callable[[], T]) -> T | None:
+        """What it gives; None where the agent fails, and ends by that."""
         try:
-            yield
+            with divergence_told(self.agent.algorithm, at_end=self.over):
+                return work()
         except BilevelError as error:
             self.fail(error)
+            return None
 
     def fail(self, error: BilevelError) -> None:
         """It ends here."""
         self.over, self.error = True, error
+        self._turns.close()
 
 
 def _keep_up(going: Sequence[_Going]) -> None:
     """Fits and imagined rows, where they are due."""
-    due = [one for one in going if one.agent.upkeep.refit_due()]
-    found = fit_side_by_side([one.agent.next_refit() for one in due]) if due else []
-    for one, fitted in zip(due, found, strict=True):
-        if isinstance(fitted, BilevelError):
-            one.fail(fitted)
+    wanted = {one: refit for one in going if (refit := one.attempt(one.agent.refit_due))}
+    for one, found in zip(wanted, fit_side_by_side(list(wanted.values())), strict=True):
+        if isinstance(found, BilevelError):
+            one.fail(found)
         else:
-            one.agent.take_refit(fitted)
+            one.attempt(partial(one.agent.take_refit, found))
     for one in going:
         if not one.over:
-            with one._failing():
-                one.agent.upkeep.imagine_due(one in due)
+            one.attempt(partial(one.agent.upkeep.imagine_due, one in wanted))
 
 
 class _Updates:
@@ -119,18 +122,12 @@ class _Updates:
         self._open.close()
 
     def make(self, going: Sequence[_Going]) -> None:
-        """As many for each as it wants; those that want the same in one."""
-        kinds: dict[tuple[int, int, bool], list[PlanningAgent]] = {}
-        for one in going:
-            learner = one.agent.algorithm
-            kind = (one.wanted, learner._n_updates, one.agent.model is None)
-            kinds.setdefault(kind, []).append(one.agent)
-        for (count, *_), agents in kinds.items():
-            if count:
-                self._train(agents, count)
-
-    def _train(self, agents: list[PlanningAgent], count: int) -> None:
-        if self._joined is None or self._joined[0] != agents:
+        """As many for each as it wants: they are repeats, and want the same."""
+        agents = [one.agent for one in going]
+        (count,) = {one.wanted for one in going} or {0}
+        if not count:
+            return
+        if self._joined is None or self._joined[0] != agents:  # one has ended
             self._open.close()
             learners = [_learner(agent) for agent in agents]
             made = self._open.enter_context(side_by_side(learners, StepsSideBySide))
@@ -146,19 +143,33 @@ def _learner(agent: PlanningAgent) -> FastSAC:
 
 
 def _require_repeats(agents: Sequence[PlanningAgent]) -> None:
-    """Raises InvalidInputError for agents that cannot keep in step."""
+    """Raises InvalidInputError for agents that cannot keep in step, or that share what each needs for itself."""
     if not agents:
         raise InvalidInputError("agents: give at least one")
-    for agent in agents:
-        for name in ("settings", "observation_space", "action_space", "n_envs", "num_timesteps"):
-            mine, first = getattr(agent, name), getattr(agents[0], name)
-            if type(agent) is not type(agents[0]) or mine != first:
-                raise InvalidInputError(
-                    f"agents side by side must be repeats of one agent; their {name} are {first} and {mine}: let "
-                    "them learn one after another"
-                )
-        if agent.earlier is not None:
-            raise InvalidInputError(
-                "agents side by side: one has earlier tasks behind it; let them learn one after another"
-            )
+    kinds = sorted({type(agent).__name__ for agent in agents})
+    if len(kinds) > 1:
+        raise _apart(f"they are {' and '.join(kinds)}")
+    for name in ("settings", "observation_space", "action_space", "n_envs", "num_timesteps"):
+        if any(getattr(agent, name) != getattr(agents[0], name) for agent in agents):
+            raise _apart(f"their {name} differ")
+    if any(agent.earlier is not None for agent in agents):
+        raise _apart("one has earlier tasks behind it")
+    own = [environment for agent in agents for environment in _environments(agent.env)]
+    if len(set(map(id, own))) < len(own):
+        raise InvalidInputError(
+            "agents side by side: two of them are one, or act in one environment; give each its own"
+        )
     require_alike([agent.algorithm for agent in agents])
+
+
+def _apart(why: str) -> InvalidInputError:
+    return InvalidInputError(
+        f"agents side by side must be repeats of one agent: {why}; let them learn one after another"
+    )
+
+
+def _environments(env: VecEnv) -> list[object]:
+    """What is stepped below the wrappers."""
+    while isinstance(env, VecEnvWrapper):
+        env = env.venv
+    return [each.unwrapped for each in env.envs] if isinstance(env, DummyVecEnv) else [env]

@@ -116,13 +116,16 @@ def _require_finite(where: str, value: object) -> None:
 
 
 @contextmanager
-def divergence_told(algorithm: OffPolicyAlgorithm) -> Iterator[None]:
-    """Raises DivergedError where ``algorithm`` ends up with NaN, on which its distributions choke."""
+def divergence_told(algorithm: OffPolicyAlgorithm, at_end: bool = True) -> Iterator[None]:
+    """Raises DivergedError where ``algorithm`` ends up with NaN, on which its distributions choke; not ``at_end``: only
+    where they did."""
     cause: ValueError | None = None
     try:
         yield
     except ValueError as error:
         cause = error
+    if cause is None and not at_end:
+        return
     if not all(bool(value.isfinite().all()) for value in algorithm.policy.parameters()):
         raise DivergedError(
             f"training diverged: the policy of {type(algorithm).__name__} holds NaN or infinity; lower "

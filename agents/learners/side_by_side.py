@@ -25,7 +25,7 @@ Join = Callable[[Sequence[Any]], StepsAhead]
 #: What must be the same, besides the networks.
 _SETTINGS = (
     *("gamma", "tau", "target_entropy", "actor_every", "actor_q", "target_critics", "imitation"),
-    *("standardise", "target_update_interval", "_n_updates", "device", "ent_coef"),
+    *("standardise", "target_update_interval", "_n_updates", "device", "ent_coef", "batch_size"),
 )
 
 
@@ -322,11 +322,18 @@ def _unfit(learner: Any) -> str | None:
         return f"one has a {type(learner.actor.features_extractor).__name__}"
     if len(learner.observation_space.shape or ()) != 1:
         return "one has observations that are not flat"
-    optimizers = [learner.actor.optimizer, learner.critic.optimizer, learner.ent_coef_optimizer]
-    for optimizer in optimizers:
-        if optimizer is not None and type(optimizer) is not DirectAdam:
+    others = [m for m in learner.actor.latent_pi if not isinstance(m, nn.Linear)]
+    if any(list(module.parameters()) for module in (*others, learner.critic.activation)):
+        return "one has an activation that learns"
+    for optimizer in _optimizers(learner):
+        if type(optimizer) is not DirectAdam:
             return f"one is moved by {type(optimizer).__name__}"
     return None
+
+
+def _optimizers(learner: Any) -> list[Any]:
+    found = [learner.actor.optimizer, learner.critic.optimizer, learner.ent_coef_optimizer]
+    return [optimizer for optimizer in found if optimizer is not None]
 
 
 def _difference(one: Any, other: Any) -> str | None:
@@ -334,6 +341,14 @@ def _difference(one: Any, other: Any) -> str | None:
         mine, theirs = getattr(one, name), getattr(other, name)
         if mine != theirs:
             return f"{name.lstrip('_')} is {mine} and {theirs}"
+    rates = [[learner.lr_schedule(left) for left in (1.0, 0.5, 0.0)] for learner in (one, other)]
+    if rates[0] != rates[1]:
+        return f"learning_rate is {rates[0][0]} and {rates[1][0]}"
+    pairs = zip(_optimizers(one), _optimizers(other), strict=True)
+    for mine, theirs in ((a.param_groups[0], b.param_groups[0]) for a, b in pairs):
+        for name in ("betas", "eps", "weight_decay"):
+            if mine[name] != theirs[name]:
+                return f"their optimisers' {name} is {mine[name]} and {theirs[name]}"
     if repr(one.policy) != repr(other.policy):  # it shows layers, their sizes and activations
         return "they have other networks"
     return None

@@ -8,7 +8,7 @@ callbacks and updates. Here a model is fitted to what was stored, plans are made
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -140,7 +140,7 @@ class PlanningAgent(ActingAgent):
         log_interval: int | None = 4,
         *,
         until: int | float | None = None,
-    ) -> Iterator[int]:
+    ) -> Generator[int]:
         """``learn``, where somebody else fits, imagines and updates (``learn_side_by_side``): each turn acts until
         these are due, and gives the number of updates that are to be made. Raises as ``learn``."""
         given = self._begin_learning(
@@ -148,7 +148,7 @@ class PlanningAgent(ActingAgent):
         )
         return self._turns(given)
 
-    def _turns(self, given: dict[str, Any]) -> Iterator[int]:
+    def _turns(self, given: dict[str, Any]) -> Generator[int]:
         self.upkeep.put_off = True
         try:
             with self._random:
@@ -274,6 +274,10 @@ class PlanningAgent(ActingAgent):
         """Fit a model, from scratch or going on from the last one (``PlanningSettings.fresh_every``), and
         where it is asked for a fresh value, to all experience so far."""
         return self.take_refit(self.next_refit().fit())
+
+    def refit_due(self) -> Refit | None:
+        """What is to be fitted now, if anything is: for agents side by side."""
+        return self.next_refit() if self.upkeep.refit_due() else None
 
     def next_refit(self) -> Refit:
         """What ``refit`` fits now; the value, which comes before, is made."""

@@ -52,10 +52,10 @@ class Clock:
         self._last = now
 
 
-def look(agent: AgentParts, clock: Clock) -> dict[str, float]:
-    """Log how ``agent`` is; warn where its model should not be planned with."""
+def look(agent: AgentParts, clock: Clock | None) -> dict[str, float]:
+    """Log how ``agent`` is, and by its ``clock`` how fast; warn where its model should not be planned with."""
     # Before the first fit there were random steps alone, which say nothing of the pace to come.
-    found = {} if agent.model is None else pace(agent, clock)
+    found = {} if agent.model is None or clock is None else pace(agent, clock)
     new = len(agent.experience) - agent.progress.fitted_on
     count = min(_MOST, new, len(agent.experience.real))
     model = agent.model

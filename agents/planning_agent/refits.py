@@ -126,7 +126,7 @@ class _Job:
 
 def fit_side_by_side(refits: Sequence[Refit]) -> list[Refitted | BilevelError]:
     """What becomes of each, where it is made as ``Refit.fit`` makes it, all of them as one larger ensemble; those
-    whose returns end with what the critics of now say, each by itself."""
+    of other forms, or whose returns end with what the critics of now say, each by itself."""
     ended: dict[int, Refitted | BilevelError] = {}
     jobs: dict[int, _Job] = {}
     for k, refit in enumerate(refits):
@@ -137,7 +137,7 @@ def fit_side_by_side(refits: Sequence[Refit]) -> list[Refitted | BilevelError]:
             jobs[k] = job
     for method in _distinct([job.method for job in jobs.values()]):
         alike = {k: job for k, job in jobs.items() if job.method == method}
-        found = fit_each(method, [job.prepared for job in alike.values()], progress=False)
+        found = fit_each(method, [job.prepared for job in alike.values()], False, or_apart=True)
         for (k, job), made in zip(alike.items(), found, strict=True):
             ended[k] = made if isinstance(made, BilevelError) else job.ended(*made)
             if not isinstance(made, BilevelError):

@@ -72,6 +72,15 @@ class Cells(Generic[R]):
     columns: Sequence[str] = ()
     folder: Callable[[Row], str] | None = None
     side_by_side: SideBySide[R] | None = None
+    #: The column in which a key that stands for several cells has a list; None: each key is one cell's.
+    differ: str | None = None
+
+    def folders(self, key: Row) -> list[str]:
+        """Those that the cell of ``key`` fills, or the cells that it stands for."""
+        if self.folder is None:
+            return []
+        each = [key] if self.differ is None else _apart(key, self.differ)
+        return [self.folder(single) for single in each]
 
 
 @dataclass(frozen=True)
@@ -136,7 +145,8 @@ def _ending(
         return
     keys = _grouped(todo, beside)
     work = partial(_work_together, cells.work, beside)
-    with closing(launcher.outcomes(args, Cells(keys, work), keys)) as ending:
+    together = Cells(keys, work, folder=cells.folder, differ=beside.differ)
+    with closing(launcher.outcomes(args, together, keys)) as ending:
         for key, outcome in ending:
             single = _apart(key, beside.differ)
             each = outcome.each if isinstance(outcome, _Several) else (outcome,) * len(single)

@@ -16,7 +16,7 @@ import sysconfig
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr, suppress
+from contextlib import ExitStack, contextmanager, redirect_stderr, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -162,14 +162,14 @@ def _own_modules() -> list[str]:
 
 @dataclass(frozen=True)
 class _Errand:
-    """One try at a cell, as its worker is told of it. ``number``: of the try, 0 the first; ``folder``: of the cell,
-    inside ``home``."""
+    """One try at a cell, as its worker is told of it. ``number``: of the try, 0 the first; ``folders``: that the cell
+    fills, inside ``home``."""
 
     index: int
     number: int
     cwd: Path
     home: Path
-    folder: str | None
+    folders: Sequence[str]
 
 
 def _outcomes(
@@ -239,14 +239,13 @@ def _tell_lost(key: Row, error: Exception) -> None:
 
 
 def _errand(args: Any, cells: Cells[Any], key: Row, index: int, number: int) -> _Errand:
-    folder = None if cells.folder is None else cells.folder(key)
     home = Path() if args.out is None else args.out
-    return _Errand(index, number, Path.cwd(), home, folder)
+    return _Errand(index, number, Path.cwd(), home, cells.folders(key))
 
 
-def _so_far(errand: _Errand) -> Change | None:
-    """What the cell's folder holds here: of a try before this one, or of a run that goes on."""
-    return None if errand.folder is None else whole(errand.home / errand.folder)
+def _so_far(errand: _Errand) -> list[Change]:
+    """What the cell's folders hold here: of a try before this one, or of a run that goes on."""
+    return [whole(errand.home / name) for name in errand.folders]
 
 
 def _queue(ray: Any) -> Any:
@@ -262,18 +261,17 @@ def _collect(post: Any, running: Sequence[_Errand]) -> None:
     """Write what was posted into the cells' folders here; not what a worker that passed for lost still sends."""
     tries = {(errand.index, errand.number): errand for errand in running}
     while count := post.qsize():
-        for which, change in post.get_nowait_batch(count):
+        for which, name, change in post.get_nowait_batch(count):
             errand = tries.get(which)
             if errand is not None:
-                assert errand.folder is not None
-                change.apply(errand.home / errand.folder)
+                change.apply(errand.home / name)
 
 
 def _run(
     common: tuple[Callable[[Any, Row], Done], Any],
     key: Row,
     errand: _Errand,
-    so_far: Change | None,
+    so_far: Sequence[Change],
     post: Any,
 ) -> tuple[Outcome, str]:
     """One cell, on its worker; and what it wrote on stderr."""
@@ -282,22 +280,23 @@ def _run(
     with suppress(OSError):  # on another machine there may be none: paths are then to be absolute
         os.chdir(errand.cwd)
     with redirect_stderr(io.StringIO()) as told:
-        if errand.folder is None or so_far is None:
+        if not errand.folders:
             return attempt(work, args, key), told.getvalue()
-        with _folder_of(errand.folder, errand, so_far, post) as home:
+        with _folders_of(errand, so_far, post) as home:
             outcome = attempt(work, replace(args, out=home), key)
     return outcome, told.getvalue()
 
 
 @contextmanager
-def _folder_of(name: str, errand: _Errand, so_far: Change, post: Any) -> Iterator[Path]:
-    """A folder of this machine in place of ``errand.home``; what is written into the cell's own is posted."""
-    with tempfile.TemporaryDirectory(prefix="cell-") as place:
+def _folders_of(errand: _Errand, so_far: Sequence[Change], post: Any) -> Iterator[Path]:
+    """A folder of this machine in place of ``errand.home``; what is written into the cell's own inside it is posted."""
+    with tempfile.TemporaryDirectory(prefix="cell-") as place, ExitStack() as watched:
         home = Path(place).resolve()
-        so_far.apply(home / name)
 
-        def send(change: Change) -> None:
-            post.put(((errand.index, errand.number), moved(change, home, errand.home)))
+        def send(name: str, change: Change) -> None:
+            post.put(((errand.index, errand.number), name, moved(change, home, errand.home)))
 
-        with posting(home / name, send):
-            yield home
+        for name, before in zip(errand.folders, so_far, strict=True):
+            before.apply(home / name)
+            watched.enter_context(posting(home / name, partial(send, name)))
+        yield home

@@ -175,8 +175,6 @@ class Args(_WithSettings, LauncherArgs):
             "one seed has nothing beside it; give --seeds": self.seeds == 1,
             "only fast-sac learns so; leave out --learner": self.learner not in (None, "fast-sac"),
             "mpc has no learner to share; leave it out": self.agent == "mpc",
-            "what a cell of several writes is not sent back; leave out --launcher": self.launcher
-            != "local",
             "they are one process, and W&B has one run in each; leave out --wandb": self.wandb,
         }
         for why, wrong in without.items():

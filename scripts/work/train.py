@@ -19,7 +19,7 @@ from mbrl_bilevel.studies.launchers import HERE
 from mbrl_bilevel.studies.launching import Result, run_inside
 from mbrl_bilevel.studies.run_folder import RunFolder
 from work.film import require_film
-from work.train_one import Stretch, learn, trained, training
+from work.train_one import Stretch, learn, resumed, trained, training
 
 
 def train(args: Args, run: RunFolder) -> Result:
@@ -82,8 +82,10 @@ def train_seeds(args: Args, keys: Sequence[Row]) -> list[Outcome]:
 
     What became of each. Raises InvalidInputError where they do not go together.
     """
-    courses = [_Inside(args, key, len(keys)) for key in keys]
+    courses: list[_Inside] = []
     try:
+        for key in keys:
+            courses.append(_Inside(args, key, len(keys)))
         while going := [course for course in courses if course.outcome is None]:
             behind = min(course.stretch.agent.num_timesteps for course in going)
             level = [c for c in going if c.stretch.agent.num_timesteps == behind]
@@ -138,11 +140,14 @@ class _Inside:
 
     def _step(self, to: Callable[[], Stretch]) -> None:
         try:
-            self.stretch = to()
-        except StopIteration as end:
-            self.outcome = _told(self._key, end.value)
+            found = resumed(to)
         except BilevelError as error:
             self.outcome = error
+            return
+        if isinstance(found, Stretch):
+            self.stretch = found
+        else:
+            self.outcome = _told(self._key, found)
 
 
 def _filled(args: Args, beside: int) -> Generator[Stretch, float, dict[str, Any]]:

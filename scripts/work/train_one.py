@@ -51,14 +51,22 @@ Course = Generator[Stretch, float, Result]
 def trained(args: Args, run: RunFolder) -> Result:
     """The whole of it."""
     course = training(args, run, 1)
+    found = resumed(lambda: next(course))
+    while isinstance(found, Stretch):
+        seconds, (error,) = learn([found])
+        found = resumed(
+            partial(course.send, seconds) if error is None else partial(course.throw, error)
+        )
+    result: Result = found
+    return result
+
+
+def resumed(step: Callable[[], Stretch]) -> Any:
+    """The next stretch of a course, or at its end what it returns."""
     try:
-        stretch = next(course)
-        while True:
-            seconds, (error,) = learn([stretch])
-            stretch = course.send(seconds) if error is None else course.throw(error)
+        return step()
     except StopIteration as end:
-        result: Result = end.value
-        return result
+        return end.value
 
 
 def training(args: Args, run: RunFolder, beside: int) -> Course:
@@ -127,18 +135,17 @@ def learn(stretches: Sequence[Stretch]) -> tuple[float, Sequence[BilevelError | 
     with warnings.catch_warnings():
         # A stretch may end before --learning-starts: the next one goes on.
         warnings.filterwarnings("ignore", message="learn\\(\\) ended")
-        errors = _learned([each.agent for each in stretches], stretches[0], stretches)
+        errors = _learned(stretches)
     return round((time.process_time() - before) / len(stretches), 2), errors
 
 
-def _learned(
-    agents: Sequence[PlanningAgent], first: Stretch, stretches: Sequence[Stretch]
-) -> Sequence[BilevelError | None]:
-    ticks = [_Tick(each.bar.update) for each in stretches]
-    if len(agents) > 1:
+def _learned(stretches: Sequence[Stretch]) -> Sequence[BilevelError | None]:
+    first, ticks = stretches[0], [_Tick(each.bar.update) for each in stretches]
+    if len(stretches) > 1:
+        agents = [each.agent for each in stretches]
         return learn_side_by_side(agents, first.steps, ticks, until=first.until)
     try:
-        agents[0].learn(first.steps, ticks[0], until=first.until)
+        first.agent.learn(first.steps, ticks[0], until=first.until)
     except BilevelError as error:
         return [error]
     return [None]

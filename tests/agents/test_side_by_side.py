@@ -17,10 +17,10 @@ from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from torch import Tensor
 
-from agents import PlanningAgent, PlanningSettings, learn_side_by_side
+from agents import PlanningAgent, PlanningSettings, learn_side_by_side, side_by_side
 from agents.learners.sac_update import parameters_of
 from agents.planners import MPPI
-from mbrl_bilevel.base.errors import BilevelError, InvalidInputError
+from mbrl_bilevel.base.errors import BilevelError, DivergedError, InvalidInputError
 from mbrl_bilevel.imagination.settings import Imagination
 from mbrl_bilevel.training.settings import Schedule
 
@@ -35,12 +35,14 @@ CLOSE: dict[str, Any] = {"rtol": 5e-3, "atol": 1e-3}
 
 
 class Field(gym.Env[Array, Array]):
-    """x' = x + 0.3 u + noise in the plane; pays −|x'|², ends beyond 1.5. Its third observation never changes."""
+    """x' = x + 0.3 u + noise in the plane; pays −|x'|², ends beyond 1.5. Its third observation never changes, unless it
+    ``moves``."""
 
-    def __init__(self, breaks: int = -1) -> None:
+    def __init__(self, breaks: int = -1, moves: bool = False) -> None:
         self.observation_space = gym.spaces.Box(-np.inf, np.inf, (3,), np.float32)
         self.action_space = gym.spaces.Box(-2.0, 1.0, (2,), np.float32)
-        self.breaks, self.steps, self.t, self.x = breaks, 0, 0, np.zeros(2)
+        self.breaks, self.moves = breaks, moves
+        self.steps, self.t, self.x = 0, 0, np.zeros(2)
 
     def reset(
         self, *, seed: int | None = None, options: Any = None
@@ -59,7 +61,7 @@ class Field(gym.Env[Array, Array]):
     def _seen(self) -> Array:
         if self.steps == self.breaks:
             self.x[0] = np.nan
-        return np.array([*self.x, 7.0], np.float32)
+        return np.array([*self.x, 7.0 + self.moves * self.x[0]], np.float32)
 
 
 def far(obs: Tensor, action: Tensor, next_obs: Tensor) -> Tensor:
@@ -128,9 +130,10 @@ CASES: dict[str, tuple[PlanningSettings, dict[str, Any], bool, bool]] = {
 }
 
 
-def agent(name: str, seed: int, breaks: int = -1) -> PlanningAgent:
+def agent(name: str, seed: int, *, given: Any = None, **of_env: Any) -> PlanningAgent:
     settings, kwargs, known, normalised = CASES[name]
-    env: Any = DummyVecEnv([lambda: Field(breaks)])
+    kwargs = kwargs | (given or {})
+    env: Any = DummyVecEnv([lambda: Field(**of_env)])
     env = VecNormalize(env) if normalised else env
     rules: dict[str, Any] = {"termination": far, "reward": pays} if known else {}
     kwargs = {"batch_size": 16, "policy_kwargs": {"net_arch": [16]}} | kwargs
@@ -223,7 +226,51 @@ def test_one_that_stops_and_one_that_breaks_leave_the_others(tmp_path: Path) -> 
         assert torch.equal(value, before[key])
 
 
-def no_entropy(found: PlanningAgent) -> None:
+class Interrupts(BaseCallback):
+    def _on_step(self) -> bool:
+        if self.num_timesteps == FIRST + 2:
+            raise KeyboardInterrupt
+        return True
+
+
+def test_after_ctrl_c_each_goes_on_by_itself() -> None:
+    beside = [agent("ahead, all learned", seed) for seed in SEEDS[:2]]
+    with pytest.raises(KeyboardInterrupt) as kept:  # its traceback keeps all frames alive
+        learn_side_by_side(beside, STEPS, [None, Interrupts()])
+    for found in beside:
+        fitted_on = found.progress.fitted_on
+        found.learn(8)
+        assert found.progress.fitted_on > fitted_on > 0
+    assert kept.value is not None
+
+
+def test_a_fit_that_fails_ends_its_agent_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    beside = [agent("ahead, all learned", seed) for seed in SEEDS[:2]]
+    made = side_by_side.fit_side_by_side
+
+    def second_fails(refits: Any) -> Any:
+        return [*made(refits[:1]), *[DivergedError("no fit") for _ in refits[1:]]]
+
+    monkeypatch.setattr(side_by_side, "fit_side_by_side", second_fails)
+    found = learn_side_by_side(beside, STEPS)
+    assert found[0] is None
+    assert str(found[1]) == "no fit"
+    assert [one.num_timesteps for one in beside] == [STEPS, FIRST]
+    beside[1].learn(6)
+    assert beside[1].model is not None
+
+
+def test_models_of_other_forms_are_fitted_one_by_one() -> None:
+    """One of the agents sees something vary that the other does not."""
+    name = "ahead, rules known"
+    beside = [agent(name, 3), agent(name, 4, moves=True)]
+    assert learn_side_by_side(beside, STEPS) == [None, None]
+    for found, alone in zip(beside, (agent(name, 3), agent(name, 4, moves=True)), strict=True):
+        alone.learn(STEPS)
+        require_close(found, alone)
+
+
+def fitted_oftener(found: PlanningAgent) -> None:
     found.settings = replace(found.settings, refit_every=7)
 
 
@@ -231,13 +278,17 @@ def older(found: PlanningAgent) -> None:
     found.learn(3)
 
 
-def other_rate(found: PlanningAgent) -> None:
+def follows_faster(found: PlanningAgent) -> None:
     found.algorithm.tau = 0.1  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(
     ("change", "says"),
-    [(no_entropy, "settings"), (older, "num_timesteps"), (other_rate, "tau is 0.005 and 0.1")],
+    [
+        (fitted_oftener, "their settings differ"),
+        (older, "their num_timesteps differ"),
+        (follows_faster, "tau is 0.005 and 0.1"),
+    ],
 )
 def test_agents_that_are_no_repeats_are_refused(
     change: Callable[[PlanningAgent], None], says: str
@@ -250,11 +301,41 @@ def test_agents_that_are_no_repeats_are_refused(
 
 
 @pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"learning_rate": 0.1}, "learning_rate is 0.0003 and 0.1"),
+        ({"batch_size": 8}, "batch_size is 16 and 8"),
+        (
+            {"policy_kwargs": {"net_arch": [16], "optimizer_kwargs": {"eps": 1e-5}}},
+            "optimisers' eps is 1e-08 and 1e-05",
+        ),
+        ({"policy_kwargs": {"net_arch": [15]}}, "they have other networks"),
+    ],
+)
+def test_learners_that_differ_are_refused(given: dict[str, Any], says: str) -> None:
+    name = "the learner alone"
+    beside = [agent(name, 3), agent(name, 4, given=given)]
+    with pytest.raises(InvalidInputError, match=says):
+        learn_side_by_side(beside, STEPS)
+
+
+def test_what_each_needs_for_itself_is_not_shared() -> None:
+    one = agent("the learner alone", 3)
+    with pytest.raises(InvalidInputError, match="give each its own"):
+        learn_side_by_side([one, one], STEPS)
+    env, settings = Field(), CASES["the learner alone"][0]
+    two = [PlanningAgent(env, settings, seed=seed) for seed in SEEDS[:2]]
+    with pytest.raises(InvalidInputError, match="act in one environment"):
+        learn_side_by_side(two, STEPS)
+
+
+@pytest.mark.parametrize(
     ("kwargs", "says"),
     [
         ({"policy_kwargs": {"dropout": 0.1}}, "dropout"),
         ({"use_sde": True}, "use_sde"),
         ({"policy_kwargs": {"optimizer_class": torch.optim.AdamW}}, "AdamW"),
+        ({"policy_kwargs": {"activation_fn": torch.nn.PReLU}}, "an activation that learns"),
     ],
 )
 def test_learners_that_cannot_be_stacked_are_refused(kwargs: dict[str, Any], says: str) -> None:

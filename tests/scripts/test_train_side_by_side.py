@@ -115,7 +115,6 @@ def test_seeds_that_do_not_go_together_run_one_after_another(
             "leave out --wandb",
             marks=pytest.mark.skipif(find_spec("wandb") is None, reason="wandb is not installed"),
         ),
-        (["--seeds", "2", "--launcher", "ray"], "leave out --launcher"),
     ],
 )
 def test_what_has_no_side_by_side_is_refused(
