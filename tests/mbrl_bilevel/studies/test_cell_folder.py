@@ -104,7 +104,7 @@ class Post:
 def test_a_cell_on_a_worker_finds_and_leaves_its_files_here(tmp_path: Path) -> None:
     post = Post()
     for number in range(2):
-        errand = _Errand(0, number, Path.cwd(), tmp_path, "cell")
+        errand = _Errand(0, number, Path.cwd(), tmp_path, ["cell"])
         so_far = ray_cells._so_far(errand)
         outcome, told = _run((count, Args(out=tmp_path)), {"name": "cell"}, errand, so_far, post)
         assert isinstance(outcome, Done)
@@ -114,8 +114,31 @@ def test_a_cell_on_a_worker_finds_and_leaves_its_files_here(tmp_path: Path) -> N
         ray_cells._collect(post, [errand])
         found = json.loads((tmp_path / "cell" / "count.json").read_text())
         assert found == {"count": number + 1, "at": str(tmp_path / "cell" / "count.json")}
-    late = _Errand(0, 0, Path.cwd(), tmp_path, "cell")
-    _run((count, Args(out=tmp_path)), {"name": "cell"}, late, Change({}), post)
-    ray_cells._collect(post, [_Errand(0, 1, Path.cwd(), tmp_path, "cell")])
+    late = _Errand(0, 0, Path.cwd(), tmp_path, ["cell"])
+    _run((count, Args(out=tmp_path)), {"name": "cell"}, late, [Change({})], post)
+    ray_cells._collect(post, [_Errand(0, 1, Path.cwd(), tmp_path, ["cell"])])
     # What a worker sends that passed for lost is not taken for the later try's.
     assert json.loads((tmp_path / "cell" / "count.json").read_text())["count"] == 2
+
+
+def noted(args: Args, key: Row) -> Done:
+    """A line more in the file of each name, in the folder of that name."""
+    assert args.out is not None
+    for name in key["names"]:
+        place = args.out / name / "lines.txt"
+        place.parent.mkdir(exist_ok=True)
+        before = place.read_text() if place.exists() else ""
+        place.write_text(before + f"{name}\n")
+    return Done({})
+
+
+def test_cells_that_are_done_at_once_each_have_a_folder(tmp_path: Path) -> None:
+    post, names = Post(), ["one", "other"]
+    for number in range(2):
+        errand = _Errand(0, number, Path.cwd(), tmp_path, names)
+        so_far = ray_cells._so_far(errand)
+        outcome, _ = _run((noted, Args(out=tmp_path)), {"names": names}, errand, so_far, post)
+        assert isinstance(outcome, Done)
+        ray_cells._collect(post, [errand])
+    found = {path.name: (path / "lines.txt").read_text() for path in tmp_path.iterdir()}
+    assert found == {"one": "one\none\n", "other": "other\nother\n"}
