@@ -16,7 +16,7 @@ from gymnasium import spaces
 from stable_baselines3 import SAC
 from stable_baselines3.common.buffers import BaseBuffer
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.type_aliases import GymEnv
+from stable_baselines3.common.type_aliases import GymEnv, ReplayBufferSamples
 from stable_baselines3.sac.policies import SACPolicy
 from torch import Tensor
 
@@ -132,18 +132,19 @@ class FastSAC(SACUpdate, SAC):
     def train(self, gradient_steps: int, batch_size: int = 64) -> None:
         """So many updates on batches from the replay buffer; what they were like goes to the logger."""
         self.begin_updates()
-        seen: dict[str, list[Tensor]] = {}
-        for step in range(gradient_steps):
-            assert self.replay_buffer is not None
-            batch = self.replay_buffer.sample(batch_size, env=self._vec_normalize_env)
-            if self.use_sde:
-                self.actor.reset_noise()
-            with_actor = (self._n_updates + step) % self.actor_every == 0
-            for name, value in self.update(batch, with_actor).items():
-                seen.setdefault(name, []).append(value)
-            if step % self.target_update_interval == 0:
-                self.move_target()
-        self.end_updates(gradient_steps, {n: torch.stack(values) for n, values in seen.items()})
+        seen = self.updates(self._n_updates, gradient_steps, lambda: self.sampled(batch_size))
+        self.end_updates(gradient_steps, seen)
+
+    def sampled(self, batch_size: int) -> ReplayBufferSamples:
+        """A batch from the replay buffer, as this learner sees it."""
+        assert self.replay_buffer is not None
+        return self.replay_buffer.sample(batch_size, env=self._vec_normalize_env)
+
+    def update(self, batch: ReplayBufferSamples, with_actor: bool) -> dict[str, Tensor]:
+        """One update from ``batch``, without that of the target; what it was like."""
+        if self.use_sde:
+            self.actor.reset_noise()
+        return super().update(batch, with_actor)
 
     def begin_updates(self) -> None:
         """What comes before the updates of a ``train``: units, modes and learning rates."""

@@ -32,6 +32,7 @@ class SACUpdate:
     gamma: float
     tau: float
     actor_every: int
+    target_update_interval: int
     actor_q: Literal["min", "mean"]
     imitation: float
     #: Divides all rewards; a number, or [K, 1] of K learners.
@@ -46,6 +47,21 @@ class SACUpdate:
     def chosen_critics(self) -> Tensor | None:
         """[..., m]: which critics are asked for the target, drawn anew; None: all."""
         raise NotImplementedError
+
+    def updates(
+        self, done: int, count: int, sample: Callable[[], ReplayBufferSamples]
+    ) -> dict[str, Tensor]:
+        """``count`` updates after ``done`` earlier ones, each from a new ``sample``; what they were like, [count, ...] by
+        name, or fewer of what not every update has."""
+        seen: dict[str, list[Tensor]] = {}
+        for step in range(count):
+            batch = sample()
+            with_actor = (done + step) % self.actor_every == 0
+            for name, value in self.update(batch, with_actor).items():
+                seen.setdefault(name, []).append(value)
+            if step % self.target_update_interval == 0:
+                self.move_target()
+        return {name: torch.stack(values) for name, values in seen.items()}
 
     def update(self, batch: ReplayBufferSamples, with_actor: bool) -> dict[str, Tensor]:
         """One update from ``batch``, without that of the target; what it was like, [...]."""

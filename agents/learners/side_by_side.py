@@ -70,6 +70,7 @@ class SideBySide(SACUpdate):
         self.ent_coef_tensor = getattr(first, "ent_coef_tensor", None)
         self.target_entropy, self.gamma, self.tau = first.target_entropy, first.gamma, first.tau
         self.actor_every, self.actor_q = first.actor_every, first.actor_q
+        self.target_update_interval = first.target_update_interval
         self.imitation, self.drift, self.look_ahead = first.imitation, None, self._ahead
         self._target_critics = first.target_critics
         self._draws: Sequence[torch.Generator] = ()
@@ -82,19 +83,18 @@ class SideBySide(SACUpdate):
         for learner in self._learners:
             learner.begin_updates()
         self._take_over()
-        seen: dict[str, list[Tensor]] = {}
-        for step in range(count):
-            batch = _one_batch([_sampled(learner, batch_size) for learner in self._learners])
-            with_actor = (first._n_updates + step) % self.actor_every == 0
-            for name, value in self.update(batch, with_actor).items():
-                seen.setdefault(name, []).append(value.expand(len(self._learners)))
-            if step % first.target_update_interval == 0:
-                self.move_target()
+        learners = self._learners
+        seen = self.updates(
+            first._n_updates,
+            count,
+            lambda: _one_batch([each.sampled(batch_size) for each in learners]),
+        )
         for stack in self._stacks:
             stack.share_states()
-        whole = {name: torch.stack(values) for name, values in seen.items()}
-        for k, learner in enumerate(self._learners):
-            learner.end_updates(count, {name: values[:, k] for name, values in whole.items()})
+        for k, learner in enumerate(learners):
+            # A temperature that is fixed is one for all.
+            own = {name: v[:, k] if v.ndim > 1 else v for name, v in seen.items()}
+            learner.end_updates(count, own)
 
     def part(self) -> None:
         """Give each learner tensors of its own, and its optimisers their states."""
@@ -285,11 +285,6 @@ class _Critics(_Net):
                 x = chosen("norm_biases", layer) + normal * chosen("norm_weights", layer)
             x = self._activation(x)
         return x.squeeze(-1)
-
-
-def _sampled(learner: FastSAC, batch_size: int) -> Any:
-    assert learner.replay_buffer is not None
-    return learner.replay_buffer.sample(batch_size, env=learner._vec_normalize_env)
 
 
 def _one_batch(batches: Sequence[Any]) -> Any:

@@ -23,6 +23,7 @@ from agents.planners import MPPI
 from mbrl_bilevel.base.errors import BilevelError, DivergedError, InvalidInputError
 from mbrl_bilevel.imagination.settings import Imagination
 from mbrl_bilevel.training.settings import Schedule
+from tests.agents.test_planning_agent import fingerprint
 
 Array = npt.NDArray[Any]
 
@@ -141,8 +142,7 @@ def agent(name: str, seed: int, *, given: Any = None, **of_env: Any) -> Planning
 
 
 def state(found: PlanningAgent) -> dict[str, Tensor]:
-    kept: dict[str, Tensor] = dict(found.algorithm.policy.state_dict())
-    kept |= {f"real.{name}": rows for name, rows in found.experience.real.stored().items()}
+    kept = fingerprint(found)
     learner: Any = found.algorithm
     for part in ("actor", "critic"):
         optimizer = getattr(learner, part).optimizer
@@ -151,9 +151,6 @@ def state(found: PlanningAgent) -> dict[str, Tensor]:
             kept |= {f"{part}.{place}.{name}": value for name, value in moments}
     if learner.log_ent_coef is not None:
         kept["temperature"] = learner.log_ent_coef.detach()
-    if found.model is not None:
-        model: Any = found.model
-        kept |= {f"model.{name}": rows for name, rows in model.policy.state_dict().items()}
     return kept
 
 
