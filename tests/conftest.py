@@ -33,3 +33,9 @@ def rough_endings(request: pytest.FixtureRequest) -> Iterator[None]:
         if request.path.parent.name in _ROUGH:
             patch.setattr(learned_ending, "SCHEDULE", Schedule(steps=30))
         yield
+
+
+@pytest.fixture
+def unsaved(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a tiny run, its figures' files take the longest."""
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda figure, *args, **kwargs: None)

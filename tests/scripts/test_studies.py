@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from matplotlib.figure import Figure
 
 from agents.common.experience import RandomBehaviour, collect
 from envs.datasets.offline import load_minari, save_minari
@@ -56,12 +55,6 @@ def metrics(out: Path) -> Any:
         return [drop(v) for v in value] if isinstance(value, list) else value
 
     return drop(json.loads((out / "metrics.json").read_text()))
-
-
-@pytest.fixture
-def unsaved(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a tiny run, its figures' files take the longest."""
-    monkeypatch.setattr(Figure, "savefig", lambda figure, *args, **kwargs: None)
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from matplotlib.figure import Figure
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "scripts"))
 sys.path.append(str(Path(__file__).resolve().parent))  # where my_task.py is
@@ -20,6 +19,8 @@ from mbrl_bilevel.base.errors import InvalidInputError
 from mbrl_bilevel.studies.launching import launch
 from tests.scripts.test_compare_side_by_side import close
 from tests.scripts.test_studies import OWN, metrics
+
+pytestmark = pytest.mark.usefixtures("unsaved")
 
 AGENT = [
     *[*OWN, "--method", "nll", "--members", "2", "--hidden", "12", "--train-steps", "40"],
@@ -37,12 +38,6 @@ AGENT = [
     *["--look-ahead", "2", "--plan-share", "0", "--horizon", "3", "--population", "8"],
 ]
 THREE = [*AGENT, "--seeds", "3"]
-
-
-@pytest.fixture(autouse=True)
-def unsaved(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Half of the time of so small a run would go into its figures' files."""
-    monkeypatch.setattr(Figure, "savefig", lambda figure, *args, **kwargs: None)
 
 
 @pytest.fixture(scope="module")
